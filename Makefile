@@ -1,0 +1,42 @@
+# Everything a fresh machine needs: `make repro` runs the graph, `make test` the quick tests. Both set the machine up.
+
+PYTHON ?= python3
+PROFILE ?=
+JOBS ?= 2
+
+.PHONY: help setup repro test slow-test check parallel reproduce chat clean
+.DEFAULT_GOAL := help
+
+help:                 ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup:                ## make .venv with the pinned packages (nothing to do when it is there)
+	@$(PYTHON) setup/bootstrap.py
+
+repro: setup          ## run the graph from crawl to agent, print the results (PROFILE=smoke: all of it in two minutes)
+	@.venv/bin/python -m setup.repro $(PROFILE)
+
+test: setup           ## run the quick tests
+	@.venv/bin/python -m pytest
+
+slow-test: setup      ## run the slow tests: whole graphs, kills, resumes
+	@.venv/bin/python -m pytest -m slow
+
+check: setup          ## say what this machine has and what the profile needs (PROFILE=cpu)
+	@.venv/bin/python -m setup.check $(PROFILE)
+
+parallel: setup       ## like repro, with independent models trained side by side (JOBS=2)
+	@.venv/bin/dvc repro encode
+	@.venv/bin/dvc stage list --name-only pretrain | xargs -P $(JOBS) -I {} .venv/bin/dvc --wait-for-lock repro -s {}
+	@.venv/bin/python -m setup.repro
+
+reproduce: setup      ## prove the committed metrics: run the cpu profile from nothing in a clone and compare
+	@.venv/bin/python -m setup.reproduce
+
+chat: setup           ## talk with the released model in the terminal
+	@.venv/bin/crawl2cart chat
+
+clean:                ## remove what runs made (not .venv, not DVC's cache)
+	rm -rf data/raw data/corpus data/rejects data/tokens data/tokenizer data/sft data/prefs data/transcripts
+	rm -rf models metrics/report.html .cache .ckpt runs dvc_plots
+	find . -name '.*.partial' -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""Run the graph, print what came out, and write the report with the commit and the ledger: `make repro`.
+
+The copy at runs/report.html is for people and stays outside DVC: it names the commit and the time each stage took,
+which no cached output may.
+"""
+
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.common.files import read_json
+from stages.common.graph import definitions
+from stages.common.params import NAMES
+from stages.common.problem import Problem
+
+ROOT = Path(__file__).parent.parent
+DVC = ROOT / ".venv" / "bin" / "dvc"
+
+
+def choose_profile(name: str) -> None:
+    """Writes the profile into params.yaml, the one place DVC and the stages read it from; comments stay."""
+    if name not in NAMES:
+        raise Problem(f"PROFILE={name} is not one of {', '.join(NAMES)}.")
+    path = ROOT / "params.yaml"
+    text = path.read_text()
+    changed = re.sub(r"^profile: *\w+", f"profile: {name}", text, count=1, flags=re.MULTILINE)
+    if changed != text:
+        path.write_text(changed)
+        print(f"params.yaml now says profile: {name}. `git checkout params.yaml dvc.lock metrics` and `dvc checkout` "
+              "bring the committed state back.")
+
+
+def current_profile() -> str:
+    return re.search(r"^profile: *(\w+)", (ROOT / "params.yaml").read_text(), flags=re.MULTILINE)[1]
+
+
+def results() -> list[tuple[str, str]]:
+    """The numbers a reader wants first, as (what, value)."""
+    filtered, pretrained = read_json(ROOT / "metrics/filter.json"), read_json(ROOT / "metrics/pretrain.json")
+    router, evaluated = read_json(ROOT / "metrics/router.json"), read_json(ROOT / "metrics/evaluate.json")
+    dpo = read_json(ROOT / "metrics/dpo.json")
+    rows = [("pages kept of those crawled", f"{filtered['documents']['kept']} of {filtered['documents']['in']}")]
+    rows += [(f"{model}: bits per byte on held-out pages", f"{values['val_bits_per_byte']:.3f}")
+             for model, values in sorted(pretrained.items(), key=lambda item: -item[1]["val_bits_per_byte"])]
+    for model in ("base", "sft", "dpo"):
+        values = evaluated[model]
+        rows.append((f"{model}: right tool / exact arguments on {values['n']} held-out turns",
+                     f"{values['right_tool']:.2f} / {values['exact_arguments']:.2f}"))
+    rows.append(("released model", "dpo" if dpo["dpo"]["released_is_dpo"] else "sft"))
+    rows.append(("local router F1", f"{router['local']['f1']:.3f}"))
+    return rows
+
+
+def ledger() -> list[dict]:
+    """What each stage took when it last ran here: seconds and peak memory, as it noted itself under runs/."""
+    entries = []
+    for name in definitions(ROOT, current_profile()):
+        path = ROOT / "runs" / f"{name}.json"
+        if path.is_file():
+            entries.append({"stage": name} | json.loads(path.read_text()))
+    return entries
+
+
+def commit() -> str:
+    """The commit that made this, and whether the working tree differs from it."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
+    return said.stdout.strip() or "no commit yet"
+
+
+def report_copy() -> Path:
+    """A copy of metrics/report.html with the commit and the ledger before its end."""
+    rows = "".join(f"<tr><td>{html.escape(entry['stage'])}</td><td>{entry['seconds']:.1f}</td>"
+                   f"<td>{entry['peak_memory_mib']:,.0f}</td></tr>" for entry in ledger())
+    section = (f"<section><h2>This run</h2><p>Commit {html.escape(commit())}.</p><table><thead><tr><th>stage</th>"
+               f"<th>seconds</th><th>peak memory, MiB</th></tr></thead><tbody>{rows}</tbody></table></section>")
+    page = (ROOT / "metrics/report.html").read_text()
+    copy = ROOT / "runs" / "report.html"
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_text(page.replace("</main>", section + "</main>"))
+    return copy
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        choose_profile(sys.argv[1])
+    if subprocess.run([DVC, "repro"], cwd=ROOT).returncode:
+        raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
+                      "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
+                      "`rm -f .dvc/tmp/rwlock .dvc/tmp/lock`.")
+    table = results()
+    width = max(len(what) for what, _ in table)
+    print()
+    for what, value in table:
+        print(f"{what:<{width}}  {value}")
+    print(f"\n{'seconds in the stages':<{width}}  {sum(entry['seconds'] for entry in ledger()):.0f}")
+    print(f"{'report':<{width}}  {report_copy()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(f"make repro: {problem}")

@@ -1,0 +1,46 @@
+"""Numbers for people and for `dvc metrics diff`: finite, rounded once, in a fixed order, free of timings."""
+
+import math
+from pathlib import Path
+
+from stages.common.files import atomic_file, write_json
+from stages.common.problem import Problem
+
+SIGNIFICANT_DIGITS = 5
+
+
+def rounded(value: object) -> object:
+    """The value with every float cut to five significant digits. Raises Problem on a float that is not finite."""
+    if isinstance(value, dict):
+        return {str(key): rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise Problem(f"A metric is {value}: the run before it went wrong; look at its log under runs/.")
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return value
+
+
+def write_metrics(path: Path | str, values: dict) -> None:
+    """Writes one metrics file, `{model or group: {metric: value}}`."""
+    write_json(path, rounded(values))
+
+
+def write_curve(path: Path | str, rows: list[dict]) -> None:
+    """Writes a learning curve as tab-separated values with a header; all rows have the keys of the first."""
+    columns = list(rows[0])
+    lines = ["\t".join(columns)]
+    lines += ["\t".join(str(rounded(row[column])) for column in columns) for row in rows]
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+
+
+def share_interval(hits: int, n: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share. Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953."""
+    if n == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    centre = (hits + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,29 @@
+"""Checkpoints that one stage hands to the next: one folder with weights, config and tokenizer."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from stages.common.files import read_json
+from stages.common.problem import Problem
+
+WEIGHTS = "model.safetensors"
+
+
+def check_model(folder: Path | str) -> dict:
+    """Returns the config of a model folder after checking that weights, config and tokenizer are there and whole.
+
+    Raises Problem naming the missing or damaged file and the remedy.
+    """
+    folder = Path(folder)
+    for name in (WEIGHTS, "config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise Problem(f"{folder / name} is missing, so {folder} holds no model. `dvc repro` makes it; "
+                          "`dvc checkout` fetches it from the cache.")
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise Problem(f"{folder / WEIGHTS} is damaged ({error}). Delete {folder} and run `dvc repro`.") from error
+    return read_json(folder / "config.json")

@@ -1,0 +1,301 @@
+"""The parameters: read once from params.yaml, checked in words, frozen.
+
+Every key is declared here with its unit, and an unknown, missing or ill-typed one stops the stage by name before
+anything is written. A stage sees only what dvc.yaml lists for it (`Listed`), so a result can not depend on a
+parameter that DVC does not watch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.common.graph import read_yaml
+from stages.common.problem import Problem
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+NAMES = ("cpu", "smoke", "gpu")
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml. Keys may not be missing, unknown or changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Download(Section):
+    source: Literal["embedded", "files"]
+    paths: str
+    pages_per_file: Count
+
+
+class Filter(Section):
+    language: Annotated[str, Field(pattern="^[a-z]{2}$")]
+    language_threshold: Share
+    max_page_bytes: Count
+    min_words: Count
+    max_words: Count
+    min_mean_word_length: Positive
+    max_mean_word_length: Positive
+    max_symbols_per_word: Share
+    max_bullet_lines: Share
+    max_ellipsis_lines: Share
+    min_alphabetic_words: Share
+    min_stop_words: int
+    max_duplicate_lines: Share
+    max_duplicate_paragraphs: Share
+    max_duplicate_line_characters: Share
+    max_top_2gram_characters: Share
+    max_top_3gram_characters: Share
+    max_top_4gram_characters: Share
+    max_duplicate_5gram_characters: Share
+    max_duplicate_6gram_characters: Share
+    max_duplicate_7gram_characters: Share
+    max_duplicate_8gram_characters: Share
+    max_duplicate_9gram_characters: Share
+    max_duplicate_10gram_characters: Share
+    validation_share: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class Encode(Section):
+    ranks: Annotated[int, Field(ge=256)]
+
+
+class Loop(Section):
+    weight_decay: Annotated[float, Field(ge=0)]
+    adam_beta1: Share
+    adam_beta2: Share
+    clip: Positive
+    warmup_share: Share
+    final_share: Share
+
+
+class Baseline(Section):
+    learning_rate: Positive
+
+
+class GptOss(Section):
+    learning_rate: Positive
+    balance: Annotated[float, Field(ge=0)]
+
+
+class Pretrain(Section):
+    loop: Loop
+    mlp: Baseline
+    rnn: Baseline
+    lstm: Baseline
+    gru: Baseline
+    gpt_oss: GptOss
+
+
+class BuildSft(Section):
+    train_dialogues: Count
+    validation_dialogues: Count
+    test_dialogues: Count
+
+
+class Midtrain(Section):
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip: Positive
+    warmup_share: Share
+    final_share: Share
+    web_share: Share
+
+
+class Sft(Section):
+    learning_rate: Positive
+    lora_rank: Count
+    lora_alpha: Count
+    warmup_share: Share
+
+
+class BuildPrefs(Section):
+    samples: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    top_p: Share
+    min_gap: Share
+
+
+class Dpo(Section):
+    beta: Positive
+    learning_rate: Positive
+    lora_rank: Count
+    lora_alpha: Count
+    sft_weight: Annotated[float, Field(ge=0)]
+
+
+class Router(Section):
+    inverse_penalty: Positive
+    unclear_below: Share
+
+
+class Evaluate(Section):
+    max_new_tokens: Count
+
+
+class Needs(Section):
+    memory_gib: Count
+    disk_gib: Count
+    minutes: Count
+
+
+class PretrainScale(Section):
+    context: Count
+    tokens_per_step: Count
+    steps: Count
+    steps_per_look: Count
+    look_tokens: Count
+
+
+class MlpSize(Section):
+    window: Count
+    embedding: Count
+    hidden: Count
+
+
+class RecurrentSize(Section):
+    width: Count
+    layers: Count
+
+
+class GptOssSize(Section):
+    layers: Count
+    width: Count
+    heads: Count
+    key_value_heads: Count
+    head_size: Count
+    expert_width: Count
+    experts: Count
+    experts_per_token: Count
+    window: Count
+    max_context: Count
+
+
+class Models(Section):
+    mlp: MlpSize
+    rnn: RecurrentSize
+    lstm: RecurrentSize
+    gru: RecurrentSize
+    gpt_oss: GptOssSize
+
+
+class MidtrainScale(Section):
+    context: Count
+    tokens_per_step: Count
+    steps: Count
+    steps_per_look: Count
+
+
+class TrlScale(Section):
+    steps: Count
+    batch: Count
+    max_length: Count
+    look_rows: Count
+
+
+class BuildPrefsScale(Section):
+    prompts: Count
+    batch: Count
+
+
+class EvaluateScale(Section):
+    batch: Count
+    turns: Count
+
+
+class Profile(Section):
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    threads: Count
+    needs: Needs
+    pretrain: PretrainScale
+    models: Models
+    midtrain: MidtrainScale
+    sft: TrlScale
+    build_prefs: BuildPrefsScale
+    dpo: TrlScale
+    evaluate: EvaluateScale
+
+
+class Profiles(Section):
+    cpu: Profile
+    smoke: Profile
+    gpu: Profile | None = None
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    profile: str
+    seed: Annotated[int, Field(ge=0)]
+    download: Download
+    filter: Filter
+    encode: Encode
+    pretrain: Pretrain
+    build_sft: BuildSft
+    midtrain: Midtrain
+    sft: Sft
+    build_prefs: BuildPrefs
+    dpo: Dpo
+    router: Router
+    evaluate: Evaluate
+    profiles: Profiles
+
+    def get(self, key: str) -> object:
+        """The value under a dotted key of params.yaml, sections as plain mappings. Raises Problem if there is none."""
+        value: object = self
+        for word in key.replace("${profile}", self.profile).split("."):
+            if not hasattr(value, word):
+                raise Problem(f"dvc.yaml lists the parameter {key}, which params.yaml does not have.")
+            value = getattr(value, word)
+        return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+class Listed:
+    """The part of the parameters that dvc.yaml lists for one stage; reading any other raises AttributeError.
+
+    `profiles.<active>.x` is read as `.profile.x`.
+    """
+
+    def __init__(self, section: BaseModel, keys: tuple[str, ...], above: str = ""):
+        self._section, self._keys, self._above = section, keys, above
+
+    def __getattr__(self, name: str) -> object:
+        section = self._section
+        if isinstance(section, Params) and name == "profile":
+            keys = tuple(key.removeprefix(f"profiles.{section.profile}.") for key in self._keys
+                         if key.startswith(f"profiles.{section.profile}."))
+            return Listed(getattr(section.profiles, section.profile), keys, "profile.")
+        whole = name in self._keys
+        inside = tuple(key.removeprefix(f"{name}.") for key in self._keys if key.startswith(f"{name}."))
+        if not whole and not inside:
+            raise AttributeError(f"parameter {self._above}{name} is not listed under `params:` of this stage in dvc.yaml")
+        value = getattr(section, name)
+        return value if whole else Listed(value, inside, f"{self._above}{name}.")
+
+
+def read_params(path: Path) -> Params:
+    """Reads and checks params.yaml. Raises Problem naming each bad key, what it is and what it should be."""
+    raw = read_yaml(path)
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, fault['loc']))}: {explain(fault)}" for fault in error.errors()]
+        raise Problem(f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run.") from error
+    if getattr(params.profiles, params.profile, None) is None:
+        known = ", ".join(name for name in NAMES if getattr(params.profiles, name))
+        raise Problem(f"{path.name}: profile: {params.profile} is not one of the profiles ({known}). Nothing was run.")
+    return params
+
+
+def explain(fault: dict) -> str:
+    match fault["type"]:
+        case "extra_forbidden":
+            return "no such key; is it misspelt?"
+        case "missing":
+            return "this key is missing"
+        case _:
+            return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, but it is {fault['input']!r}"

@@ -1,0 +1,42 @@
+"""What tests of several areas share: the real material beside the checkout, and fresh copies of the project."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("CRAWL2CART_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real crawls, gold texts and the full rank table, beside the checkout where they are at hand."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs ../shared: {folder} is absent")
+    return folder
+
+
+def copy_project(folder: Path, profile: str = "smoke") -> Path:
+    """A git repository with this working tree's files and nothing that a run made, ready for DVC, on the given profile."""
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("\nprofile: cpu\n", f"\nprofile: {profile}\n"))
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project on the smoke profile, committed, without caches."""
+    return copy_project(tmp_path / "project")

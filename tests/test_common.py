@@ -1,0 +1,285 @@
+"""What every stage relies on: parameters checked in words, files whole or absent, hashes at both ends, signals."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from stages.common.checkpoint import open_checkpoint
+from stages.common.files import atomic_directory, atomic_file, read_json, read_jsonl
+from stages.common.metrics import share_interval, write_metrics
+from stages.common.models import check_model
+from stages.common.params import Listed, Params, read_params
+from stages.common.problem import Problem
+from stages.common.stage import Stage
+from tests.conftest import ROOT
+
+
+def changed_params(tmp_path: Path, old: str, new: str) -> Path:
+    text = (ROOT / "params.yaml").read_text()
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), [
+    ("min_words: 50", "min_wrods: 50", "filter.min_wrods: no such key"),
+    ("min_words: 50", "min_wrods: 50", "filter.min_words: this key is missing"),
+    ("seed: 7", "seed: seven", "seed: input should be a valid integer, but it is 'seven'"),
+    ("validation_share: 0.08", "validation_share: 1.5", "filter.validation_share"),
+    ("source: embedded", "source: internet", "download.source"),
+    ("profile: cpu", "profile: gpuu", "profile: gpuu is not one of the profiles"),
+])
+def test_a_bad_parameter_is_named(tmp_path, old, new, sentence):
+    with pytest.raises(Problem, match=re.escape(sentence)):
+        read_params(changed_params(tmp_path, old, new))
+
+
+def test_small_numbers_that_dvc_writes_are_numbers(tmp_path):
+    params = read_params(changed_params(tmp_path, "learning_rate: 0.003", "learning_rate: 1e-05"))
+    assert params.pretrain.mlp.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
+
+
+def test_a_stage_can_not_read_what_dvc_does_not_watch():
+    params: Params = read_params(ROOT / "params.yaml")
+    listed = Listed(params, ("seed", "pretrain.gru", f"profiles.{params.profile}.threads"))
+    assert listed.pretrain.gru.learning_rate > 0
+    assert listed.profile.threads >= 1
+    for read in (lambda: listed.pretrain.lstm, lambda: listed.filter, lambda: listed.profile.pretrain):
+        with pytest.raises(AttributeError, match="not listed"):
+            read()
+
+
+def test_params_have_no_list_and_a_comment_above_every_section():
+    text = (ROOT / "params.yaml").read_text()
+    assert not re.search(r"^\s*- |: \[", text, re.MULTILINE)
+    values = read_params(ROOT / "params.yaml").model_dump()
+    assert not re.search(r"(?i)(api_?key|secret|password)", str(values.keys()))
+
+
+def test_profiles_have_the_same_keys():
+    def keys(section, above=""):
+        return {path for key, value in section.items() for path in
+                (keys(value, f"{above}{key}.") if isinstance(value, dict) else {above + key})}
+
+    profiles = read_params(ROOT / "params.yaml").model_dump()["profiles"]
+    shapes = {name: keys(profile) for name, profile in profiles.items() if profile}
+    assert len(set(map(frozenset, shapes.values()))) == 1, shapes
+
+
+def test_an_interrupted_file_is_absent_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "deep" / "out.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            1 / 0  # noqa: B018
+    assert path.read_text() == "old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.txt"]
+
+
+def test_an_interrupted_folder_is_absent(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with atomic_directory(tmp_path / "out") as folder:
+            (folder / "a").write_text("a")
+            1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_in_words(tmp_path):
+    with pytest.raises(Problem, match=r"disk is full while writing .*out\.txt"):
+        with atomic_file(tmp_path / "out.txt"), open("/dev/full", "w") as full:
+            full.write("x")
+            full.flush()
+    with pytest.raises(Problem, match="disk is full"), atomic_directory(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_inputs_are_named_with_file_and_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(Problem, match=r"rows\.jsonl:2: not valid JSON"):
+        read_jsonl(tmp_path / "rows.jsonl")
+    with pytest.raises(Problem, match="is missing"):
+        read_json(tmp_path / "none.json")
+
+
+def test_metrics_must_be_finite(tmp_path):
+    with pytest.raises(Problem, match="nan"):
+        write_metrics(tmp_path / "m.json", {"model": {"loss": float("nan")}})
+
+
+def test_interval_of_a_share_is_wilsons():
+    for hits, n in ((8, 10), (0, 7), (300, 300)):
+        low, high = binomtest(hits, n).proportion_ci(method="wilson")
+        assert share_interval(hits, n) == pytest.approx((low, high), abs=1e-6)
+    assert share_interval(0, 0) == (0.0, 1.0)
+
+
+def test_a_missing_or_damaged_model_is_named(tmp_path):
+    with pytest.raises(Problem, match=r"model\.safetensors is missing"):
+        check_model(tmp_path)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00 not a checkpoint")
+    with pytest.raises(Problem, match="is damaged"):
+        check_model(tmp_path)
+
+
+@pytest.fixture
+def small_project(tmp_path, monkeypatch) -> Path:
+    """A project of one stage, `download`, that depends on one file."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  download:\n    cmd: x\n    deps: [data/in]\n    params: [download, seed]\n    outs: [data/out]\n")
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    (tmp_path / "data" / "in" / "page").write_text("page")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def test_the_key_depends_on_inputs_and_listed_parameters_alone(small_project):
+    key = Stage("download").key
+    text = (small_project / "params.yaml").read_text()
+    (small_project / "params.yaml").write_text("# a comment\n" + text.replace("min_words: 50", "min_words: 51"))
+    assert Stage("download").key == key
+    (small_project / "params.yaml").write_text(text.replace("seed: 7", "seed: 8"))
+    assert Stage("download").key != key
+    (small_project / "params.yaml").write_text(text)
+    (small_project / "data" / "in" / "page").write_text("edit")
+    assert Stage("download").key != key
+
+
+def test_what_changes_during_a_run_is_found(small_project):
+    stage = Stage("download")
+    assert stage.key
+    stage.check_unchanged()
+    os.utime(small_project / "data" / "in" / "page")  # touched, not changed
+    stage.check_unchanged()
+    (small_project / "data" / "in" / "page").write_text("other")
+    (small_project / "data" / "in" / "new").write_text("new")
+    text = (small_project / "params.yaml").read_text()
+    (small_project / "params.yaml").write_text(text.replace("seed: 7", "seed: 8"))
+    with pytest.raises(Problem, match="seed, data/in/new, data/in/page changed while download was running"):
+        stage.check_unchanged()
+
+
+def test_a_checkpoint_comes_back_exactly_and_goes_when_done(small_project):
+    tensors = {"w": torch.randn(3, 4), "rng": torch.get_rng_state()}
+    with pytest.raises(ZeroDivisionError):
+        with open_checkpoint(Stage("download")) as checkpoint:
+            assert checkpoint.load() is None
+            checkpoint.save(tensors, {"step": 1, "loss": 0.1})
+            checkpoint.save(tensors, {"step": 2, "loss": 0.1 + 0.2})
+            1 / 0  # noqa: B018
+    with open_checkpoint(Stage("download")) as checkpoint:
+        loaded, state = checkpoint.load()
+        assert state == {"step": 2, "loss": 0.1 + 0.2}
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert not checkpoint.directory.exists()
+
+
+def test_a_damaged_checkpoint_stops_and_names_itself(small_project):
+    with pytest.raises(Problem, match=r"checkpoint .* is damaged .* Delete"):
+        with open_checkpoint(Stage("download")) as checkpoint:
+            checkpoint.save({"w": torch.zeros(9)}, {"step": 1})
+            weights = checkpoint.directory / "last" / "tensors.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-5])
+            checkpoint.load()
+
+
+def test_a_second_trainer_is_refused(small_project):
+    with open_checkpoint(Stage("download")):
+        with pytest.raises(Problem, match="Another process is running download"):
+            with open_checkpoint(Stage("download")):
+                pass
+
+
+STAGE = '''
+"""Docstring of a stage that waits."""
+import time
+from pathlib import Path
+from stages.common.files import atomic_directory
+from stages.common.stage import run
+
+def main(stage):
+    with atomic_directory("data/out") as folder:
+        (folder / "half").write_text("half")
+        print("working", flush=True)
+        time.sleep(60)
+
+if __name__ == "__main__":
+    run(main)
+'''
+
+
+@pytest.fixture
+def waiting(small_project) -> Path:
+    """The small project with a `download` that never ends by itself."""
+    (small_project / "stages").mkdir()
+    (small_project / "stages" / "download.py").write_text(STAGE)
+    (small_project / "stages" / "common").symlink_to(ROOT / "stages" / "common")
+    return small_project
+
+
+def start(folder: Path, **options) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-m", "stages.download"], cwd=folder, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, **options)
+    while process.stdout.readline().strip() != "working":
+        assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_stage_with_its_status_and_leaves_nothing(waiting, number, status):
+    process = start(waiting)
+    process.send_signal(number)
+    assert process.wait(10) == status
+    assert [path.name for path in (waiting / "data").iterdir()] == ["in"]
+
+
+def test_two_runs_of_one_stage_do_not_share_files(waiting):
+    first = start(waiting)
+    second = subprocess.run([sys.executable, "-m", "stages.download"], cwd=waiting, capture_output=True, text=True)
+    first.kill()
+    first.wait()
+    assert second.returncode == 1
+    assert "Another process is running download here" in second.stderr
+
+
+def test_a_stage_ends_with_the_process_that_started_it(waiting):
+    """DVC killed alone (a cancelled job) must not leave its trainer running."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys, time\n"
+         f"p = subprocess.Popen([{sys.executable!r}, '-m', 'stages.download'], stdout=subprocess.PIPE, text=True)\n"
+         "while p.stdout.readline().strip() != 'working': pass\n"
+         "print(p.pid, flush=True); time.sleep(60)"],
+        cwd=waiting, env=os.environ | {"DVC_STAGE": "download"}, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and Path(f"/proc/{child}").exists():
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{child}").exists(), "the stage outlived its parent"
+
+
+def test_help_is_the_contract(waiting):
+    said = subprocess.run([sys.executable, "-m", "stages.download", "--help"], cwd=waiting, capture_output=True, text=True)
+    assert said.returncode == 0
+    assert said.stdout.strip() == "Docstring of a stage that waits."
