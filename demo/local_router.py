@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, hstack
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -21,7 +23,7 @@ LABELS = ("other", "shopping")
 
 @dataclass(frozen=True)
 class Decision:
-    """label: `shopping`, `other` or `unclear`. shopping: calibrated probability of shopping."""
+    """label: `shopping`, `other` or, when neither is likely enough, `unclear`. shopping: its calibrated probability."""
 
     label: str
     shopping: float
@@ -34,8 +36,23 @@ def vectorizers() -> tuple[TfidfVectorizer, TfidfVectorizer]:
                             dtype=np.float32))
 
 
+def platt(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Slope and offset that make sigmoid(slope * score + offset) a probability.
+
+    scores, positive: one a query, `positive` of bool. The targets are (n+ + 1) / (n+ + 2) and 1 / (n- + 2) instead of 1
+    and 0, without which queries that the scores separate perfectly would make the slope infinite. Platt 1999, section 2.2.
+    """
+    target = np.where(positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2))
+    label = np.repeat([True, False], len(scores))
+    model = LogisticRegression(C=np.inf).fit(np.tile(scores, 2)[:, None], label, sample_weight=np.append(target, 1 - target))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
 class LocalRouter:
-    """weights (features,), bias: the regression. slope, offset: its calibration. unclear_below: see Decision."""
+    """weights (features,), bias: the regression. slope, offset: its calibration.
+
+    unclear_below: the least probability of the likelier label at which it is said.
+    """
 
     def __init__(self, characters: TfidfVectorizer, words: TfidfVectorizer, weights: np.ndarray, bias: float,
                  slope: float, offset: float, unclear_below: float):
@@ -51,12 +68,11 @@ class LocalRouter:
         texts = [row["text"] for row in train]
         features = hstack([characters.fit_transform(texts), words.fit_transform(texts)]).tocsr()
         model = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
-        model.fit(features, [row["label"] for row in train])
+        model.fit(features, [row["label"] == "shopping" for row in train])
         router = cls(characters, words, model.coef_[0].astype(np.float32), float(model.intercept_[0]), 1.0, 0.0,
                      unclear_below)
-        scores = router.scores([row["text"] for row in validation])
-        platt = LogisticRegression(C=1e6).fit(scores[:, None], [row["label"] for row in validation])
-        router.slope, router.offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+        router.slope, router.offset = platt(router.scores([row["text"] for row in validation]),
+                                            np.array([row["label"] == "shopping" for row in validation]))
         return router
 
     def features(self, texts: list[str]) -> csr_matrix:
@@ -68,7 +84,7 @@ class LocalRouter:
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """Calibrated probability of shopping, one a text."""
-        return 1 / (1 + np.exp(-(self.slope * self.scores(texts) + self.offset)))
+        return expit(self.slope * self.scores(texts) + self.offset)
 
     def __call__(self, text: str) -> Decision:
         shopping = float(self.probabilities([text])[0])
@@ -85,11 +101,15 @@ class LocalRouter:
 
     @classmethod
     def load(cls, folder: Path | str) -> "LocalRouter":
-        """Reads what `save` wrote. Raises Problem if it is not there."""
+        """Reads what `save` wrote. Raises Problem if it is not there or damaged."""
         folder = Path(folder)
         if not (folder / "router.safetensors").is_file():
             raise Problem(f"{folder} holds no router. `dvc repro router` trains it.")
-        saved, arrays = read_json(folder / "vocabulary.json"), load_file(folder / "router.safetensors")
+        try:
+            saved, arrays = read_json(folder / "vocabulary.json"), load_file(folder / "router.safetensors")
+        except SafetensorError as error:
+            raise Problem(f"{folder / 'router.safetensors'} is damaged ({error}). Delete {folder} and run "
+                          "`dvc repro router`.") from error
         fitted = []
         for name, vectorizer in zip(("characters", "words"), vectorizers(), strict=True):
             vectorizer.set_params(vocabulary={gram: i for i, gram in enumerate(saved[name])})

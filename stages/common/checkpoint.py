@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file

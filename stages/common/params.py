@@ -43,10 +43,11 @@ class Filter(Section):
     max_bullet_lines: Share
     max_ellipsis_lines: Share
     min_alphabetic_words: Share
-    min_stop_words: int
+    min_stop_words: Annotated[int, Field(ge=0, le=8)]
     max_duplicate_lines: Share
     max_duplicate_paragraphs: Share
     max_duplicate_line_characters: Share
+    max_duplicate_paragraph_characters: Share
     max_top_2gram_characters: Share
     max_top_3gram_characters: Share
     max_top_4gram_characters: Share
@@ -132,6 +133,10 @@ class Router(Section):
     unclear_below: Share
 
 
+class Demo(Section):
+    openai_model: str
+
+
 class Evaluate(Section):
     max_new_tokens: Count
 
@@ -183,6 +188,8 @@ class Models(Section):
 
 
 class MidtrainScale(Section):
+    base_model: str
+    revision: str
     context: Count
     tokens_per_step: Count
     steps: Count
@@ -223,7 +230,7 @@ class Profile(Section):
 class Profiles(Section):
     cpu: Profile
     smoke: Profile
-    gpu: Profile | None = None
+    gpu: Profile
 
 
 class Params(Section):
@@ -241,6 +248,7 @@ class Params(Section):
     build_prefs: BuildPrefs
     dpo: Dpo
     router: Router
+    demo: Demo
     evaluate: Evaluate
     profiles: Profiles
 
@@ -285,9 +293,9 @@ def read_params(path: Path) -> Params:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, fault['loc']))}: {explain(fault)}" for fault in error.errors()]
         raise Problem(f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run.") from error
-    if getattr(params.profiles, params.profile, None) is None:
-        known = ", ".join(name for name in NAMES if getattr(params.profiles, name))
-        raise Problem(f"{path.name}: profile: {params.profile} is not one of the profiles ({known}). Nothing was run.")
+    if params.profile not in NAMES:
+        raise Problem(f"{path.name}: profile: {params.profile} is not one of the profiles ({', '.join(NAMES)}). "
+                      "Nothing was run.")
     return params
 
 

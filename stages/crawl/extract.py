@@ -1,0 +1,80 @@
+"""From the bytes of a page to its main text.
+
+Resiliparse drops navigation, banners, side bars and footers by rules over the tree: 578 pages a second on one core at a
+token F1 of .92 on an independent set of real pages. Bevendorff et al. 2018, https://doi.org/10.1007/978-3-319-76941-7_83
+"""
+
+import codecs
+import re
+import unicodedata
+
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+
+BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
+META_WITHIN = 4096  # bytes; HTML asks for 1,024, pages with large scripts before it are common
+LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE)
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\ufeff]")
+BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def html_to_text(body: bytes, declared: str) -> str:
+    """The main text of an HTML page: paragraphs apart by a blank line, list items and table rows on lines of their own.
+
+    declared: the charset that the server claims, or "". Never raises on a malformed page.
+    """
+    text = extract_plain_text(decode(body, declared), preserve_formatting=True, main_content=True, alt_texts=False)
+    return tidy(text)
+
+
+def plain_to_text(body: bytes, declared: str) -> str:
+    """The text of a page that is text already (text/plain, WET)."""
+    return tidy(decode(body, declared))
+
+
+def is_html(content_type: str, body: bytes) -> bool:
+    """Whether a page is HTML: by its type, or by its start where the server gave none."""
+    return "html" in content_type or not content_type and bool(LOOKS_LIKE_HTML.search(body[:META_WITHIN]))
+
+
+def decode(body: bytes, declared: str) -> str:
+    """The page as text, whatever its server and its meta element claim.
+
+    A claim is believed when the bytes agree with it. UTF-8 needs no claim: text in another encoding is hardly ever
+    valid UTF-8 by chance, and pages whose header says latin-1 by the server's default are common.
+    """
+    for mark, name in BYTE_ORDER_MARKS:
+        if body.startswith(mark):
+            return body.decode(name, "replace")
+    if b"\0" not in body and b"\x1b$" not in body and (text := decode_utf8(body)) is not None:
+        return text
+    meta = META_CHARSET.search(body[:META_WITHIN])
+    for claim in (declared, meta[1].decode("ascii") if meta else ""):
+        # The web's names: a page that says latin-1 is in windows-1252, https://encoding.spec.whatwg.org/#names-and-labels
+        name = map_encoding_to_html5(claim) if claim else None
+        if name and name.lower() != "utf-8":
+            try:
+                return body.decode(name)
+            except (UnicodeDecodeError, LookupError):
+                continue
+    return body.decode(detect_encoding(body), "replace")
+
+
+def decode_utf8(body: bytes) -> str | None:
+    """The text if the bytes are UTF-8: at most cut off in their last character, or with fewer wrong characters beyond
+    ASCII than right ones."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(body, final=False)
+    except UnicodeDecodeError:
+        text = body.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    right = len(text) - wrong - sum(map(len, re.findall(r"[\x00-\x7f]+", text)))
+    return text if right > wrong else None
+
+
+def tidy(text: str) -> str:
+    """Text in Unicode's composed form with plain spaces, no control characters and at most one blank line together."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
+    text = UNPRINTABLE.sub("", text)
+    return BLANK_LINES.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip("\n")

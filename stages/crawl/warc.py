@@ -1,0 +1,420 @@
+"""Reads WARC and WET files, also those the world has damaged, and loses nothing without counting it.
+
+Readers of intact files stop at the first broken gzip member, and follow a wrong Content-Length into the next record
+without a word. So the frame of each record is found here: a length is believed only if a record, a gzip member or the
+end of the file follows it; where it does not hold, or where the gzip is broken, reading goes on at the next
+record start. FastWARC decodes the HTTP message inside the frame. ISO 28500:2017, https://iipc.github.io/warc-specifications/
+"""
+
+import mmap
+import re
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+import brotli
+from fastwarc.stream_io import ZstdReader
+from fastwarc.warc import WarcRecord
+
+GZIP = b"\x1f\x8b\x08"
+ZSTD = (b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18")  # a frame, and the dictionary frame that opens a .warc.zst
+START = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n(?=[A-Za-z-]+[ \t]*:)")
+START_OF_LINE = re.compile(rb"\n" + START.pattern)
+LONGEST_START = 32
+BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+LONGEST_HEADER = 1 << 16
+# A record above this is passed over: a page is never so large, and a video need not be held in memory.
+LONGEST_RECORD = 64 << 20
+LONGEST_UNPACKING = 1 << 20  # bytes unpacked at a time, so that a zip bomb can not fill the memory
+INPUT_BLOCK = 1 << 16
+BROKEN_BLOCK = 512  # bytes of a broken body that are unpacked at a time: of what comes before the error little is lost
+CHUNK_SIZE = re.compile(rb"[\r\n]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # in anything compressed, not in text
+LONGEST_TEXT_SAMPLE = 1024
+PAGES = {"response", "resource", "conversion"}
+
+
+class Event(Enum):
+    """What an unpacked file is made of, besides bytes."""
+
+    MEMBER = auto()   # a gzip member starts here, and so may a record
+    DAMAGED = auto()  # bytes are missing here; those before are part of something broken
+    CUT = auto()      # the file ends in the middle of a member
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One record as it lies in the file. flaw: what had to be mended, or an empty string."""
+
+    headers: dict[str, str]
+    block: bytes
+    flaw: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One page of a crawl. status: of HTTP, 200 where there is no HTTP. charset: what the server declared, or "".
+
+    body: decoded from chunks and compression, at most `max_bytes` + 1 bytes. is_text: already text, as in a WET file.
+    """
+
+    url: str
+    status: int
+    content_type: str
+    charset: str
+    body: bytes
+    is_text: bool
+
+
+def read(path: Path, max_bytes: int, counts: Counter) -> Iterator[Record]:
+    """The pages of a WARC or WET file (plain, gzip or zstd) in file order.
+
+    counts gains `records` (every record read, pages or not), `recovered` (those among them that were damaged),
+    `lost` (records, or places of unknown content, that could not be read), and `recovered.<why>`, `lost.<why>`.
+    Bodies are decoded up to max_bytes + 1 bytes, so that a longer one can be told from one that fits.
+    """
+    for frame in frames(path, counts):
+        kind = frame.headers.get("warc-type", "").lower()
+        flaw = frame.flaw
+        if kind in PAGES:
+            record, broken = page(frame, kind, max_bytes)
+            if record is None:
+                lose(counts, broken)
+                continue
+            flaw = flaw or broken
+            yield record
+        counts["records"] += 1
+        counts[f"records.{kind or 'unknown'}"] += 1
+        if flaw:
+            counts["recovered"] += 1
+            counts[f"recovered.{flaw}"] += 1
+
+
+def lose(counts: Counter, why: str) -> None:
+    counts["lost"] += 1
+    counts[f"lost.{why}"] += 1
+
+
+# ---- from the file to its unpacked bytes ----
+
+
+def unpack(path: Path) -> Iterator[bytes | Event]:
+    """The unpacked bytes of a file in pieces, with a mark wherever they do not simply follow each other."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return
+        head = file.read(4)
+        if head in ZSTD:
+            file.seek(0)
+            yield from unpack_zstd(file)
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as packed:
+            if head[:3] == GZIP:
+                yield from unpack_gzip(packed)
+            else:
+                for start in range(0, len(packed), INPUT_BLOCK):
+                    yield packed[start:start + INPUT_BLOCK]
+
+
+def unpack_zstd(file) -> Iterator[bytes | Event]:
+    """What comes out of a zstd file up to its first damage; zstd has no mark to go on from."""
+    reader = ZstdReader(file)
+    try:
+        while piece := reader.read(LONGEST_UNPACKING):
+            yield piece
+    except OSError as error:
+        yield Event.CUT if "end of file" in str(error) or "incomplete" in str(error) else Event.DAMAGED
+
+
+def unpack_gzip(packed: mmap.mmap) -> Iterator[bytes | Event]:
+    """The members of a gzip file, RFC 1952. A broken one is left at its first error; the next that can be unpacked and
+    begins with a record goes on."""
+    position = 0
+    while position < len(packed):
+        yield Event.MEMBER
+        unpacker, read_to = zlib.decompressobj(zlib.MAX_WBITS | 16), position
+        try:
+            while not unpacker.eof and read_to < len(packed):
+                block = packed[read_to:read_to + INPUT_BLOCK]
+                read_to += len(block)
+                while block and not unpacker.eof:
+                    yield unpacker.decompress(block, LONGEST_UNPACKING)
+                    block = unpacker.unconsumed_tail
+        except zlib.error:
+            following = next_member(packed, position + 1)
+        else:
+            if unpacker.eof:
+                position = after_padding(packed, read_to - len(unpacker.unused_data))
+                continue
+            # Bit rot can make a member seem to go on to the end of the file; then whole members stand inside it.
+            following = next_member(packed, position + 1)
+            if following is None:
+                yield Event.CUT
+                return
+        yield Event.DAMAGED
+        if following is None:
+            return
+        position = following
+
+
+def after_padding(packed: mmap.mmap, position: int) -> int:
+    """The position behind zero bytes, with which tapes and some writers fill a file up."""
+    while packed[position:position + 1] == b"\0":
+        position += 1
+    return position
+
+
+def next_member(packed: mmap.mmap, position: int) -> int | None:
+    """Where the next gzip member with a record at its start begins, or None. The three bytes of its mark alone would
+    be found by chance in every 16 MiB."""
+    while (position := packed.find(GZIP, position)) >= 0:
+        try:
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed[position:position + 1024], LONGEST_START)
+        except zlib.error:
+            start = b""
+        if start.startswith(b"WARC/"):
+            return position
+        position += 1
+    return None
+
+
+# ---- from unpacked bytes to frames ----
+
+
+class Window:
+    """The unpacked bytes of a file from the next unread one on, up to the next gap.
+
+    data: what has been unpacked and not yet used. members: where in data gzip members start.
+    gap: the event that keeps more bytes from following, None as long as there are any, or the end of the file.
+    """
+
+    def __init__(self, events: Iterator[bytes | Event]):
+        self.events = events
+        self.data = bytearray()
+        self.members: deque[int] = deque()
+        self.gap: Event | None = None
+        self.at_end = False
+
+    def reach(self, size: int) -> bool:
+        """Whether data holds `size` bytes, unpacking as many as that takes."""
+        while len(self.data) < size and self.gap is None and not self.at_end:
+            match next(self.events, None):
+                case None:
+                    self.at_end = True
+                case Event.MEMBER:
+                    self.members.append(len(self.data))
+                case Event() as gap:
+                    self.gap = gap
+                case piece:
+                    self.data += piece
+        return len(self.data) >= size
+
+    def drop(self, size: int) -> None:
+        del self.data[:size]
+        while self.members and self.members[0] < size:
+            self.members.popleft()
+        self.members = deque(member - size for member in self.members)
+
+    def leave_gap(self) -> None:
+        """Gives up what stands before the gap and goes on behind it."""
+        self.drop(len(self.data))
+        self.members.clear()
+        self.gap = None
+
+    def is_boundary(self, position: int) -> bool:
+        """Whether a record can end at `position`: behind its line ends come a record, a member or the end."""
+        while True:
+            self.reach(position + LONGEST_START)
+            if position in self.members:
+                return True
+            if self.data[position:position + 1] not in (b"\r", b"\n"):
+                break
+            position += 1
+        if position >= len(self.data):
+            return self.gap is not Event.DAMAGED
+        return bool(START.match(self.data, position))
+
+    def next_start(self, position: int, furthest: int) -> int | None:
+        """Where the next record starts at or behind `position`, looking no further than `furthest`, or None."""
+        while True:
+            self.reach(position + INPUT_BLOCK)
+            found = START_OF_LINE.search(self.data, max(0, position - 1))
+            starts = [found.start() + 1] if found else []
+            starts += [member for member in self.members if member >= position and START.match(self.data, member)][:1]
+            if starts:
+                return min(starts)
+            position = max(position, len(self.data) - LONGEST_START)
+            if position >= furthest or not self.reach(len(self.data) + 1):
+                return None
+
+
+def frames(path: Path, counts: Counter) -> Iterator[Frame]:
+    """The records of a file, each with its block cut where it really ends. Counts what is lost."""
+    window = Window(unpack(path))
+    while True:
+        while window.reach(1) and window.data[0] in b"\r\n":
+            window.drop(len(window.data) - len(window.data.lstrip(b"\r\n")))
+        if not window.reach(1):
+            if window.gap is Event.DAMAGED:
+                lose(counts, "damaged_gzip")
+                window.leave_gap()
+                continue
+            if window.gap is Event.CUT and window.members:
+                lose(counts, "cut_short")  # its first byte is not there
+            return
+        frame, why, end = next_frame(window)
+        if frame is None:
+            lose(counts, why)
+        else:
+            yield frame
+        if window.gap is Event.DAMAGED and why == "damaged_gzip":
+            window.leave_gap()
+        else:
+            window.drop(end)
+
+
+def next_frame(window: Window) -> tuple[Frame | None, str, int]:
+    """The record at the start of the window, or None and why it is lost; and where the next one may start."""
+    window.reach(LONGEST_START)
+    head = None
+    if START.match(window.data):
+        while not (head := BLANK_LINE.search(window.data, 0, LONGEST_HEADER)):
+            if len(window.data) > LONGEST_HEADER or not window.reach(len(window.data) + 1):
+                break
+    if not head:
+        start = skip_to_start(window, 1)
+        return None, "damaged_gzip" if window.gap is Event.DAMAGED and not start else "no_header", start or len(window.data)
+    headers = parse_headers(window.data[:head.start()])
+    length = headers.get("content-length", "")
+    stated = head.end() + int(length) if length.isdecimal() else None
+    if stated and stated - head.end() <= LONGEST_RECORD and window.reach(stated) and window.is_boundary(stated):
+        return Frame(headers, bytes(window.data[head.end():stated]), ""), "", stated
+    start = window.next_start(head.end(), head.end() + LONGEST_RECORD)
+    if start is None and len(window.data) - head.end() > LONGEST_RECORD:
+        return None, "too_long", skip_to_start(window, 0) or len(window.data)
+    if start is None and window.gap is Event.DAMAGED:
+        return None, "damaged_gzip", len(window.data)
+    end = len(window.data) if start is None else start
+    if stated is None:
+        return None, "no_length", end
+    block = bytes(window.data[head.end():end])
+    flaw = "cut_short" if start is None and stated > end else "wrong_length"
+    return Frame(headers, without_line_ends(block), flaw), "", end
+
+
+def skip_to_start(window: Window, position: int) -> int | None:
+    """Drops bytes until a record starts in the window, and returns where; None if none does before the next gap."""
+    while (start := window.next_start(position, position + LONGEST_RECORD)) is None:
+        if not window.reach(len(window.data) + 1):
+            return None
+        window.drop(len(window.data) - LONGEST_START)
+        position = 0
+    return start
+
+
+def parse_headers(text: bytes) -> dict[str, str]:
+    """Header fields by lower-case name, the first of equal ones; a folded line is joined to the one before."""
+    lines = re.sub(rb"\r?\n[ \t]+", b" ", bytes(text)).decode("utf-8", "replace").splitlines()[1:]
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip().lower(), value.strip())
+    return fields
+
+
+def without_line_ends(block: bytes) -> bytes:
+    """The block without the two line ends that close a record."""
+    for _ in range(2):
+        block = block.removesuffix(b"\n").removesuffix(b"\r")
+    return block
+
+
+# ---- from a frame to a page ----
+
+
+def page(frame: Frame, kind: str, max_bytes: int) -> tuple[Record | None, str]:
+    """The page in a record, and what was wrong with its HTTP message; None where nothing of it can be read."""
+    url = frame.headers.get("warc-target-uri", "").strip("<>").replace(" ", "%20")
+    declared = frame.headers.get("content-type", "")
+    if kind == "conversion" or not declared.lower().startswith("application/http"):
+        content_type, _, rest = declared.partition(";")
+        charset = "utf-8" if kind == "conversion" else charset_of(rest)
+        return Record(url, 200, content_type.strip().lower(), charset, frame.block[:max_bytes + 1],
+                      kind == "conversion"), ""
+    message, body, broken = decode_http(frame.block, max_bytes)
+    if message is None:
+        return None, broken
+    content_type = (message.http_content_type or "").lower() or frame.headers.get("warc-identified-payload-type", "")
+    return Record(url, message.http_headers.status_code or 0, content_type, message.http_charset or "", body, False), broken
+
+
+def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes, str]:
+    """The HTTP message of a block, its body decoded, and what was wrong with it."""
+    try:
+        message = http_message(block, "all")
+        return message, message.reader.read(max_bytes + 1), ""
+    except OSError:
+        pass
+    try:
+        message = http_message(block, "none")
+    except OSError:
+        return None, b"", "no_http"
+    body, broken = message.reader.read(), ""
+    fields = {name.lower(): value.strip().lower() for name, value in message.http_headers.to_tuples()}
+    if "chunked" in fields.get("transfer-encoding", ""):
+        body, broken = join_chunks(body)
+    coding = fields.get("content-encoding", "")
+    if coding not in ("", "identity"):
+        body, broken = inflate(body, coding, max_bytes)
+    return message, body[:max_bytes + 1], broken or "broken_body"
+
+
+def http_message(block: bytes, decode: str) -> WarcRecord:
+    """The block as FastWARC reads it, under a header whose length is right."""
+    record = WarcRecord.from_bytes(b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+                                   b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(block), block))
+    record.parse_http(auto_decode=decode, quirks_mode=True)
+    return record
+
+
+def join_chunks(body: bytes) -> tuple[bytes, str]:
+    """The chunks of a chunked body up to the first broken one, RFC 9112 section 7.1.
+
+    Many crawlers store the joined body and keep the header that says it is chunked; such a body is returned as it is.
+    """
+    chunks, position = [], 0
+    while size := CHUNK_SIZE.match(body, position):
+        chunk = body[size.end():size.end() + int(size[1], 16)]
+        chunks.append(chunk)
+        position = size.end() + len(chunk)
+    return (b"".join(chunks), "broken_chunks") if chunks else (body, "already_decoded")
+
+
+def inflate(body: bytes, coding: str, max_bytes: int) -> tuple[bytes, str]:
+    """What a compressed body gives up to its first error; one that was stored unpacked is returned as it is."""
+    if not body or not CONTROL_BYTES.search(body[:LONGEST_TEXT_SAMPLE]):
+        return body, "already_decoded"
+    text = b""
+    try:
+        if coding == "br":
+            unpack = brotli.Decompressor().process
+        else:
+            window_bits = -zlib.MAX_WBITS if coding == "deflate" and body[0] & 15 != 8 else zlib.MAX_WBITS | 32
+            unpack = zlib.decompressobj(window_bits).decompress
+        for start in range(0, len(body), BROKEN_BLOCK):
+            text += unpack(body[start:start + BROKEN_BLOCK])
+            if len(text) > max_bytes:
+                break
+    except (zlib.error, brotli.error):
+        pass
+    return text, "broken_compression"
+
+
+def charset_of(parameters: str) -> str:
+    """The charset among the parameters of a content type, or an empty string."""
+    found = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
+    return found[1] if found else ""

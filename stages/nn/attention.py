@@ -1,0 +1,175 @@
+"""Attention as GPT-OSS has it: grouped queries, a sink per head, windows, rotary positions with YaRN, and its cache.
+
+Source of the equations: https://github.com/openai/gpt-oss, gpt_oss/torch/model.py.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# YaRN with the values of gpt-oss (its config.json): base of the angles, and the numbers of turns over the original
+# context above which a frequency is kept and below which it is stretched.
+THETA, FAST_TURNS, SLOW_TURNS = 150_000.0, 32.0, 1.0
+# Queries handled at once. 64 to 256 take the same time on a CPU (16 rows of 256, or 4 of 1,024 tokens); whole rows
+# take longer and hold all scores.
+BLOCK = 128
+# Columns by which a full cache grows.
+SPARE = 256
+
+
+def frequencies(head_size: int, factor: float, original_context: float) -> tuple[Tensor, float]:
+    """Angles per position (head_size / 2,) in float32, and the factor on cosine and sine.
+
+    Fast turning pairs keep their frequency, slow ones are slowed by `factor`, a ramp lies between: YaRN, Peng et al. 2023,
+    https://arxiv.org/abs/2309.00071, without rounding of the ramp's ends. factor 1 is plain RoPE.
+    """
+    kept = THETA ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    if factor <= 1:
+        return kept, 1.0
+
+    def pair(turns: float) -> float:
+        """Which pair makes so many turns in the original context."""
+        return head_size / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(THETA)
+
+    low, high = max(pair(FAST_TURNS), 0), min(pair(SLOW_TURNS), head_size - 1)
+    slowed = ((torch.arange(head_size // 2) - low) / (high - low)).clamp(0, 1)
+    return kept / factor * slowed + kept * (1 - slowed), 0.1 * math.log(factor) + 1
+
+
+def rope_table(positions: Tensor, head_size: int, factor: float, original_context: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (…, T, 1, head_size / 2) in float32 for positions (…, T)."""
+    angles, concentration = frequencies(head_size, factor, original_context)
+    angles = positions[..., None, None] * angles.to(positions.device)
+    return angles.cos() * concentration, angles.sin() * concentration
+
+
+def rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns each pair (x_i, x_{i + d/2}) of x (B, T, heads, d) by its position's angle. Su et al. 2021, arXiv 2104.09864."""
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+def seen_mask(begin: int, queries: range, window: int | None, padding: Tensor | None, like: Tensor) -> Tensor:
+    """What is added to scores: 0 where a query may look, -inf where not; (n, keys) or, with padding, (B, n, keys).
+
+    Keys are the columns begin … queries.stop - 1. A query sees itself and what came before, `window` columns in all; columns below
+    padding (B,) only see themselves, which keeps them finite, and nobody looks at them.
+    """
+    query = torch.arange(queries.start, queries.stop, device=like.device)[:, None]
+    key = torch.arange(begin, queries.stop, device=like.device)
+    seen = key <= query
+    if window is not None:
+        seen &= key > query - window
+    if padding is not None:
+        seen = seen & ((key >= padding[:, None, None]) | (key == query))
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -math.inf)
+
+
+class Attention(torch.autograd.Function):
+    """softmax([q·k / √d, sink]) v without the sink's column, a block of queries at a time.
+
+    q (B, T, G, R, d): R query heads read each of G key heads. k, v (B, G, S + 1, d), the last row zeros: the sink's score takes
+    the place of that row's, and its value adds nothing. sink (G · R,). The queries are the last T of S columns.
+    A block meets only the keys that its mask lets through. Returns (B, T, G, R, d).
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None) -> Tensor:
+        B, T, G, R, d = q.shape
+        S = k.size(2) - 1
+        out = torch.empty_like(q)
+        saved = []
+        for start in range(0, T, BLOCK):
+            n = min(BLOCK, T - start)
+            queries = range(S - T + start, S - T + start + n)
+            begin = 0 if window is None else max(0, queries.start - window + 1)
+            mask = F.pad(seen_mask(begin, queries, window, padding, q), (0, 1))
+            # (n, keys) repeated for R heads, or (B, n, keys) for every row, group and head
+            mask = mask.repeat(R, 1) if padding is None else mask[:, None, None].expand(B, G, R, -1, -1).flatten(0, 1).flatten(1, 2)
+            q_block = q[:, start:start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
+            k_block, v_block = block_of(k, begin, queries.stop), block_of(v, begin, queries.stop)
+            scores = torch.baddbmm(mask, q_block, k_block.mT, alpha=d**-0.5)
+            scores.view(B, G, R, n, -1)[..., -1] = sink.view(G, R, 1)
+            p = scores.softmax(-1)
+            out[:, start:start + n] = (p @ v_block).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
+            saved += [p, q_block, k_block, v_block]
+        ctx.save_for_backward(*saved)
+        ctx.shapes, ctx.window = (q.shape, k.shape), window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (B, T, G, R, d), k_shape = ctx.shapes
+        S = k_shape[2] - 1
+        saved = iter(ctx.saved_tensors)
+        dq = torch.empty_like(gradient)
+        dk = torch.zeros(k_shape, dtype=torch.float32, device=gradient.device)
+        dv, dsink = torch.zeros_like(dk), dk.new_zeros(G, R)
+        for start, (p, q, k, v) in zip(range(0, T, BLOCK), zip(saved, saved, saved, saved, strict=True), strict=True):
+            n = q.size(1) // R
+            stop = S - T + start + n
+            keys = slice(stop - (p.size(-1) - 1), stop)
+            do = gradient[:, start:start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
+            ds = torch._softmax_backward_data(do @ v.mT, p, -1, p.dtype)      # p ⊙ (dp - Σ p ⊙ dp)
+            dsink += ds.view(B, G, R, n, -1)[..., -1].sum((0, 3), dtype=torch.float32)
+            ds *= d**-0.5
+            dq[:, start:start + n] = (ds @ k).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
+            dk[:, :, keys] += (ds.mT @ q)[:, :-1].view(B, G, -1, d)
+            dv[:, :, keys] += (p.mT @ do)[:, :-1].view(B, G, -1, d)
+        return dq, dk.to(gradient.dtype), dv.to(gradient.dtype), dsink.flatten(), None, None
+
+
+def block_of(x: Tensor, begin: int, stop: int) -> Tensor:
+    """Columns begin … stop - 1 of x (B, G, S + 1, d) and its last row, the sink's: (B · G, columns + 1, d)."""
+    columns = x[:, :, begin:] if stop == x.size(2) - 1 else torch.cat([x[:, :, begin:stop], x[:, :, -1:]], 2)
+    return columns.flatten(0, 1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None = None) -> Tensor:
+    """Attention of q (B, T, H, d) to k, v (B, G, S + 1, d) (see `Attention`) -> (B, T, H, d).
+
+    Query head h reads key head h // (H / G). window: how many columns a query sees, its own included; None: all before it.
+    padding: (B,) columns at the left that hold nothing.
+    """
+    q = q.unflatten(2, (k.size(1), -1))
+    return Attention.apply(q, k, v, sink.to(q.dtype), window, padding).flatten(2, 3)
+
+
+def with_sink_row(x: Tensor) -> Tensor:
+    """(B, T, G, d) -> (B, G, T + 1, d), the last row zeros."""
+    return F.pad(x.transpose(1, 2), (0, 0, 0, 1))
+
+
+class KeyValues:
+    """Keys and values of one layer so far, for generation.
+
+    Columns are appended to a buffer of zeros; when it is full, those that can still be seen move to a larger or, in a window
+    layer, to an equally small one. So a window layer's memory does not grow, its columns stay in order without the arithmetic of
+    a ring, and the row behind the last column is always zeros, as `Attention` wants it.
+    """
+
+    def __init__(self, window: int | None):
+        self.window, self.end, self.dropped, self.buffer = window, 0, 0, None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Appends k, v (B, T, G, d). Returns all that the new queries may see, (B, G, columns + 1, d) each, and how many
+        columns came before those."""
+        B, T, G, d = k.shape
+        reach = self.end if self.window is None else min(self.end, self.window - 1)
+        if self.buffer is None or self.end + T + 1 > self.buffer.size(3):
+            larger = k.new_zeros(2, B, G, reach + T + SPARE, d)
+            if reach:
+                larger[:, :, :, :reach] = self.buffer[:, :, :, self.end - reach:self.end]
+            self.dropped += self.end - reach
+            self.buffer, self.end = larger, reach
+        self.buffer[0, :, :, self.end:self.end + T] = k.transpose(1, 2)
+        self.buffer[1, :, :, self.end:self.end + T] = v.transpose(1, 2)
+        self.end += T
+        first = self.end - T - reach
+        keys, values = self.buffer[:, :, :, first:self.end + 1]
+        return keys, values, self.dropped + first

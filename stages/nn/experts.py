@@ -1,0 +1,65 @@
+"""A layer of experts: a router sends each token to K of E small networks.
+
+Source of the equations: https://github.com/openai/gpt-oss, gpt_oss/torch/model.py. Weights stand as (E, in, out), which is how
+Hugging Face stores them and what grouped products take.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GAIN, LIMIT = 1.702, 7.0   # of the clamped SwiGLU
+
+
+def route(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x (N, D) -> router logits (N, E), chosen experts (N, k), their shares (N, k): softmax over the chosen only."""
+    logits = F.linear(x, weight, bias)
+    best, chosen = logits.topk(k)
+    return logits, chosen, best.softmax(-1)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(…, 2I) -> (…, I). Gates stand at even places, what they gate at odd ones. The gate has no lower clamp."""
+    gate, up = x[..., ::2].clamp(max=LIMIT), x[..., 1::2].clamp(-LIMIT, LIMIT)
+    return gate * torch.sigmoid(GAIN * gate) * (up + 1)
+
+
+class Dispatch(torch.autograd.Function):
+    """Copies each row of x (N, D) k times, sorted by expert. The backward pass undoes the sort and adds the copies, where
+    indexing's own would add row by row."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.k = k
+        return x.index_select(0, order // k)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (order,) = ctx.saved_tensors
+        back = torch.empty_like(gradient).index_copy_(0, order, gradient)
+        return back.view(-1, ctx.k, gradient.size(-1)).sum(1), None, None
+
+
+def products(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
+    """x (N·k, in) sorted by expert, weight (E, in, out), bias (E, out), counts (E,) rows of each -> (N·k, out)."""
+    if x.is_cuda:
+        offsets = counts.cumsum(0).int()
+        biases = bias.to(x.dtype).repeat_interleave(counts, 0, output_size=len(x))
+        return F.grouped_mm(x, weight.to(x.dtype), offs=offsets) + biases
+    # On a CPU, one product an expert takes 27 ms (forward and backward, 4,096 tokens, width 256, 2 of 4 experts of 128),
+    # grouped_mm 33 ms, all experts for all tokens 51 ms.
+    parts = zip(x.split(counts.tolist()), weight.unbind(), bias.unbind(), strict=True)
+    return torch.cat([torch.addmm(b, rows, w) for rows, w, b in parts])
+
+
+def experts(x: Tensor, chosen: Tensor, share: Tensor, gate_up: Tensor, gate_up_bias: Tensor,
+            down: Tensor, down_bias: Tensor) -> Tensor:
+    """Σ_k share_k · expert_k(x). x (N, D), chosen and share (N, k), gate_up (E, D, 2I), down (E, I, D) -> (N, D)."""
+    N, k = chosen.shape
+    order = chosen.flatten().argsort(stable=True)
+    counts = torch.bincount(chosen.flatten(), minlength=len(gate_up))
+    hidden = swiglu(products(Dispatch.apply(x, order, k), gate_up, gate_up_bias, counts))
+    out = products(hidden, down, down_bias, counts)
+    out = torch.empty_like(out).index_copy(0, order, out).view(N, k, -1)
+    return (out * share[..., None].to(out.dtype)).sum(1)

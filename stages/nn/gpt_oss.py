@@ -1,0 +1,152 @@
+"""GPT-OSS, small: the architecture of openai/gpt-oss-20b, written out.
+
+Pre-norm blocks of attention (attention.py: sinks, every other layer a window) and experts (experts.py), an untied head
+without bias. It exports to transformers' GptOssForCausalLM tensor by tensor (export.py).
+Source: https://github.com/openai/gpt-oss, gpt_oss/torch/model.py; OpenAI 2025, https://arxiv.org/abs/2508.10925.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.nn.attention import KeyValues, attention, rope, rope_table, with_sink_row
+from stages.nn.experts import experts, route
+from stages.nn.initial import Rule, constant, fan_in, normal, padded
+from stages.nn.losses import balance, cross_entropy
+
+EPSILON = 1e-5
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x / √(mean x² + ε) · weight over the last dimension, in float32 including the weight, then x's dtype."""
+    t = x.float()
+    return (t * torch.rsqrt(t.square().mean(-1, keepdim=True) + EPSILON) * weight.float()).to(x.dtype)
+
+
+class State:
+    """What generation keeps: keys and values of every layer, and how far it has come.
+
+    padding (B,): columns at the left of each row that hold nothing; None where all rows start together.
+    """
+
+    def __init__(self, layers: list[KeyValues], padding: Tensor | None):
+        self.layers, self.padding, self.columns = layers, padding, 0
+
+
+class Block(nn.Module):
+    def __init__(self, config: Mapping, window: int | None):
+        super().__init__()
+        D, H, G, d = config["width"], config["heads"], config["key_value_heads"], config["head_size"]
+        E, width = config["experts"], config["expert_width"]
+        self.window, self.head_size, self.experts_per_token = window, d, config["experts_per_token"]
+        shapes = {
+            "attention_norm": (D,), "sinks": (H,), "query": (H * d, D), "query_bias": (H * d,), "key": (G * d, D), "key_bias": (G * d,),
+            "value": (G * d, D), "value_bias": (G * d,), "output": (D, H * d), "output_bias": (D,),
+            "expert_norm": (D,), "router": (E, D), "router_bias": (E,), "gate_up": (E, D, 2 * width), "gate_up_bias": (E, 2 * width),
+            "down": (E, width, D), "down_bias": (E, D)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | None, padding: Tensor | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D). turn: cosine and sine of the positions."""
+        heads = (-1, self.head_size)
+        q = rope(F.linear(x, self.query, self.query_bias).unflatten(-1, heads), *turn)   # (B, T, H, d)
+        k = rope(F.linear(x, self.key, self.key_bias).unflatten(-1, heads), *turn)       # (B, T, G, d)
+        v = F.linear(x, self.value, self.value_bias).unflatten(-1, heads)
+        if past is None:
+            k, v = with_sink_row(k), with_sink_row(v)
+        else:
+            k, v, before = past.extend(k, v)
+            padding = None if padding is None else padding - before
+        out = attention(q, k, v, self.sinks, self.window, padding)
+        return F.linear(out.flatten(2), self.output, self.output_bias)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | None = None,
+                padding: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, T, D) -> the same shape, and what the router said: logits (B·T, E), chosen (B·T, K)."""
+        x = x + self.attend(rms_norm(x, self.attention_norm), turn, past, padding)
+        normed = rms_norm(x, self.expert_norm).flatten(0, 1)
+        logits, chosen, share = route(normed, self.router, self.router_bias, self.experts_per_token)
+        mixed = experts(normed, chosen, share, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        return x + mixed.view(x.shape), (logits, chosen)
+
+
+class GptOss(nn.Module):
+    """config: layers, width, heads, key_value_heads, head_size, expert_width, experts, experts_per_token, window, max_context
+    (tokens), rope_factor (YaRN's; the original context is max_context / rope_factor), balance (weight of the routers' loss)."""
+
+    RULES = {
+        "embedding": Rule(normal(0.02), decay=False),
+        "attention_norm": Rule(constant(1.0), decay=False),
+        "sinks": Rule(constant(0.0), decay=False),   # one virtual key of score 0; -inf would never get a gradient
+        "query": Rule(fan_in(), decay=True),
+        "query_bias": Rule(constant(0.0), decay=False),
+        "key": Rule(fan_in(), decay=True),
+        "key_bias": Rule(constant(0.0), decay=False),
+        "value": Rule(fan_in(), decay=True),
+        "value_bias": Rule(constant(0.0), decay=False),
+        "output": Rule(constant(0.0), decay=True),   # each block starts as the identity
+        "output_bias": Rule(constant(0.0), decay=False),
+        "expert_norm": Rule(constant(1.0), decay=False),
+        "router": Rule(normal(0.02), decay=True),
+        "router_bias": Rule(constant(0.0), decay=False),
+        "gate_up": Rule(fan_in(dim=1), decay=True),
+        "gate_up_bias": Rule(constant(0.0), decay=False),
+        "down": Rule(constant(0.0), decay=True),
+        "down_bias": Rule(constant(0.0), decay=False),
+        "norm": Rule(constant(1.0), decay=False),
+        "head": Rule(normal(0.02), decay=True),
+    }
+
+    def __init__(self, config: Mapping, vocabulary: int):
+        super().__init__()
+        self.config, self.vocabulary = dict(config), vocabulary
+        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.blocks = nn.ModuleList(Block(config, config["window"] if layer % 2 == 0 else None)
+                                    for layer in range(config["layers"]))
+        self.norm = nn.Parameter(torch.empty(config["width"]))
+        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+
+    def start(self, batch: int, padding: Tensor | None = None) -> State:
+        """An empty state for generation. padding (batch,): how many columns at the left of each row hold nothing."""
+        assert padding is None or padding.shape == (batch,), "padding must have one number a row"
+        return State([KeyValues(block.window) for block in self.blocks], padding)
+
+    def run(self, tokens: Tensor, state: State | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """tokens (B, T) -> hidden (B, T, D) after the last norm, and what each layer's router said."""
+        config = self.config
+        columns = torch.arange(tokens.size(1), device=tokens.device)
+        padding, past = None, [None] * len(self.blocks)
+        if state is not None:
+            columns, padding, past = columns + state.columns, state.padding, state.layers
+            state.columns += tokens.size(1)
+        positions = columns[None] if padding is None else columns - padding[:, None]
+        turn = rope_table(positions, config["head_size"], config["rope_factor"],
+                          config["max_context"] / config["rope_factor"])
+        x, routed = F.embedding(tokens, self.embedding), []
+        for block, layer in zip(self.blocks, past, strict=True):
+            x, said = block(x, turn, layer, padding)
+            routed.append(said)
+        return rms_norm(x, self.norm), routed
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """tokens (B, T) -> hidden (B, T, D) and the state after them; without a state nothing is kept."""
+        return self.run(tokens, state)[0], state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head)
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> tuple[Tensor, None]:
+        """Mean nats per target. Its gradient holds the routers' balance too, its value does not."""
+        hidden, routed = self.run(tokens, None)
+        nats = cross_entropy(hidden, self.head, targets)
+        uneven = sum(balance(logits, chosen) for logits, chosen in routed) / len(routed)
+        return nats + self.config["balance"] * (uneven - uneven.detach()), None
+
+    def active_parameters(self) -> int:
+        """Parameters that a token meets: all but those of the experts it is not sent to."""
+        whole = sum(parameter.numel() for parameter in self.parameters())
+        one = sum(getattr(self.blocks[0], name)[0].numel() for name in ("gate_up", "gate_up_bias", "down", "down_bias"))
+        return whole - len(self.blocks) * (self.config["experts"] - self.config["experts_per_token"]) * one

@@ -1,0 +1,68 @@
+"""How parameters start, by name, and which of them weight decay holds small.
+
+Each model lists a rule for every parameter it has; one without a rule is an error, not a default.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+Start = Callable[[Tensor, Generator], None]
+# Matrix products are fastest when no dimension leaves a remainder (NVIDIA's and oneDNN's guides both say 64).
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Rule:
+    """start: fills the parameter. decay: whether weight decay applies (to matrices, not to biases, norms, tables)."""
+
+    start: Start
+    decay: bool
+
+
+def normal(deviation: float) -> Start:
+    return lambda tensor, generator: tensor.normal_(0, deviation, generator=generator)
+
+
+def fan_in(gain: float = 1.0, dim: int = -1) -> Start:
+    """N(0, gain²/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
+    return lambda tensor, generator: tensor.normal_(0, gain / math.sqrt(tensor.size(dim)), generator=generator)
+
+
+def constant(value: float) -> Start:
+    return lambda tensor, _: tensor.fill_(value)
+
+
+def orthogonal(tensor: Tensor, generator: Generator) -> None:
+    """Each square block of (n·H, H) orthogonal: a gradient keeps its length through time. Saxe et al. 2013, arXiv 1312.6120."""
+    size = tensor.size(1)
+    for block in tensor.split(size):
+        q, r = torch.linalg.qr(torch.randn(size, size, generator=generator))
+        block.copy_(q * r.diagonal().sign())
+
+
+def rule_of(model: nn.Module, name: str) -> Rule:
+    """The rule for a parameter, found by the last word of its name. Raises KeyError if the model has none for it."""
+    word = name.rpartition(".")[2]
+    if word not in model.RULES:
+        raise KeyError(f"{type(model).__name__} has a parameter {name} but no rule for how it starts: add {word!r} to RULES")
+    return model.RULES[word]
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> nn.Module:
+    """Fills every parameter by its rule. The same seed gives the same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        start = torch.empty(parameter.shape, dtype=torch.float32)
+        rule_of(model, name).start(start, generator)
+        parameter.copy_(start)
+    return model
+
+
+def padded(vocabulary: int) -> int:
+    """Rows of an embedding and a head for so many token ids. The ids above are never targets and never sampled."""
+    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,78 @@
+"""Cross-entropy without all logits at once, bits per byte, and the balance of experts."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# A target of this value is not counted; the value is the one torch.nn.functional.cross_entropy uses.
+IGNORE = -100
+# Tokens whose logits stand at once: with 4,160 ids 4 MB in float32, which a core's cache holds.
+CHUNK = 256
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of `hidden @ weight.T` against targets, chunk by chunk.
+
+    The gradient is known as soon as the logits are (softmax minus one-hot), so each chunk leaves its share of both
+    gradients behind and its logits are gone. Hsu et al. 2024, https://arxiv.org/abs/2410.10989.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, learn: bool) -> Tensor:
+        count = (targets != IGNORE).sum().clamp(min=1)
+        nats = torch.zeros((), device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden) if learn else None
+        weight_gradient = torch.zeros_like(weight) if learn else None
+        for start in range(0, len(hidden), CHUNK):
+            rows = slice(start, start + CHUNK)
+            x, target = hidden[rows], targets[rows]
+            kept = target != IGNORE
+            place = target.where(kept, 0)[:, None]
+            log_p = (x @ weight.T).log_softmax(-1, dtype=torch.float32)   # (tokens, V)
+            nats -= log_p.gather(1, place).squeeze(1).where(kept, 0).sum()
+            if learn:
+                slope = log_p.exp_()
+                slope.scatter_add_(1, place, slope.new_full(place.shape, -1.0))
+                slope *= (kept / count)[:, None]
+                hidden_gradient[rows] = slope @ weight
+                weight_gradient += slope.T @ x
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return nats / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale: Tensor):
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient * scale, weight_gradient * scale, None, None
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per target under logits `hidden @ weight.T`.
+
+    hidden (..., D), weight (V, D), targets (...) ids or IGNORE. 0 if every target is ignored.
+    """
+    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), torch.is_grad_enabled())
+
+
+def balance(router_logits: Tensor, chosen: Tensor) -> Tensor:
+    """How unevenly experts are used: 1 when each gets the same share, up to E / K when the same K get all.
+
+    router_logits (N, E), chosen (N, K) experts. E · Σ_e (share of choices) · (mean probability over all E);
+    Fedus et al. 2021, https://arxiv.org/abs/2101.03961, equation 4, divided by K.
+    """
+    experts = router_logits.size(-1)
+    share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+    return experts * (share * router_logits.softmax(-1, dtype=torch.float32).mean(0)).sum()
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Mean bits the model needs per byte of text.
+
+    nats: summed negative log-likelihood of all tokens. text_bytes: bytes of the text itself, not of decoded tokens
+    (a token that is half a character decodes to U+FFFD and would count three). Raises ValueError if text_bytes < 1.
+    """
+    if text_bytes < 1:
+        raise ValueError(f"bits per byte of a text of {text_bytes} bytes")
+    return nats / math.log(2) / text_bytes

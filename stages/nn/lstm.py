@@ -1,0 +1,125 @@
+"""A recurrent language model with long short-term memory.
+
+    i, f, o = σ(…),  g = tanh(…)        of W x_t + U h_{t-1} + b
+    c_t = f ⊙ c_{t-1} + i ⊙ g,          h_t = o ⊙ tanh(c_t)
+
+Hochreiter & Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735, with the forget gate of Gers et al. 2000, whose
+bias starts at 1 (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15). How the time loop is kept short:
+stages/nn/rnn.py.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from stages.nn.initial import Rule, fan_in, normal, orthogonal, padded
+from stages.nn.losses import cross_entropy
+
+
+class LstmScan(torch.autograd.Function):
+    """All steps of one layer. x (T, B, 4H) = W x + b of every step, u (4H, H), h0 and c0 (B, H) -> h (T, B, H), last c.
+
+    Gates stand in the order i, f, g, o.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, u: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
+        T, B, H = len(x), *h0.shape
+        h, c = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H)
+        gates, tanh_c = torch.empty_like(x), x.new_empty(T, B, H)
+        h[0], c[0] = h0, c0
+        for t in range(T):
+            torch.addmm(x[t], h[t], u.T, out=gates[t])
+            i, f, g, o = gates[t].chunk(4, -1)
+            gates[t, :, :2 * H].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            torch.mul(f, c[t], out=c[t + 1]).addcmul_(i, g)
+            torch.mul(o, torch.tanh(c[t + 1], out=tanh_c[t]), out=h[t + 1])
+        ctx.save_for_backward(u, h, c, gates, tanh_c)
+        return h[1:], c[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, h_gradient: Tensor, dc: Tensor):
+        u, h, c, gates, tanh_c = ctx.saved_tensors
+        i, f, g, o = gates.chunk(4, -1)
+        # dc, or for the output gate dh, times these is the gradient before each gate's bend: all steps at once, only
+        # dc and dh themselves wait for time.
+        to_c = o * (1 - tanh_c * tanh_c)
+        to_ifg = torch.stack([g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g)], 2)   # (T, B, 3, H)
+        to_o = tanh_c * o * (1 - o)
+        dx = torch.empty_like(gates).unflatten(-1, (4, -1))                                 # (T, B, 4, H)
+        dh = torch.zeros_like(dc)
+        for t in reversed(range(len(gates))):
+            dh += h_gradient[t]
+            dc = torch.addcmul(dc, dh, to_c[t])
+            torch.mul(dc[:, None], to_ifg[t], out=dx[t, :, :3])
+            torch.mul(dh, to_o[t], out=dx[t, :, 3])
+            dc = dc * f[t]
+            dh = dx[t].flatten(1) @ u
+        dx = dx.flatten(2)
+        return dx, dx.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh, dc
+
+
+def forget_gate_open(bias: Tensor, generator: Generator) -> None:
+    """Zeros, and ones for the forget gate: at first everything is remembered."""
+    bias.zero_().view(4, -1)[1] = 1
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.input = nn.Parameter(torch.empty(4 * width, width))
+        self.recurrent = nn.Parameter(torch.empty(4 * width, width))
+        self.bias = nn.Parameter(torch.empty(4 * width))
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, B, H), h and c (B, H) -> hidden of all steps (T, B, H), h and c after the last."""
+        z = F.linear(x, self.input, self.bias)
+        out, c = LstmScan.apply(z, self.recurrent.to(z.dtype), h.to(z.dtype), c.to(z.dtype))
+        return out, out[-1], c
+
+
+class Lstm(nn.Module):
+    """config: width, layers."""
+
+    RULES = {
+        "embedding": Rule(normal(1.0), decay=False),
+        "input": Rule(fan_in(), decay=True),
+        "recurrent": Rule(orthogonal, decay=True),
+        "bias": Rule(forget_gate_open, decay=False),
+        "head": Rule(normal(0.02), decay=True),
+    }
+
+    def __init__(self, config: Mapping, vocabulary: int):
+        super().__init__()
+        self.config, self.vocabulary = dict(config), vocabulary
+        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.layers = nn.ModuleList(Layer(config["width"]) for _ in range(config["layers"]))
+        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+
+    def start(self, batch: int) -> Tensor:
+        """The state before the first token: h and c of every layer, (layers, 2, batch, H), zeros."""
+        return self.embedding.new_zeros(len(self.layers), 2, batch, self.embedding.size(1))
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) -> hidden (B, T, H) and the state after them."""
+        state = self.start(len(tokens)) if state is None else state
+        x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
+        last = []
+        for layer, (h, c) in zip(self.layers, state, strict=True):
+            x, h, c = layer(x, h, c)
+            last.append(torch.stack([h, c]))
+        return x.transpose(0, 1), torch.stack(last)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head)
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean nats per target, and the state cut off from the graph: backpropagation through time stops here."""
+        hidden, state = self(tokens, state)
+        return cross_entropy(hidden, self.head, targets), state.detach()

@@ -1,0 +1,96 @@
+"""A recurrent language model with Elman's cell, h_t = tanh(W x_t + U h_{t-1} + b).
+
+Elman 1990, https://doi.org/10.1207/s15516709cog1402_1. The products with x of all steps are one product; only the one with
+h waits for time. The backward pass is written out for the same reason: it leaves one product for the gradient of U
+where autograd would make one a step. Appleyard et al. 2016, https://arxiv.org/abs/1604.01946.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from stages.nn.initial import Rule, constant, fan_in, normal, orthogonal, padded
+from stages.nn.losses import cross_entropy
+
+
+class RnnScan(torch.autograd.Function):
+    """All steps of one layer. z (T, B, H) = W x + b of every step, u (H, H), h0 (B, H) -> h (T, B, H)."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, u: Tensor, h0: Tensor) -> Tensor:
+        h = z.new_empty(len(z) + 1, *h0.shape)
+        h[0] = h0
+        for z_t, before, after in zip(z, h, h[1:], strict=False):
+            torch.addmm(z_t, before, u.T, out=after).tanh_()
+        ctx.save_for_backward(u, h)
+        return h[1:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, h_gradient: Tensor):
+        u, h = ctx.saved_tensors
+        slope = 1 - h[1:] * h[1:]
+        dz = torch.empty_like(slope)
+        dh = torch.zeros_like(h[0])                       # what comes back from later steps
+        for t in reversed(range(len(slope))):
+            torch.mul(dh.add_(h_gradient[t]), slope[t], out=dz[t])
+            dh = dz[t] @ u
+        return dz, dz.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.input = nn.Parameter(torch.empty(width, width))
+        self.recurrent = nn.Parameter(torch.empty(width, width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x (T, B, H), h (B, H) -> hidden of all steps (T, B, H), h after the last."""
+        z = F.linear(x, self.input, self.bias)
+        out = RnnScan.apply(z, self.recurrent.to(z.dtype), h.to(z.dtype))
+        return out, out[-1]
+
+
+class Rnn(nn.Module):
+    """config: width, layers."""
+
+    RULES = {
+        "embedding": Rule(normal(1.0), decay=False),
+        "input": Rule(fan_in(), decay=True),
+        "recurrent": Rule(orthogonal, decay=True),
+        "bias": Rule(constant(0.0), decay=False),
+        "head": Rule(normal(0.02), decay=True),
+    }
+
+    def __init__(self, config: Mapping, vocabulary: int):
+        super().__init__()
+        self.config, self.vocabulary = dict(config), vocabulary
+        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.layers = nn.ModuleList(Layer(config["width"]) for _ in range(config["layers"]))
+        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+
+    def start(self, batch: int) -> Tensor:
+        """The state before the first token: h of every layer, (layers, batch, H), zeros."""
+        return self.embedding.new_zeros(len(self.layers), batch, self.embedding.size(1))
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """tokens (B, T) -> hidden (B, T, H) and the state after them."""
+        state = self.start(len(tokens)) if state is None else state
+        x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
+        last = []
+        for layer, h in zip(self.layers, state, strict=True):
+            x, h = layer(x, h)
+            last.append(h)
+        return x.transpose(0, 1), torch.stack(last)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.head)
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean nats per target, and the state cut off from the graph: backpropagation through time stops here."""
+        hidden, state = self(tokens, state)
+        return cross_entropy(hidden, self.head, targets), state.detach()

@@ -1,0 +1,93 @@
+"""Fine-tune the base model on shopping dialogues, with TRL and LoRA on attention and experts.
+
+in   models/base, data/sft/{train,validation}.jsonl
+out  models/sft (merged weights) and models/sft/adapter, metrics/sft.json, metrics/sft.tsv
+
+One row per assistant turn: the loss covers the turn's tokens and nothing before it.
+Hu et al. 2021, https://arxiv.org/abs/2106.09685
+"""
+
+import random
+from pathlib import Path
+
+from trl import SFTConfig, SFTTrainer
+
+from stages.common.checkpoint import open_checkpoint
+from stages.common.device import Device, open_device
+from stages.common.files import atomic_directory, read_jsonl
+from stages.common.metrics import write_curve, write_metrics
+from stages.common.stage import Stage, run
+from stages.shop.answer import Answerer, answer_turns
+from stages.shop.dialogues import turn_rows
+from stages.shop.tuning import (
+    KEPT_CHECKPOINTS,
+    check_lengths,
+    check_trainable,
+    curve,
+    json_dataset,
+    last_checkpoint,
+    lora,
+    open_model,
+    save_merged,
+)
+from stages.shop.verify import summarise
+
+CURVE_POINTS = 40
+
+
+def choose(split: str, count: int, seed: int) -> list[dict]:
+    """`count` rows of a split, drawn without repeats; all of them if there are fewer."""
+    rows = [row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in turn_rows(dialogue)]
+    random.Random(seed).shuffle(rows)
+    return rows[:count]
+
+
+def settings(stage: Stage, device: Device, folder: Path) -> SFTConfig:
+    """TRL's arguments. The router loss is off: pretraining owns the balance of the experts."""
+    sft, scale = stage.params.sft, stage.params.profile.sft
+    return SFTConfig(
+        output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
+        per_device_eval_batch_size=scale.batch, max_length=scale.max_length, packing=False, completion_only_loss=True,
+        learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_share * scale.steps),
+        router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
+        bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
+        dataloader_pin_memory=False, logging_steps=max(1, scale.steps // CURVE_POINTS), report_to="none",
+        save_strategy="steps", save_steps=max(1, scale.steps // 4), save_total_limit=KEPT_CHECKPOINTS,
+        disable_tqdm=None,
+    )
+
+
+def main(stage: Stage) -> None:
+    sft, profile = stage.params.sft, stage.params.profile
+    scale, seed = profile.sft, stage.params.seed
+    device = open_device(profile.device, profile.dtype, profile.threads, seed)
+    model, tokenizer = open_model("models/base", device)
+    train = choose("train", scale.steps * scale.batch, seed)
+    held_out = choose("validation", scale.look_rows, seed)
+    check_lengths(train + held_out, tokenizer, ("completion",), scale.max_length)
+
+    with open_checkpoint(stage) as checkpoint:
+        columns = ("prompt", "completion", "tools")
+        trainer = SFTTrainer(
+            model, args=settings(stage, device, checkpoint.directory / "trl"), processing_class=tokenizer,
+            train_dataset=json_dataset([{key: row[key] for key in columns} for row in train]),
+            eval_dataset=json_dataset([{key: row[key] for key in columns} for row in held_out]),
+            peft_config=lora(sft.lora_rank, sft.lora_alpha))
+        check_trainable(trainer.model)
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
+        validation_loss = trainer.evaluate()["eval_loss"]
+        rows = curve(trainer.state.log_history, {"loss": "loss"})
+        with atomic_directory("models/sft") as folder:
+            trainer.model.save_pretrained(folder / "adapter")
+            merged = trainer.model.merge_and_unload()
+            save_merged(merged, tokenizer, folder)
+        answers = answer_turns(Answerer(merged, tokenizer, device), held_out, scale.batch)
+
+    write_curve("metrics/sft.tsv", rows)
+    write_metrics("metrics/sft.json", {
+        "sft": {"train_loss": rows[-1]["loss"], "validation_loss": validation_loss, "rows": len(train)},
+        "validation": summarise(held_out, answers)})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,204 @@
+"""The whole graph on the smoke profile: from nothing, again, killed, edited under way, changed."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.common.graph import definitions
+from tests.conftest import ROOT, copy_project
+
+pytestmark = pytest.mark.slow
+DVC = ROOT / ".venv" / "bin" / "dvc"
+PYTHON = ROOT / ".venv" / "bin" / "python"
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
+
+
+def dvc(folder: Path, *words: str, fails: bool = False) -> str:
+    said = subprocess.run([DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    assert bool(said.returncode) == fails, said.stdout[-3000:] + said.stderr[-3000:]
+    return said.stdout + said.stderr
+
+
+def ran(said: str) -> set[str]:
+    """The stages that DVC says it ran."""
+    return set(re.findall(r"Running stage '([^']+)'", said))
+
+
+def digest(path: Path) -> str:
+    """One hash over a file or over all names and bytes below a folder."""
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the project in which the smoke graph ran from nothing."""
+    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    started = time.monotonic()
+    dvc(folder, "repro", "--no-run-cache")
+    print(f"the smoke graph took {time.monotonic() - started:.0f} s")
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"], cwd=folder,
+                   check=True)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the finished project that a test may change; outs are there, DVC's cache is not shared."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder, symlinks=True)
+    return folder
+
+
+def test_two_runs_from_nothing_give_one_lock(finished, tmp_path):
+    folder = copy_project(tmp_path / "again")
+    dvc(folder, "repro", "--no-run-cache")
+    assert (folder / "dvc.lock").read_text() == (finished / "dvc.lock").read_text()
+
+
+def test_a_repeated_run_does_nothing_in_three_seconds(finished):
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert "Data and pipelines are up to date" in dvc(finished, "repro")
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 3, seconds
+
+
+def test_the_tables_and_plots_of_dvc_work(finished, tmp_path):
+    assert "val_bits_per_byte" in dvc(finished, "metrics", "show")
+    assert "val_bits_per_byte" in dvc(finished, "metrics", "diff", "HEAD~1")
+    assert "pretrain@gru" in dvc(finished, "dag")
+    assert "up to date" in dvc(finished, "status")
+    dvc(finished, "plots", "diff", "HEAD", "-o", str(tmp_path))
+    page = (tmp_path / "index.html").read_text()
+    assert all(f"metrics/pretrain/{model}.tsv" in page for model in ("mlp", "rnn", "lstm", "gru", "gpt_oss"))
+
+
+def test_every_out_is_small_in_number(finished):
+    for stage in definitions(finished, "smoke").values():
+        for out in stage.outs:
+            files = [file for file in (finished / out).rglob("*") if file.is_file()]
+            assert len(files) <= 100, f"{out} has {len(files)} files"
+
+
+def test_the_report_needs_no_network(finished):
+    page = (finished / "metrics" / "report.html").read_text()
+    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
+    assert page.count("<svg") >= 4
+    assert len(page) < 2_000_000
+
+
+LOOPING = ("filter", "pretrain@mlp", "pretrain@lstm", "pretrain@gpt_oss", "build_sft", "midtrain", "sft", "build_prefs", "dpo",
+           "evaluate")
+
+
+@pytest.mark.parametrize("name", LOOPING)
+def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
+    outs = definitions(copy, "smoke")[name].outs
+    right = {out: digest(copy / out) for out in outs}
+    seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
+    command = [PYTHON, "-m", f"stages.{name.split('@')[0]}", *name.split("@")[1:]]
+
+    def without_outs() -> None:
+        for out in outs:  # as DVC does before it runs a command
+            shutil.rmtree(copy / out) if (copy / out).is_dir() else (copy / out).unlink(missing_ok=True)
+
+    shutil.rmtree(copy / ".cache", ignore_errors=True)
+    for part in (0.3, 0.6, 0.9):
+        without_outs()
+        process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(part * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    without_outs()
+    subprocess.run(command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True)
+    assert {out: digest(copy / out) for out in outs} == right
+
+
+def test_dvc_killed_alone_takes_its_trainer_along(copy):
+    process = subprocess.Popen([DVC, "repro", "-s", "-f", "--no-run-cache", "sft"], cwd=copy, env=ENVIRONMENT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while "sft: key" not in (line := process.stdout.readline()):
+        assert line or process.poll() is None
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and stages_running(copy):
+        time.sleep(0.2)
+    assert not stages_running(copy)
+    dvc(copy, "repro")  # the locks of a killed DVC do not stand in the way
+
+
+def stages_running(folder: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                here = os.readlink(process / "cwd") == str(folder)
+                if here and any(word.startswith(b"stages.") for word in words):
+                    found.append(int(process.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_comment_runs_nothing_and_a_learning_rate_what_stands_behind_it(copy):
+    params = copy / "params.yaml"
+    params.write_text("# another comment\n" + params.read_text())
+    assert ran(dvc(copy, "repro")) == set()
+    said = dvc(copy, "exp", "run", "-S", "pretrain.gru.learning_rate=1e-5")
+    assert ran(said) == {"pretrain@gru", "compare", "report"}
+    assert "pretrain.gru.learning_rate" in dvc(copy, "params", "diff", "HEAD")
+    assert "gru.val_bits_per_byte" in dvc(copy, "metrics", "diff", "HEAD")
+
+
+def test_a_price_runs_no_pretraining(copy):
+    products = next((copy / "data" / "store" / "products").glob("*.jsonl"))
+    first, rest = products.read_text().split("\n", 1)
+    row = json.loads(first)
+    row["price"] = round(row["price"] + 1, 2)
+    products.write_text(json.dumps(row) + "\n" + rest)
+    again = ran(dvc(copy, "repro"))
+    assert "build_sft" in again
+    assert not {name for name in again if name.startswith(("pretrain", "encode", "filter", "download", "compare"))}
+
+
+def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
+    code = copy / "stages" / "router.py"
+    process = subprocess.Popen([DVC, "repro", "-s", "-f", "--no-run-cache", "router"], cwd=copy, env=ENVIRONMENT,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while "router: key" not in (line := process.stdout.readline()):
+        assert line or process.poll() is None
+    code.write_text(code.read_text() + "\n# edited\n")
+    said = process.stdout.read()
+    assert process.wait() != 0
+    assert "stages/router.py changed while router was running" in said
+    assert not (copy / "models" / "router").exists()
+
+
+def test_an_experiment_runs_in_a_temporary_copy(copy):
+    before = (copy / "params.yaml").read_text()
+    subprocess.run(["git", "config", "user.name", "t"], cwd=copy, check=True)
+    subprocess.run(["git", "config", "user.email", "t@example.com"], cwd=copy, check=True)
+    dvc(copy, "exp", "run", "--temp", "-S", "router.inverse_penalty=5", "router")
+    assert (copy / "params.yaml").read_text() == before
+
+
+def test_a_single_stage_can_be_asked_for(copy):
+    shutil.rmtree(copy / "models" / "pretrain" / "gru")
+    said = dvc(copy, "repro", "--force", "--single-item", "pretrain@gru")
+    assert ran(said) == {"pretrain@gru"}

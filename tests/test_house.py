@@ -1,0 +1,155 @@
+"""The graph and the code say the same: dependencies against imports, parameters against reads, outs against .gitignore."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.common.graph import Definition, definitions
+from stages.common.params import read_params
+from tests.conftest import ROOT
+
+DVC = ROOT / ".venv" / "bin" / "dvc"
+GRAPH = definitions(ROOT, "cpu")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of this project, None for any other."""
+    path = ROOT / name.replace(".", "/")
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imports(path: Path) -> set[Path]:
+    """Files of this project that a file imports itself."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {file for name in names if (file := module_file(name)) and file.stat().st_size}
+    return found
+
+
+def reachable(path: Path) -> set[Path]:
+    """All files of this project that run when a stage runs."""
+    seen, todo = set(), [path]
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen.add(file)
+            todo += imports(file)
+    return seen
+
+
+def entry(definition: Definition) -> Path:
+    return ROOT / "stages" / f"{definition.name.split('@')[0]}.py"
+
+
+def covered(file: Path, dependencies: tuple[str, ...]) -> bool:
+    return any(file == ROOT / dep or (ROOT / dep) in file.parents for dep in dependencies)
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_imported_module_is_a_dependency(name):
+    stage = GRAPH[name]
+    missing = [str(file.relative_to(ROOT)) for file in reachable(entry(stage)) if not covered(file, stage.deps)]
+    assert not missing, f"{name} imports {missing}, which dvc.yaml does not list"
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_module_among_the_dependencies_is_imported(name):
+    stage = GRAPH[name]
+    used = reachable(entry(stage))
+    idle = [dep for dep in stage.deps if dep.endswith(".py") and ROOT / dep not in used]
+    assert not idle, f"{name} lists {idle} and imports none of them"
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_listed_parameter_is_read(name):
+    """Reading an unlisted one raises by itself; here each key under a listed section must occur as an attribute."""
+    stage = GRAPH[name]
+    attributes = {node.attr for file in reachable(entry(stage)) for node in ast.walk(tree(file))
+                  if isinstance(node, ast.Attribute)}
+    texts = {node.value for file in reachable(entry(stage)) for node in ast.walk(tree(file))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    params = read_params(ROOT / "params.yaml")
+
+    def leaves(value: object, key: str) -> list[str]:
+        return [leaf for inner in value for leaf in leaves(value[inner], inner)] if isinstance(value, dict) else [key]
+
+    unread = [leaf for key in stage.params for leaf in leaves(params.get(key), key.split(".")[-1])
+              if leaf not in attributes and leaf not in texts]
+    assert not unread, f"{name} lists {unread} and reads none of them"
+
+
+def test_every_stage_says_what_it_does():
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    for name, stage in stages.items():
+        assert len(stage["desc"].split()) >= 5, name
+        docstring = ast.get_docstring(tree(ROOT / "stages" / f"{name}.py"))
+        assert "\nin   " in docstring, name
+        assert "\nout  " in docstring, name
+        for out in (*GRAPH.get(name, GRAPH.get(f"{name}@mlp")).outs,):
+            assert out.split("/")[0] in docstring, f"{name}: the docstring does not name {out}"
+
+
+def test_no_two_stages_write_one_file_and_no_input_lies_inside_an_out():
+    outs = [out for stage in GRAPH.values() for out in stage.outs]
+    assert len(outs) == len(set(outs))
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    metrics = {out for out in outs if out.startswith("metrics/") and not out.endswith(".html")}
+    for file in tracked:
+        assert not any(file == out or file.startswith(out + "/") for out in set(outs) - metrics), file
+
+
+def test_every_large_out_is_ignored_by_git():
+    for stage in GRAPH.values():
+        for out in stage.outs:
+            kept = out.startswith("metrics/") and not out.endswith(".html")
+            ignored = not subprocess.run(["git", "check-ignore", "-q", f"{out}/x"], cwd=ROOT).returncode or \
+                not subprocess.run(["git", "check-ignore", "-q", out], cwd=ROOT).returncode
+            assert ignored != kept, out
+
+
+def test_no_module_takes_the_name_of_a_standard_one():
+    """Run as a script it would shadow it: a script named copy.py once broke `import torch`."""
+    for folder in ("stages", "demo", "setup", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names, path
+
+
+def test_stages_import_no_other_stage():
+    entries = {entry(stage) for stage in GRAPH.values()}
+    for path in entries:
+        assert not imports(path) & entries, path
+
+
+def test_dvc_reads_the_graph():
+    for command, word in ((["stage", "list", "--name-only"], "pretrain@gpt_oss"), (["dag"], "pretrain@gru"),
+                          (["status"], "")):
+        said = subprocess.run([DVC, *command], cwd=ROOT, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert word in said.stdout
+
+
+def test_dvc_tells_nobody():
+    assert "analytics = false" in (ROOT / ".dvc" / "config").read_text()
+
+
+def test_ruff_has_no_complaint():
+    said = subprocess.run([ROOT / ".venv" / "bin" / "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout
