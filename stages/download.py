@@ -1,17 +1,19 @@
 """Put the crawl in place: the embedded web packed into WARC files, or WARC and WET files of your own.
 
 in   data/web/sites, data/web/designs (`source: embedded`) or the files of `paths` (`source: files`)
-out  data/raw/: the WARC files and manifest.json (source; for each file its name, bytes, sha256)
+out  data/raw/: the WARC files and manifest.json (source; of each file name, bytes, sha256, and records if embedded)
 
-Each page becomes a response record as a crawler would have stored it, one gzip member a record, in the order of the URLs.
+Each page becomes a response record as a crawler would have stored it, one gzip member a record, sorted by URL.
 ISO 28500:2017, https://iipc.github.io/warc-specifications/
 """
 
 import glob
 import io
+import os
 import shutil
 import zlib
 from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
 
 from fastwarc.stream_io import GzipWriter, ZstdReader
 from fastwarc.warc import WarcRecord, WarcRecordType
@@ -21,9 +23,10 @@ from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.stage import Stage, run
 from stages.crawl.render import CRAWL_DAY, Renderer, Response
-from stages.crawl.site import Page, read_sites
+from stages.crawl.sites import Page, read_sites
 
 FIRST_BYTES = 1 << 16
+WRITE_BITS = 0o222
 
 
 def warc_response(response: Response, page: Page) -> bytes:
@@ -50,7 +53,8 @@ def warc_response(response: Response, page: Page) -> bytes:
 
 def warcinfo(number: int) -> bytes:
     record = WarcRecord()
-    record.init_headers(record_type=WarcRecordType.warcinfo, record_urn=f"uuid:00000000-0000-5000-8000-{number:012}".encode())
+    record_id = uuid5(NAMESPACE_URL, part_name(number))
+    record.init_headers(record_type=WarcRecordType.warcinfo, record_urn=f"uuid:{record_id}".encode())
     record.headers["WARC-Date"] = f"{CRAWL_DAY}T00:00:00Z"
     record.headers["WARC-Filename"] = part_name(number)
     record.headers["Content-Type"] = "application/warc-fields"
@@ -65,7 +69,7 @@ def part_name(number: int) -> str:
 
 
 def write_warc(path: Path, records: list[bytes]) -> None:
-    """One gzip member a record: whoever has the offset of a record can read it alone. FastWARC writes no time into it."""
+    """One gzip member a record, so that it can be read alone from its offset. FastWARC writes no time into it."""
     with path.open("wb") as file:
         writer = GzipWriter(file)
         for record in records:
@@ -73,18 +77,18 @@ def write_warc(path: Path, records: list[bytes]) -> None:
             writer.finish()
 
 
-def pack_web(sites: Path, designs: Path, pages_per_file: int, folder: Path) -> list[str]:
-    """Renders all pages into WARC files in `folder` and returns their names."""
+def pack_web(sites: Path, designs: Path, pages_per_file: int, folder: Path) -> list[dict]:
+    """Renders all pages into WARC files in `folder` and returns the name of each and how many records it has."""
     pages = read_sites(sites)
     renderer = Renderer(designs, pages)
-    names = []
+    files = []
     starts = range(0, len(pages), pages_per_file)
     for number, start in enumerate(progress(starts, "packing the embedded web", "file", total=len(starts))):
         part = pages[start:start + pages_per_file]
         write_warc(folder / part_name(number),
                    [warcinfo(number), *(warc_response(renderer.response(page), page) for page in part)])
-        names.append(part_name(number))
-    return names
+        files.append({"file": part_name(number), "records": 1 + len(part)})
+    return files
 
 
 def find_files(patterns: str) -> list[Path]:
@@ -94,8 +98,8 @@ def find_files(patterns: str) -> list[Path]:
         files = {Path(name).resolve() for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)}
         files = {file for file in files if file.is_file()}
         if not files:
-            raise Problem(f"download.paths: nothing is there under {pattern!r} (seen from {Path.cwd()}). Give the path "
-                          "of a WARC or WET file, or a pattern such as crawl/*.warc.gz.")
+            raise Problem(f"download.paths: nothing is there under {pattern!r} (seen from {Path.cwd()}). Give the "
+                          "path of a WARC or WET file, or a pattern such as crawl/*.warc.gz.")
         found |= files
     if not found:
         raise Problem("download.source is `files`, but download.paths is empty. Name your WARC or WET files there, "
@@ -137,29 +141,38 @@ def first_bytes(path: Path) -> bytes:
     return packed
 
 
-def take_files(patterns: str, folder: Path) -> list[str]:
-    """Copies the files of `patterns` into `folder` under names without folders and returns these."""
+def take_files(patterns: str, folder: Path) -> list[dict]:
+    """Puts the files of `patterns` into `folder` under names without folders and returns these.
+
+    A file that nobody may write to is linked, any other copied: DVC may link its cache to what lies in data/raw, and a
+    crawler that goes on writing to its file would then change the cache.
+    """
     files = find_files(patterns)
     for file in files:
         check_is_warc(file)
-    names = []
+    taken = []
     for number, file in enumerate(progress(files, "taking files", "file")):
-        names.append(f"{number:05}-{file.name}")
-        shutil.copyfile(file, folder / names[-1])
-    return names
+        target = folder / f"{number:05}-{file.name}"
+        if file.stat().st_mode & WRITE_BITS or file.stat().st_dev != folder.stat().st_dev:
+            shutil.copyfile(file, target)
+        else:
+            os.link(file, target)
+        taken.append({"file": target.name})
+    return taken
 
 
 def main(stage: Stage) -> None:
     params = stage.params.download
     with atomic_directory("data/raw") as folder:
         if params.source == "embedded":
-            names = pack_web(Path("data/web/sites"), Path("data/web/designs"), params.pages_per_file, folder)
+            files = pack_web(Path("data/web/sites"), Path("data/web/designs"), params.pages_per_file, folder)
         else:
-            names = take_files(params.paths, folder)
-        files = [{"file": name, "bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
-                 for name in names]
+            files = take_files(params.paths, folder)
+        for entry in files:
+            path = folder / entry["file"]
+            entry |= {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         write_json(folder / "manifest.json", {"source": params.source, "files": files})
-    print(f"{len(names)} files, {sum(file['bytes'] for file in files):,} bytes")
+    print(f"{len(files)} files, {sum(entry['bytes'] for entry in files):,} bytes")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from stages.common.progress import progress
 from stages.common.stage import Stage, run
 from stages.nn import tokenizer as tokenizers
 from stages.nn.data import open_tokens
-from stages.nn.export import load_gpt_oss, save_gpt_oss
+from stages.nn.export import load_gpt_oss, save_model
 from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizer, optimizer_tensors
 from stages.shop import harmony
@@ -146,9 +145,7 @@ def main(stage: Stage) -> None:
     curve = practise(stage, model, rows[random.permutation(windows)], device)
 
     with atomic_directory("models/base") as folder:
-        save_gpt_oss(model, folder)
-        for name in ("tokenizer.json", "tokenizer_config.json", tokenizers.RANKS):
-            shutil.copy(pretrained / name, folder / name)
+        save_model(model, folder, tokenizer)
         add_template(folder)
     write_curve("metrics/midtrain.tsv", curve)
 

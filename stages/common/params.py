@@ -95,6 +95,9 @@ class BuildSft(Section):
     train_dialogues: Count
     validation_dialogues: Count
     test_dialogues: Count
+    safety_dialogues: Count
+    plan_share: Share
+    max_characters: Count
 
 
 class Midtrain(Section):
@@ -117,6 +120,7 @@ class BuildPrefs(Section):
     samples: Annotated[int, Field(ge=2)]
     temperature: Positive
     top_p: Share
+    max_new_tokens: Count
     min_gap: Share
 
 
@@ -164,6 +168,7 @@ class MlpSize(Section):
 class RecurrentSize(Section):
     width: Count
     layers: Count
+    steps_back: Count
 
 
 class GptOssSize(Section):
@@ -177,6 +182,7 @@ class GptOssSize(Section):
     experts_per_token: Count
     window: Count
     max_context: Count
+    rope_factor: Annotated[float, Field(ge=1)]
 
 
 class Models(Section):

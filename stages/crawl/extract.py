@@ -1,7 +1,6 @@
 """From the bytes of a page to its main text.
 
-Resiliparse drops navigation, banners, side bars and footers by rules over the tree: 578 pages a second on one core at a
-token F1 of .92 on an independent set of real pages. Bevendorff et al. 2018, https://doi.org/10.1007/978-3-319-76941-7_83
+Resiliparse drops navigation, banners, side bars and footers by rules over the tree. Bevendorff et al. 2018, https://doi.org/10.1007/978-3-319-76941-7_83
 """
 
 import codecs
@@ -16,11 +15,12 @@ META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re
 META_WITHIN = 4096  # bytes; HTML asks for 1,024, pages with large scripts before it are common
 LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE)
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\ufeff]")
+TABS = re.compile(r"\t{2,}")  # resiliparse sets two between table cells
 BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def html_to_text(body: bytes, declared: str) -> str:
-    """The main text of an HTML page: paragraphs apart by a blank line, list items and table rows on lines of their own.
+    """The main text of an HTML page: a blank line between paragraphs, a line for each list item and table row.
 
     declared: the charset that the server claims, or "". Never raises on a malformed page.
     """
@@ -74,7 +74,7 @@ def decode_utf8(body: bytes) -> str | None:
 
 
 def tidy(text: str) -> str:
-    """Text in Unicode's composed form with plain spaces, no control characters and at most one blank line together."""
+    """Text in Unicode's composed form: plain spaces, no control characters, at most one blank line together."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
-    text = UNPRINTABLE.sub("", text)
+    text = TABS.sub("\t", UNPRINTABLE.sub("", text))
     return BLANK_LINES.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip("\n")

@@ -1,7 +1,7 @@
 """What people said about the embedded pages, and how near the filter comes to it.
 
-data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. Only pages of sites that are held out count:
-nothing of the filter was chosen by looking at them.
+data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. Only pages of sites that are held out
+count: nothing of the filter was chosen by looking at them.
 """
 
 import csv
@@ -36,7 +36,7 @@ def read_labels(path: Path) -> dict[str, Label]:
     labels: dict[str, Label] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(COLUMNS) or row[1] not in ("keep", "drop") or not row[5].isdecimal():
-            raise Problem(f"{path}:{number}: {','.join(row)!r} is not a label: it needs {len(COLUMNS)} fields, keep or "
+            raise Problem(f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
                           "drop in the second and a count in the last.")
         if row[0] in labels:
             raise Problem(f"{path}:{number}: {row[0]} has a label above already. Keep one of them.")

@@ -9,16 +9,17 @@ says that the limit might be passed. The verdicts are those of the plain count, 
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
+
+from stages.common.params import Filter
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 BULLETS = ("•", "‣", "▪", "◦", "·", "●", "-", "*", "–")
 ELLIPSIS = re.compile(r"\.\.\.|…")
-LETTER = re.compile(r"[^\W\d_]")
-TOP = (2, 3, 4)
-DUPLICATE = (5, 6, 7, 8, 9, 10)
+LONGEST_TOP = 4  # words of the longest n-gram whose most frequent one is counted; all repeats are counted from 5
+LONGEST_DUPLICATE = 10
 
 
 class Verdict(NamedTuple):
@@ -29,21 +30,14 @@ class Verdict(NamedTuple):
     scores: dict[str, float]
 
 
-class Limits(Protocol):
-    """The section `filter` of params.yaml."""
-
-    language: str
-    min_words: int
-
-
-def gopher(text: str, limits: Limits) -> Verdict:
+def gopher(text: str, limits: Filter) -> Verdict:
     """The quality rules, then the repetition rules."""
     quality = gopher_quality(text, limits)
     return gopher_repetition(text, limits) if quality.ok else quality
 
 
-def gopher_quality(text: str, limits: Limits) -> Verdict:
-    """Length, word length, symbols, bullets, ellipses, letters, stop words: Gopher's section A1.1, "Quality filtering".
+def gopher_quality(text: str, limits: Filter) -> Verdict:
+    """Length, word length, symbols, bullets, ellipses, letters, stop words: section A1.1, "Quality filtering".
 
     The stop words are English, so that rule holds only where English is the language to keep.
     """
@@ -58,13 +52,24 @@ def gopher_quality(text: str, limits: Limits) -> Verdict:
     })
 
 
-def gopher_repetition(text: str, limits: Limits) -> Verdict:
-    """Repeated lines, paragraphs and n-grams: Gopher's section A1.1, "Repetition removal"."""
-    ceilings = {name.removeprefix("max_"): (0, getattr(limits, name)) for name in (
-        "max_duplicate_lines", "max_duplicate_paragraphs", "max_duplicate_line_characters",
-        "max_duplicate_paragraph_characters", *(f"max_top_{n}gram_characters" for n in TOP),
-        *(f"max_duplicate_{n}gram_characters" for n in DUPLICATE))}
-    return judge(repetition_scores(text, ceilings), ceilings)
+def gopher_repetition(text: str, limits: Filter) -> Verdict:
+    """Repeated lines, paragraphs and n-grams: section A1.1, "Repetition removal"."""
+    ceilings = {
+        "duplicate_lines": limits.max_duplicate_lines,
+        "duplicate_paragraphs": limits.max_duplicate_paragraphs,
+        "duplicate_line_characters": limits.max_duplicate_line_characters,
+        "duplicate_paragraph_characters": limits.max_duplicate_paragraph_characters,
+        "top_2gram_characters": limits.max_top_2gram_characters,
+        "top_3gram_characters": limits.max_top_3gram_characters,
+        "top_4gram_characters": limits.max_top_4gram_characters,
+        "duplicate_5gram_characters": limits.max_duplicate_5gram_characters,
+        "duplicate_6gram_characters": limits.max_duplicate_6gram_characters,
+        "duplicate_7gram_characters": limits.max_duplicate_7gram_characters,
+        "duplicate_8gram_characters": limits.max_duplicate_8gram_characters,
+        "duplicate_9gram_characters": limits.max_duplicate_9gram_characters,
+        "duplicate_10gram_characters": limits.max_duplicate_10gram_characters,
+    }
+    return judge(repetition_scores(text, ceilings), {name: (0, ceiling) for name, ceiling in ceilings.items()})
 
 
 def judge(scores: Iterator[tuple[str, float]], bounds: dict[str, tuple[float, float]]) -> Verdict:
@@ -87,11 +92,13 @@ def quality_scores(text: str) -> Iterator[tuple[str, float]]:
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     yield "bullet_lines", sum(line.startswith(BULLETS) for line in lines) / max(1, len(lines))
     yield "ellipsis_lines", sum(line.endswith(("...", "…")) for line in lines) / max(1, len(lines))
-    yield "alphabetic_words", sum(LETTER.search(word) is not None for word in words) / count
-    yield "stop_words", len(STOP_WORDS & {word.strip(".,;:!?\"'()").lower() for word in words})
+    distinct = set(words)
+    letterless = {word for word in distinct if not word.isalpha() and not any(map(str.isalpha, word))}
+    yield "alphabetic_words", 1 - sum(map(letterless.__contains__, words)) / count
+    yield "stop_words", len(STOP_WORDS & {word.strip(".,;:!?\"'()").lower() for word in distinct})
 
 
-def repetition_scores(text: str, ceilings: dict[str, tuple[float, float]]) -> Iterator[tuple[str, float]]:
+def repetition_scores(text: str, ceilings: dict[str, float]) -> Iterator[tuple[str, float]]:
     """Shares of lines, of paragraphs and of characters that repeat earlier ones.
 
     The share of a duplicate n-gram may be an upper bound, where that is below its ceiling.
@@ -106,23 +113,25 @@ def repetition_scores(text: str, ceilings: dict[str, tuple[float, float]]) -> It
     yield "duplicate_paragraph_characters", paragraph_characters / size
     words = text.split()
     lengths = np.fromiter(map(len, words), np.int64, len(words))
-    numbers: dict[str, int] = {}
-    ids = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    ids = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
     grams = ids
-    for n in range(2, DUPLICATE[-1] + 1):
+    for n in range(2, LONGEST_DUPLICATE + 1):
         if len(grams) < 2:
             return
         # An n-gram is the pair of an (n-1)-gram and a word; numbering the pairs anew keeps them small and exact.
         pairs = grams[:-1] * np.int64(len(numbers)) + ids[n - 1:]
         _, first, grams, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
-        if n in TOP:
+        if len(first) == len(grams):
+            return  # nothing of n words occurs twice, so nothing longer does
+        if n <= LONGEST_TOP:
             yield f"top_{n}gram_characters", top_gram_characters(first, counts, lengths, n) / size
-        if n in DUPLICATE:
-            name = f"duplicate_{n}gram_characters"
-            share = repeated_characters_bound(grams, first, lengths, n) / size
-            if share > ceilings[name][1]:
-                share = repeated_characters(grams.tolist(), lengths.tolist(), n) / size
-            yield name, share
+            continue
+        name = f"duplicate_{n}gram_characters"
+        share = repeated_characters_bound(grams, first, lengths, n) / size
+        if share > ceilings[name]:
+            share = repeated_characters(grams.tolist(), lengths.tolist(), n) / size
+        yield name, share
 
 
 def repeats(parts: list[str]) -> tuple[float, int]:
@@ -140,11 +149,9 @@ def repeats(parts: list[str]) -> tuple[float, int]:
 def top_gram_characters(first: np.ndarray, counts: np.ndarray, lengths: np.ndarray, n: int) -> int:
     """Characters, spaces included, of all occurrences of the most frequent n-gram, the first of equally frequent ones.
 
-    first: where each distinct n-gram occurs first. counts: how often it occurs. 0 if none occurs twice.
+    first: where each distinct n-gram occurs first. counts: how often it occurs.
     """
     most = counts.max()
-    if most < 2:
-        return 0
     start = first[counts == most].min()
     return int(most * (lengths[start:start + n].sum() + n - 1))
 

@@ -265,44 +265,52 @@ def frames(path: Path, counts: Counter) -> Iterator[Frame]:
             if window.gap is Event.CUT and window.members:
                 lose(counts, "cut_short")  # its first byte is not there
             return
-        frame, why, end = next_frame(window)
-        if frame is None:
-            lose(counts, why)
+        found, end = next_frame(window)
+        if isinstance(found, Frame):
+            yield found
         else:
-            yield frame
-        if window.gap is Event.DAMAGED and why == "damaged_gzip":
+            lose(counts, found)
+        window.drop(end)
+        if found == "damaged_gzip":
             window.leave_gap()
-        else:
-            window.drop(end)
 
 
-def next_frame(window: Window) -> tuple[Frame | None, str, int]:
-    """The record at the start of the window, or None and why it is lost; and where the next one may start."""
-    window.reach(LONGEST_START)
-    head = None
-    if START.match(window.data):
-        while not (head := BLANK_LINE.search(window.data, 0, LONGEST_HEADER)):
-            if len(window.data) > LONGEST_HEADER or not window.reach(len(window.data) + 1):
-                break
-    if not head:
+def next_frame(window: Window) -> tuple[Frame | str, int]:
+    """The record at the start of the window, or why it is lost; and where in the window what follows it starts."""
+    head = next_head(window)
+    if head is None:
         start = skip_to_start(window, 1)
-        return None, "damaged_gzip" if window.gap is Event.DAMAGED and not start else "no_header", start or len(window.data)
+        if start is None and window.gap is Event.DAMAGED:
+            return "damaged_gzip", len(window.data)
+        return "no_header", len(window.data) if start is None else start
     headers = parse_headers(window.data[:head.start()])
     length = headers.get("content-length", "")
-    stated = head.end() + int(length) if length.isdecimal() else None
-    if stated and stated - head.end() <= LONGEST_RECORD and window.reach(stated) and window.is_boundary(stated):
-        return Frame(headers, bytes(window.data[head.end():stated]), ""), "", stated
+    stated = head.end() + min(int(length), LONGEST_RECORD + 1) if length.isdecimal() else None
+    fits = stated is not None and stated <= head.end() + LONGEST_RECORD
+    if fits and window.reach(stated) and window.is_boundary(stated):
+        return Frame(headers, bytes(window.data[head.end():stated]), ""), stated
     start = window.next_start(head.end(), head.end() + LONGEST_RECORD)
-    if start is None and len(window.data) - head.end() > LONGEST_RECORD:
-        return None, "too_long", skip_to_start(window, 0) or len(window.data)
+    if start is None and len(window.data) > head.end() + LONGEST_RECORD:
+        start = skip_to_start(window, head.end())
+        return "too_long", len(window.data) if start is None else start
     if start is None and window.gap is Event.DAMAGED:
-        return None, "damaged_gzip", len(window.data)
+        return "damaged_gzip", len(window.data)
     end = len(window.data) if start is None else start
     if stated is None:
-        return None, "no_length", end
-    block = bytes(window.data[head.end():end])
+        return "no_length", end
     flaw = "cut_short" if start is None and stated > end else "wrong_length"
-    return Frame(headers, without_line_ends(block), flaw), "", end
+    return Frame(headers, without_line_ends(bytes(window.data[head.end():end])), flaw), end
+
+
+def next_head(window: Window) -> re.Match | None:
+    """The header at the start of the window up to its blank line, or None if there is none."""
+    window.reach(LONGEST_START)
+    if not START.match(window.data):
+        return None
+    while not (head := BLANK_LINE.search(window.data, 0, LONGEST_HEADER)):
+        if len(window.data) >= LONGEST_HEADER or not window.reach(len(window.data) + 1):
+            return None
+    return head
 
 
 def skip_to_start(window: Window, position: int) -> int | None:
@@ -349,7 +357,8 @@ def page(frame: Frame, kind: str, max_bytes: int) -> tuple[Record | None, str]:
     if message is None:
         return None, broken
     content_type = (message.http_content_type or "").lower() or frame.headers.get("warc-identified-payload-type", "")
-    return Record(url, message.http_headers.status_code or 0, content_type, message.http_charset or "", body, False), broken
+    status = message.http_headers.status_code or 0
+    return Record(url, status, content_type, message.http_charset or "", body, False), broken
 
 
 def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes, str]:
@@ -375,7 +384,7 @@ def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes,
 
 def http_message(block: bytes, decode: str) -> WarcRecord:
     """The block as FastWARC reads it, under a header whose length is right."""
-    record = WarcRecord.from_bytes(b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+    record = WarcRecord.from_bytes(b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
                                    b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(block), block))
     record.parse_http(auto_decode=decode, quirks_mode=True)
     return record

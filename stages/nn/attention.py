@@ -56,8 +56,8 @@ def rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def seen_mask(begin: int, queries: range, window: int | None, padding: Tensor | None, like: Tensor) -> Tensor:
     """What is added to scores: 0 where a query may look, -inf where not; (n, keys) or, with padding, (B, n, keys).
 
-    Keys are the columns begin … queries.stop - 1. A query sees itself and what came before, `window` columns in all; columns below
-    padding (B,) only see themselves, which keeps them finite, and nobody looks at them.
+    Keys are the columns begin … queries.stop - 1. A query sees itself and what came before, `window` columns in all. Columns
+    below padding (B,) only see themselves, which keeps them finite, and nobody looks at them.
     """
     query = torch.arange(queries.start, queries.stop, device=like.device)[:, None]
     key = torch.arange(begin, queries.stop, device=like.device)
@@ -88,8 +88,10 @@ class Attention(torch.autograd.Function):
             queries = range(S - T + start, S - T + start + n)
             begin = 0 if window is None else max(0, queries.start - window + 1)
             mask = F.pad(seen_mask(begin, queries, window, padding, q), (0, 1))
-            # (n, keys) repeated for R heads, or (B, n, keys) for every row, group and head
-            mask = mask.repeat(R, 1) if padding is None else mask[:, None, None].expand(B, G, R, -1, -1).flatten(0, 1).flatten(1, 2)
+            if padding is None:
+                mask = mask.repeat(R, 1)                                       # (n, keys) -> (R · n, keys)
+            else:
+                mask = mask[:, None].repeat(1, G, R, 1).flatten(0, 1)          # (B, n, keys) -> (B · G, R · n, keys)
             q_block = q[:, start:start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
             k_block, v_block = block_of(k, begin, queries.stop), block_of(v, begin, queries.stop)
             scores = torch.baddbmm(mask, q_block, k_block.mT, alpha=d**-0.5)
@@ -149,8 +151,8 @@ class KeyValues:
     """Keys and values of one layer so far, for generation.
 
     Columns are appended to a buffer of zeros; when it is full, those that can still be seen move to a larger or, in a window
-    layer, to an equally small one. So a window layer's memory does not grow, its columns stay in order without the arithmetic of
-    a ring, and the row behind the last column is always zeros, as `Attention` wants it.
+    layer, to an equally small one. So a window layer's memory does not grow, its columns stay in order without a ring's
+    arithmetic, and the row behind the last column is always zeros, as `Attention` wants it.
     """
 
     def __init__(self, window: int | None):

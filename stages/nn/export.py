@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import tiktoken
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.common.files import read_json, write_json
+from stages.common.files import write_json
 from stages.common.models import WEIGHTS, check_model
 from stages.common.problem import Problem
 from stages.nn.attention import FAST_TURNS, SLOW_TURNS, THETA
@@ -67,8 +66,8 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
         hidden_act="silu", swiglu_alpha=GAIN, swiglu_limit=LIMIT, rms_norm_eps=EPSILON,
         max_position_embeddings=config["max_context"],
         # YaRN with factor 1 is plain RoPE; servers that read its keys without asking find them.
-        rope_parameters={"rope_type": "yarn", "rope_theta": THETA, "factor": config["rope_factor"], "beta_fast": FAST_TURNS,
-                         "beta_slow": SLOW_TURNS, "truncate": False,
+        rope_parameters={"rope_type": "yarn", "rope_theta": THETA, "factor": config["rope_factor"],
+                         "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS, "truncate": False,
                          "original_max_position_embeddings": round(config["max_context"] / config["rope_factor"])},
         router_aux_loss_coef=config["balance"], output_router_logits=False, use_cache=True,
         bos_token_id=ids["<|startoftext|>"], eos_token_id=ids["<|return|>"], pad_token_id=ids[END_OF_TEXT],
@@ -78,12 +77,13 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
 def imported_config(config: dict) -> dict:
     """Our config from a GptOssForCausalLM's. Raises Problem on what our model has no place for."""
     rope = config["rope_parameters"]
-    fixed = {"swiglu_limit": LIMIT, "rms_norm_eps": EPSILON, "tie_word_embeddings": False, "attention_bias": True}
-    expected = {**fixed, "rope_theta": THETA, "rope_type": "yarn", "truncate": False, "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS}
-    found = {key: {**config, **rope}.get(key) for key in expected}
-    types = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(config["num_hidden_layers"])]
-    if found != expected or config["layer_types"] != types:
-        wrong = {key: value for key, value in found.items() if value != expected[key]} or {"layer_types": config["layer_types"]}
+    expected = {"swiglu_limit": LIMIT, "rms_norm_eps": EPSILON, "tie_word_embeddings": False, "attention_bias": True,
+                "rope_theta": THETA, "rope_type": "yarn", "truncate": False, "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS,
+                "layer_types": ["full_attention" if layer % 2 else "sliding_attention"
+                                for layer in range(config["num_hidden_layers"])]}
+    found = {**config, **rope}
+    wrong = {key: found.get(key) for key in expected if found.get(key) != expected[key]}
+    if wrong:
         raise Problem(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with transformers instead.")
     return {"layers": config["num_hidden_layers"], "width": config["hidden_size"], "heads": config["num_attention_heads"],
             "key_value_heads": config["num_key_value_heads"], "head_size": config["head_dim"],

@@ -42,10 +42,10 @@ class Block(nn.Module):
         E, width = config["experts"], config["expert_width"]
         self.window, self.head_size, self.experts_per_token = window, d, config["experts_per_token"]
         shapes = {
-            "attention_norm": (D,), "sinks": (H,), "query": (H * d, D), "query_bias": (H * d,), "key": (G * d, D), "key_bias": (G * d,),
-            "value": (G * d, D), "value_bias": (G * d,), "output": (D, H * d), "output_bias": (D,),
-            "expert_norm": (D,), "router": (E, D), "router_bias": (E,), "gate_up": (E, D, 2 * width), "gate_up_bias": (E, 2 * width),
-            "down": (E, width, D), "down_bias": (E, D)}
+            "attention_norm": (D,), "query": (H * d, D), "query_bias": (H * d,), "key": (G * d, D), "key_bias": (G * d,),
+            "value": (G * d, D), "value_bias": (G * d,), "sinks": (H,), "output": (D, H * d), "output_bias": (D,),
+            "expert_norm": (D,), "router": (E, D), "router_bias": (E,), "gate_up": (E, D, 2 * width),
+            "gate_up_bias": (E, 2 * width), "down": (E, width, D), "down_bias": (E, D)}
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 

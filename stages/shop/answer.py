@@ -10,8 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stages.common.device import Device
 from stages.common.progress import progress
-
-STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
+from stages.shop.harmony import STOPS
 
 
 class Answerer:

@@ -7,28 +7,47 @@ A write is consented to when the assistant's last reply restated it (`restates`)
 import re
 
 # Turns of phrase with a negative word that refuse nothing.
-HARMLESS = r"no problem|no worries|no doubt|no need to (wait|ask)|no question|why not|don'?t see why not|can'?t wait|not a problem|" \
-           r"don'?t worry|no objections?|nothing against|if not,|can'?t hurt|no going back|without (a )?doubt|no,? that'?s (right|correct|fine)"
-NO = r"\b(no|nope|nah|naw|not|never|don'?t|doesn'?t|won'?t|can'?t|isn'?t|wasn'?t|nor|nothing|stop|wait|hold|hang on|leave it|leave (that|things)|" \
-     r"keep it|keep (the|them|my|that)|let me|changed my mind|second thoughts?|rather|forget|unless|until|later|maybe|perhaps|unsure|hmm+|" \
-     r"think|thinking|before|but|instead|actually|different|wrong|cannot|dont|doesnt|wont|cant|isnt|nvm|never ?mind|oops|ask (my|him|her))\b"
-YES = r"\b(yes|yess+|yep|yeah|yea|yup|ya|ye|aye|y|ok|okay|okey|oke|k|sure|surely|fine|good|great|perfect|right|correct|exactly|precisely|indeed|" \
-      r"agreed?|accepted|confirm(ed|s|ing)?|affirmative|go ahead|go on|go for it|go|please do|do (it|that|so)|proceed|carry on|carry it out|" \
-      r"by all means|of course|certainly|absolutely|definitely|make it so|please|sounds good|that'?s (it|the one|what i want(ed)?)|consent|" \
-      r"approved?|permission|granted|positive|yours to do|be my guest|jep|si|oui|ja|consider it|get on with it|away you go|crack on|spot on|quite so)\b|\b100 ?%"
+HARMLESS = """no problem|no worries|no doubt|no need to wait|no need to ask|no question|why not|don'?t see why not|can'?t wait
+not a problem|don'?t worry|no objections?|nothing against|if not,|can'?t hurt|no going back|without a doubt|without doubt
+no,? that'?s right|no,? that'?s correct|no,? that'?s fine"""
+# A refusal, or a doubt about this very change.
+NO = """no|nope|nah|naw|not|never|don'?t|doesn'?t|won'?t|can'?t|isn'?t|wasn'?t|nor|nothing|stop|wait|hold|hang on|leave it|leave that
+leave things|keep it|keep the|keep them|keep my|keep that|let me|changed my mind|second thoughts?|rather|forget|unless|until|later
+maybe|perhaps|unsure|hmm+|think|thinking|before|but|instead|actually|different|wrong|cannot|nvm|never ?mind|oops|ask my|ask him|ask her"""
+YES = """yes+|yep|yeah|yea|yup|ya|ye|aye|y|ok|okay|okey|oke|k|sure|surely|fine|good|great|perfect|right|correct|exactly|precisely|indeed
+agreed?|accepted|confirm(?:ed|s|ing)?|affirmative|go|do it|do that|do so|proceed|carry on|carry it out|by all means|of course|certainly
+absolutely|definitely|make it so|please|sounds good|that'?s it|that'?s the one|that'?s what i want(?:ed)?|consent|approved?|permission
+granted|positive|be my guest|jep|si|oui|ja|consider it|get on with it|away you go|crack on|spot on|quite so|100 ?%"""
 
 
-def agrees(text: str) -> bool:
-    """Whether the customer's turn is a plain yes: a word of consent, none of doubt, and no question."""
+def any_of(phrases: str) -> re.Pattern:
+    """Matches one of the phrases, which stand between bars and line ends, as whole words."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases.splitlines())})(?!\w)")
+
+
+harmless, refuses, consents = map(any_of, (HARMLESS, NO, YES))
+# Verbs that ask for the write itself: "swap it" is a yes to an exchange and to nothing else.
+VERBS = {"cancel_order": "cancel|undo|scrap|bin|kill|drop|call off|halt", "return_items": "return|take|send|collect|fetch",
+         "exchange_item": "swap|exchange|switch|trade|replace", "change_address": "change|redirect|send|ship|reroute|use|update"}
+
+
+def agrees(text: str, action: str | None = None) -> bool:
+    """Whether the customer's turn is a plain yes, or asks for this very write: a word of consent, none of doubt, and no question."""
     text = text.casefold().replace("’", "'")
-    text = re.sub(rf"\b({HARMLESS})", " ok ", text)
-    return bool(re.search(YES, text)) and not re.search(NO, text) and "?" not in text
+    text = harmless.sub(" ok ", text)
+    asks = action and re.search(rf"^\W*({VERBS[action]})\W+(it|them|away|back|there|this one|that one|the \w+)\b", text)
+    return bool(asks or consents.search(text)) and not refuses.search(text) and "?" not in text
 
 
 def holds(text: str, fact: str) -> bool:
     """Whether the text holds the fact as whole words, whatever its case and spaces."""
     squeezed = " ".join(fact.casefold().split())
     return re.search(rf"(?<!\w){re.escape(squeezed)}(?!\w)", " ".join(text.casefold().split())) is not None
+
+
+def short(name: str) -> str:
+    """The first two words of a product's name, which no other product shares, in small letters."""
+    return " ".join(name.casefold().split()[:2])
 
 
 def restates(text: str, action: str, order: str, total: str, products: list[tuple[str, list[str]]] = (), detail: str = "") -> bool:
@@ -39,12 +58,15 @@ def restates(text: str, action: str, order: str, total: str, products: list[tupl
     """
     if not holds(text, order):
         return False
-    named = all(holds(text, name) or holds(text, " ".join(name.split()[:2])) for name, _ in products)
+    named = all(holds(text, short(name)) for name, _ in products)
     match action:
         case "cancel_order":
             return holds(text, total)
         case "return_items":
-            others = any(holds(text, variant) for _, variants in products for variant in variants)
+            rest = text.casefold()
+            for name, _ in products:
+                rest = rest.replace(name.casefold(), " ").replace(short(name), " ")  # "marigold" may be a colour and part of the name
+            others = any(holds(rest, variant) for _, variants in products for variant in variants)
             return named and not others and not re.search(r"\b(cancel|call off)", text.casefold())
         case "exchange_item":
             return named and holds(text, detail)

@@ -6,14 +6,17 @@ it made in this conversation. Replies are put together from the shop's hand-writ
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from stages.shop.consent import short
 from stages.shop.records import Register, Reply
-from stages.shop.tools import Session, compact
+from stages.shop.schema import compact
+from stages.shop.tools import Session
 
 # A policy is quoted from its beginning, in whole sentences up to this many words.
 QUOTED_WORDS = 40
-UNKNOWN = ("unknown_product", "several_products")
+# Slots whose value gets a capital at the start of a sentence; names and numbers stay as they are.
+CAPITALISED = ("attribute", "categories", "variant", "reason", "why")
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,16 @@ def fill(fragment: str, **slots: object) -> str:
     def value(match: re.Match) -> str:
         text = str(slots[match[2]])
         starts = match.start() == 0 or match[1]
-        return match[1] + (text[0].upper() + text[1:] if starts and match[2] in ("attribute", "categories", "variant", "reason", "why") else text)
+        return match[1] + (text[0].upper() + text[1:] if starts and match[2] in CAPITALISED else text)
     return re.sub(r"((?:[.?!] )?)\{(\w+)\}", value, fragment)
 
 
 class Down(Exception):
     """The store failed twice in a row."""
+
+
+class Unclear(Exception):
+    """The customer's yes, or what it answered, could be read as something else, so the session refused the write."""
 
 
 class Oracle:
@@ -82,6 +89,7 @@ class Oracle:
         self.known: dict[str, dict] = {}   # products looked up, by every name they were called
         self.orders: dict[str, dict] = {}  # orders that were shown
         self.refused: set[str] = set()     # order numbers that did not match
+        self.number: str | None = None     # the order spoken of
         self.conditions: dict = {}         # the last search's
         self.waiting: Goal | None = None   # a goal that lacks something
         self.lacks: str | None = None      # what: order, email, variant, address
@@ -107,6 +115,7 @@ class Oracle:
 
     def _call(self, name: str, **arguments: object) -> dict:
         """Calls a tool; once more if the store is unavailable. Raises Down the second time."""
+        arguments = dict(sorted(arguments.items()))  # as they come back from a file of JSON lines
         for _ in range(2):
             self.messages.append({"role": "assistant", "content": "", "tool_calls": [
                 {"type": "function", "function": {"name": name, "arguments": arguments}}]})
@@ -144,6 +153,8 @@ class Oracle:
                 return [sorry, self._say("handed_off")]
             case "policy":
                 return self._policy(goal)
+            case "answer" if not self.waiting:
+                return [self._say("wrong_identity")]  # to an e-mail or number that does not help
             case "answer":
                 return self._order(self._completed(goal))
             case "confirm":
@@ -159,9 +170,7 @@ class Oracle:
 
     def _find(self, goal: Goal, **more: object) -> list[dict]:
         self.conditions = self.conditions | goal.conditions if "category" not in goal.conditions else goal.conditions
-        given = self.conditions | {name: value for name, value in more.items() if name not in self.conditions}
-        order = ("query", "category", "brand", "min_price", "max_price", "variant", "sort")
-        self.listed = self._call("search_products", **{name: given[name] for name in order if name in given})["results"]
+        self.listed = self._call("search_products", **more | self.conditions)["results"]
         self.subject = self.listed[0]["name"] if self.listed else None
         return self.listed
 
@@ -240,18 +249,18 @@ class Oracle:
         return self._say("facts", "product", "value", product=product["name"], attribute=name, value=value)
 
     def _stock(self, product: dict, wanted: tuple[str, ...]) -> list[str]:
-        stock = product["stock"]
-        there = [name for name, number in stock.items() if number]
+        name, stock = product["name"], product["stock"]
+        there = [variant for variant, number in stock.items() if number]
         parts = []
         for variant in wanted or there[:1] or list(stock)[:1]:
             if stock.get(variant):
-                parts.append(self._say("stock_in", "product", "variant", "stock", product=product["name"], variant=variant, stock=stock[variant]))
+                parts.append(self._say("stock_in", "product", "variant", "stock", product=name, variant=variant, stock=stock[variant]))
             else:
-                parts.append(self._say("stock_out", "product", "variant", product=product["name"], variant=variant))
-        others = [name for name in there if name not in wanted]
+                parts.append(self._say("stock_out", "product", "variant", product=name, variant=variant))
+        others = [variant for variant in there if variant not in wanted]
         others = others[:1] if wanted else others[1:3]
         if not wanted or not any(stock.get(variant) for variant in wanted):
-            parts += [self._say("stock_other", "variant", "stock", variant=name, stock=stock[name]) for name in others]
+            parts += [self._say("stock_other", "variant", "stock", variant=variant, stock=stock[variant]) for variant in others]
         return parts
 
     def _compare(self, goal: Goal) -> list[str]:
@@ -275,23 +284,20 @@ class Oracle:
         """The waiting goal with what the customer has now supplied."""
         goal, self.waiting, self.lacks = self.waiting, None, None
         given = {name: getattr(answer, name) for name in ("order", "email", "address") if getattr(answer, name)}
-        return Goal(**vars(goal) | given | ({"variants": answer.variants} if answer.variants else {}))
+        return replace(goal, **given, **({"variants": answer.variants} if answer.variants else {}))
 
     def _ask(self, goal: Goal, lacks: str, **slots: object) -> list[str]:
         self.waiting, self.lacks = goal, lacks
         return [self._say(f"ask_{lacks}", **slots)]
 
     def _order(self, goal: Goal) -> list[str]:
-        if not goal.order:
-            if len(self.orders) == 1:
-                goal = Goal(**vars(goal) | {"order": next(iter(self.orders))})
-            elif self.refused:
-                return [self._say("wrong_identity")]
-            else:
-                listed = self._call("list_orders").get("orders", [])
-                if len(listed) != 1:
-                    return self._ask(goal, "order")
-                goal = Goal(**vars(goal) | {"order": listed[0]["order"]})
+        if not goal.order and not self.number:
+            listed = self._call("list_orders").get("orders", [])
+            if len(listed) != 1:
+                return self._ask(goal, "order")
+            self.number = listed[0]["order"]
+        self.number = goal.order or self.number
+        goal = replace(goal, order=self.number)
         if goal.order in self.refused and not goal.email:
             return [self._say("wrong_identity")]
         if goal.order not in self.orders:
@@ -355,7 +361,7 @@ class Oracle:
         self.offer = None
         result = self._call(action, order=goal.order, **arguments)
         if "error" in result:
-            raise AssertionError(f"the right agent was refused: {action} {arguments} {result}")
+            raise Unclear(f"{action} {arguments} {result}")
         self.known.clear()
         del self.orders[goal.order]
         slots = {"order": goal.order, "total": result.get("refund"), "refund": result.get("refund"), **arguments}
@@ -392,10 +398,3 @@ def quoted(text: str) -> str:
 
 def words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.casefold()))
-
-
-def short(name: str) -> str:
-    """The first two words of a product's name, which no other product shares."""
-    return " ".join(name.casefold().split()[:2])
-
-

@@ -28,6 +28,7 @@ Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
 Money = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Reference = Annotated[str, Field(pattern="^(result [1-9]|same|first|second|third)$")]
 Slots = {"product", "product_2", "product_3", "product_id", "category", "categories", "a_category", "department", "brand",
          "min_price", "max_price", "variant", "variant_2", "attribute", "order", "email", "address", "reason"}
 
@@ -153,7 +154,9 @@ class Wording(Record):
 class Turn(Record):
     intent: Intent | Literal["answer", "confirm", "refuse", "thanks"]
     text: Text
-    product: Annotated[str, Field(pattern="^(result [1-9]|same|first|second|third)$")] | None = None
+    product: Reference | None = None
+    product_2: Reference | None = None
+    product_3: Reference | None = None
     fixed: dict[str, str] = {}
 
 

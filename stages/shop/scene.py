@@ -3,6 +3,7 @@
 A scene is data (a line of data/sft holds it), so that whoever reads a recorded dialogue can open the same session again.
 """
 
+import json
 import random
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class FiledOrder(BaseModel):
 class Scene(BaseModel):
     """catalogue: the split whose held-out products are for sale beside all others. day: 0 is the store as its files say; on days
     1 to DAYS prices, ratings, stock, warranties and sizes are others, so that a model learns to read them and not to know them.
-    review: text shown as the review of a product. stock: [product, variant, number]. faults: first calls that fail.
+    review: a product and the text that is pinned to it. stock: [product, variant, number]. faults: first calls that fail.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +41,11 @@ class Scene(BaseModel):
     review: tuple[str, str] | None = None
     stock: tuple[tuple[str, str, int], ...] = ()
     faults: int = 0
+
+    @classmethod
+    def of(cls, dialogue: dict) -> "Scene":
+        """The scene of a line of data/sft."""
+        return cls.model_validate_json(json.dumps(dialogue["session"]))
 
 
 class Shops:
@@ -55,7 +61,8 @@ class Shops:
         self.held_out: dict[Split, list[str]] = {"train": [], "validation": held_out[::2], "test": held_out[1::2]}
         attacks = [review.text for review in rows(Path(folder) / "reviews", Review) if review.instructs]
         self._catalogues: dict[tuple[Split, int], Store] = {}
-        self.attacks: dict[Split, list[str]] = {"train": attacks[::2], "validation": attacks[1::6], "test": attacks[3::6] + attacks[5::6]}
+        self.attacks: dict[Split, list[str]] = {
+            "train": attacks[::2], "validation": attacks[1::6], "test": attacks[3::6] + attacks[5::6]}
 
     def catalogue(self, split: Split, day: int = 0) -> Store:
         """The store with this split's products and reviews on this day. Not to be changed: take a copy."""
@@ -76,7 +83,7 @@ class Shops:
             store.pin_review(*scene.review)
         for product, variant, number in scene.stock:
             store.set_stock(product, variant, number)
-        return Session(store.copy(), scene.signed_in, scene.faults)
+        return Session(store, scene.signed_in, scene.faults)
 
 
 def another_day(store: Store, day: int) -> None:
@@ -93,5 +100,5 @@ def another_day(store: Store, day: int) -> None:
                 store.db.execute("UPDATE attributes SET value = ? WHERE rowid = ?",
                                  (f"{round(int(number) * draw.uniform(0.6, 1.5))}{space}{unit}", row["rowid"]))
         for row in store.all("SELECT product, name FROM variants ORDER BY rowid"):
-            store.db.execute("UPDATE variants SET stock = ? WHERE product = ? AND name = ?",
-                             (draw.choice((0, draw.randint(1, 9), draw.randint(10, 60), draw.randint(1, 200))), row["product"], row["name"]))
+            number = draw.choice((0, draw.randint(1, 9), draw.randint(10, 60), draw.randint(1, 200)))
+            store.db.execute("UPDATE variants SET stock = ? WHERE product = ? AND name = ?", (number, row["product"], row["name"]))

@@ -5,10 +5,9 @@ can be hashed and reset. All SQL is parametrised. FTS5 and bm25: https://sqlite.
 """
 
 import hashlib
-import json
 import re
 import sqlite3
-from datetime import date, timedelta
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
@@ -20,14 +19,12 @@ from stages.shop.records import (
     Order,
     Product,
     Review,
-    Section,
     Shop,
     read_departments,
     read_one,
     read_policy,
     rows,
     spoken,
-    spoken_date,
 )
 
 SCHEMA = """
@@ -44,8 +41,8 @@ CREATE TABLE policies (topic TEXT, title TEXT, section TEXT, heading TEXT, text 
 CREATE TABLE tickets (reason TEXT);
 CREATE VIRTUAL TABLE catalogue USING fts5 (product UNINDEXED, name, brand, kind, details, description, tokenize = 'porter unicode61');
 """
-# What a conversation can change; the state's hash covers these.
-CHANGING = ("orders", "lines", "variants", "tickets")
+# What a conversation can change, with the order in which the state's hash reads it.
+CHANGING = {"orders": "id", "lines": '"order", product', "variants": "product, name", "tickets": "rowid"}
 # Weights of the columns of `catalogue` in bm25: a word of the name counts more than one of the description.
 WEIGHTS = "0, 10, 6, 6, 3, 1"
 ORDER_BY = {"rating": "rating DESC, price", "price_low": "price, rating DESC", "price_high": "price DESC, rating DESC"}
@@ -76,8 +73,11 @@ class Store:
 
     def state_hash(self) -> str:
         """Equal hashes mean equal orders, stock and tickets."""
-        state = {table: sorted(map(tuple, self.db.execute(f"SELECT * FROM {table}")), key=repr) for table in CHANGING}
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
+        cursor, state = self.db.cursor(), hashlib.sha256()
+        cursor.row_factory = None
+        for table, key in CHANGING.items():
+            state.update(repr(cursor.execute(f"SELECT * FROM {table} ORDER BY {key}").fetchall()).encode())
+        return state.hexdigest()[:16]
 
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:
         return self.db.execute(sql, values).fetchone()
@@ -155,14 +155,16 @@ class Store:
         return []
 
     def attributes(self, product: str) -> dict[str, str]:
-        return {row["name"]: row["value"] for row in self.all("SELECT name, value FROM attributes WHERE product = ? ORDER BY rowid", product)}
+        found = self.all("SELECT name, value FROM attributes WHERE product = ? ORDER BY rowid", product)
+        return {row["name"]: row["value"] for row in found}
 
     def stock(self, product: str) -> dict[str, int]:
-        return {row["name"]: row["stock"] for row in self.all("SELECT name, stock FROM variants WHERE product = ? ORDER BY rowid", product)}
+        found = self.all("SELECT name, stock FROM variants WHERE product = ? ORDER BY rowid", product)
+        return {row["name"]: row["stock"] for row in found}
 
     def review(self, product: str) -> str | None:
-        """The review that the shop shows: a pinned one, else the shortest."""
-        row = self.one("SELECT text FROM reviews WHERE product = ? ORDER BY pinned DESC, LENGTH(text), rowid LIMIT 1", product)
+        """The review that the shop has pinned to the product, if any: the newest."""
+        row = self.one("SELECT text FROM reviews WHERE product = ? AND pinned ORDER BY rowid DESC LIMIT 1", product)
         return row["text"] if row else None
 
     # Orders
@@ -173,11 +175,12 @@ class Store:
 
     def orders_of(self, email: str) -> list[sqlite3.Row]:
         """The customer's orders, newest first."""
-        return self.all("SELECT o.* FROM orders o JOIN customers c ON c.id = o.customer WHERE c.email = ? ORDER BY o.placed DESC, o.id", email)
+        return self.all("SELECT o.* FROM orders o JOIN customers c ON c.id = o.customer WHERE c.email = ? "
+                        "ORDER BY o.placed DESC, o.id", email)
 
     def lines(self, order: str) -> list[sqlite3.Row]:
-        return self.all('SELECT l.*, p.name, p.category FROM lines l JOIN products p ON p.id = l.product WHERE l."order" = ? ORDER BY l.rowid',
-                        order)
+        return self.all('SELECT l.*, p.name, p.category FROM lines l JOIN products p ON p.id = l.product '
+                        'WHERE l."order" = ? ORDER BY l.rowid', order)
 
     def days_since(self, day: str) -> int:
         return (self.shop.today - date.fromisoformat(day)).days
@@ -191,7 +194,7 @@ class Store:
         if line["returned"]:
             return "it was already returned"
         if order["state"] not in states:
-            return "the order has not been delivered"
+            return "it is not delivered yet"
         if line["category"] in rules.non_returnable_categories:
             return f"{self.plural(line['category'])} cannot come back"
         if self.days_since(order["delivered"]) > days:
@@ -265,10 +268,11 @@ class Store:
         with self.db:
             self.db.execute("INSERT OR IGNORE INTO customers VALUES (?, ?, ?)", (order.customer, email, address))
             self.db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
-                order.order, order.customer, order.placed.isoformat(), order.state, order.shipping, order.total, order.carrier, order.tracking,
-                order.expected and order.expected.isoformat(), order.delivered and order.delivered.isoformat(), address))
-            self.db.executemany("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, 0)", [
-                (order.order, line.product, line.variant, line.quantity, line.price, line.product in order.returned) for line in order.items])
+                order.order, order.customer, order.placed.isoformat(), order.state, order.shipping, order.total, order.carrier,
+                order.tracking, order.expected and order.expected.isoformat(), order.delivered and order.delivered.isoformat(), address))
+            for line in order.items:
+                self.db.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, 0)", (
+                    order.order, line.product, line.variant, line.quantity, line.price, line.product in order.returned))
 
     def set_stock(self, product: str, variant: str, number: int) -> None:
         with self.db:

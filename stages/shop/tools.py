@@ -1,49 +1,19 @@
-"""The ten tools of the shopping agent, and the session in which a conversation uses them.
+"""What the ten tools of the shopping agent do, and the session in which a conversation uses them.
 
 Reads are free, except that an order is shown only to the customer it belongs to. A write needs a known customer, the shop's rules
 and the customer's consent to the restated change; the session reads consent from the conversation, never from an argument.
 Results are compact JSON with the fields that a reply needs. Text inside them (reviews, policies) is data.
 """
 
-import json
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from jsonschema import Draft202012Validator
-
 from stages.shop.consent import agrees, restates
-from stages.shop.records import SORTS, spoken_date
+from stages.shop.records import spoken_date
+from stages.shop.schema import NAMES, VALIDATORS, WRITES
 from stages.shop.store import NoSuchProduct, Store
-
-WRITES = ("cancel_order", "return_items", "exchange_item", "change_address")
-
-STRING, NUMBER = {"type": "string"}, {"type": "number"}
-PRODUCTS = {"type": "array", "items": STRING, "minItems": 1, "maxItems": 3}
-
-
-def tool(name: str, required: str = "", **properties: dict) -> dict:
-    """One tool in the form of the OpenAI API. Without a description: the names say it, and the prompt stays short."""
-    return {"type": "function", "function": {"name": name, "description": "", "parameters": {
-        "type": "object", "properties": properties, "required": required.split(), "additionalProperties": False}}}
-
-
-TOOLS = [
-    tool("search_products", query=STRING, category=STRING, brand=STRING, min_price=NUMBER, max_price=NUMBER, variant=STRING,
-         sort={"type": "string", "enum": list(SORTS)}),
-    tool("get_products", "products", products=PRODUCTS),
-    tool("list_orders"),
-    tool("get_order", "order", order=STRING, email=STRING),
-    tool("cancel_order", "order", order=STRING),
-    tool("return_items", "order products", order=STRING, products=PRODUCTS),
-    tool("exchange_item", "order product variant", order=STRING, product=STRING, variant=STRING),
-    tool("change_address", "order address", order=STRING, address=STRING),
-    tool("get_policy", "topic", topic=STRING, section=STRING),
-    tool("hand_off", "reason", reason=STRING),
-]
-NAMES = tuple(entry["function"]["name"] for entry in TOOLS)
-VALIDATORS = {entry["function"]["name"]: Draft202012Validator(entry["function"]["parameters"]) for entry in TOOLS}
 
 
 class Refusal(Exception):
@@ -76,16 +46,15 @@ class Session:
 
     def __post_init__(self):
         self.customer = self.signed_in
-        self._last_reply = ""
-        self._consented = ""
+        self._last_reply = self._answer = self._restated = ""
 
     def say(self, reply: str) -> None:
         """Notes what the assistant said to the customer."""
         self._last_reply = reply
 
     def hear(self, text: str) -> None:
-        """Notes a turn of the customer's. A yes counts for what the reply just before it restated, until the next turn."""
-        self._consented = self._last_reply if agrees(text) else ""
+        """Notes a turn of the customer's. A yes counts for what the reply just before it restated, and until the next turn."""
+        self._restated, self._answer, self._last_reply = self._last_reply, text, ""
 
     def call(self, name: str, arguments: object) -> dict:
         """Runs a tool and returns its result, or `{"error": code, ...}`. Never raises for what a model may send."""
@@ -115,9 +84,9 @@ class Session:
                             | ({} if row["stock"] else {"sold_out": True}) for row in self.store.search(**conditions)]}
 
     def get_products(self, products: list[str]) -> dict:
-        """One to three products by name or id: price, attributes, stock of each variant, warranty; for a single one a review."""
+        """One to three products by name or id: price, attributes, stock of each variant, warranty; of a single one the pinned review."""
         found = [self._product(reference) for reference in products]
-        entries = [{"id": row["id"], "name": row["name"], "price": money(row["price"]), "rating": row["rating"],
+        entries = [{"name": row["name"], "price": money(row["price"]), "rating": row["rating"],
                     "warranty_months": row["warranty_months"], "attributes": self.store.attributes(row["id"]),
                     "stock": self.store.stock(row["id"])} for row in found]
         review = self.store.review(found[0]["id"]) if len(found) == 1 else None
@@ -127,8 +96,8 @@ class Session:
         """The orders of the customer who is signed in or has been identified by `get_order`."""
         if not self.customer:
             raise Refusal("not_identified")
-        return {"orders": [{"order": row["id"], "state": row["state"].replace("_", " "), "placed": day(row["placed"]), "total": money(row["total"])}
-                           for row in self.store.orders_of(self.customer)]}
+        return {"orders": [{"order": row["id"], "state": row["state"].replace("_", " "), "placed": day(row["placed"]),
+                            "total": money(row["total"])} for row in self.store.orders_of(self.customer)]}
 
     def get_order(self, order: str, email: str | None = None) -> dict:
         """An order's state, lines and what its rules allow now (`may`). Identifies the customer by number and matching e-mail."""
@@ -234,11 +203,21 @@ class Session:
                 return line
         raise Refusal("not_in_order", product=product["name"])
 
-    def _require_consent(self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = "") -> None:
+    def offers(self, name: str, arguments: dict) -> bool:
+        """Whether the assistant's last reply restates this write, so that a yes to it would be a yes to this."""
+        row = self.store.order(arguments["order"])
+        products = arguments.get("products", [arguments["product"]] if "product" in arguments else [])
+        lines = [self._line(row, product) for product in products] if row else []
+        return bool(row) and self._restates(self._last_reply, name, row, lines, arguments.get("variant", arguments.get("address", "")))
+
+    def _restates(self, reply: str, action: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str) -> bool:
         products = [(line["name"], [name for name in self.store.stock(line["product"]) if name != line["variant"]]) for line in lines]
-        if not restates(self._consented, action, order["id"], money(order["total"]), products, detail):
+        return restates(reply, action, order["id"], money(order["total"]), products, detail)
+
+    def _require_consent(self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = "") -> None:
+        if not (agrees(self._answer, action) and self._restates(self._restated, action, order, list(lines), detail)):
             raise Refusal("not_confirmed")
-        self._consented = ""
+        self._restated = ""  # one yes, one change
 
     def _require_state(self, order: sqlite3.Row, states: list[str]) -> None:
         if order["state"] not in states:
@@ -264,8 +243,3 @@ def money(amount: float) -> str:
 
 def day(text: str | None) -> str | None:
     return spoken_date(date.fromisoformat(text)) if text else None
-
-
-def compact(value: object) -> str:
-    """JSON as tools return it and calls write it: no spaces, letters as they are."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

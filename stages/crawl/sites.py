@@ -1,7 +1,7 @@
 """The embedded web as it is written: one folder a site, `site.toml` and one Markdown file a page.
 
-A page file is TOML between two `+++` lines, then Markdown. Lines `@@ post …` and `@@ comment …` start a forum post or a
-reader's comment. What a page is about, its gold main text, is known exactly: the Markdown body with its posts and
+A page file is TOML between two `+++` lines, then Markdown. Lines `@@ post …` and `@@ comment …` start a forum post or
+a reader's comment. What a page is about, its gold main text, is known exactly: the Markdown body with its posts and
 without its comments.
 """
 
@@ -105,7 +105,7 @@ def read_sites(folder: Path) -> list[Page]:
         for file in sorted(settings.parent.glob("*.md")):
             page = read_page(file, settings.parent.name, site)
             if page.url in files:
-                raise Problem(f"{file}:2: {page.front.url} is also the url of {files[page.url].name}. Give one another.")
+                raise Problem(f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one.")
             files[page.url] = file
             pages.append(page)
     if not pages:

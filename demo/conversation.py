@@ -1,0 +1,92 @@
+"""One conversation of the demonstration: every query is classified first, then answered by whom it is for.
+
+Shopping goes to the released model and its tools, anything else to GPT-4 (a polite sentence without a key). An unclear
+query stays where the conversation is; at its beginning the customer is asked once.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from demo.router import Route, Router
+from stages.shop.agent import COULD_NOT, TOO_LONG, Agent
+from stages.shop.tools import Call
+
+POLITE = "I can only help with things of this shop: products, orders, returns and how we do things. What do you need?"
+CLARIFY = "Is this about something in our shop: a product, an order, a return or how we do things?"
+# The local classifier sees one query at a time, and `yes` or `the second one` does not look like shopping. Within a shopping
+# conversation it must be this sure to leave it: at 0.5 it would lose three of ten later turns of data/store/plans.jsonl, at
+# 0.8 one. The opposite error costs less: the agent declines.
+SURE_TO_LEAVE = 0.8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """by: `agent`, `gpt` or, for a fixed sentence, `shop`. calls: the tools that the agent used for it, in order.
+
+    failed: the one whom the query is for could not answer it, and the text says so.
+    """
+
+    text: str
+    by: str
+    route: Route
+    calls: tuple[Call, ...] = ()
+    failed: bool = False
+
+
+def plain(text: str) -> str:
+    """The text without what steers a terminal (control characters) or a model (the markers of the harmony format)."""
+    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return kept.replace("<|", "< |")
+
+
+class Conversation:
+    """open_agent is called at the first shopping query: other ones are answered without the model."""
+
+    def __init__(self, router: Router, open_agent: Callable[[], Agent]):
+        self.router, self.open_agent = router, open_agent
+        self.agent: Agent | None = None
+        self.queries: list[str] = []
+        self.place: str | None = None  # where the conversation is: shopping or other
+        self.asked = False             # whether the customer was asked what it is about
+        self.other: list[dict] = []    # what GPT-4 answers from: no shopping turns, which hold orders and addresses
+
+    def open(self) -> None:
+        """Opens the agent now. Raises Problem if it cannot be."""
+        self.agent = self.agent or self.open_agent()
+
+    def __call__(self, query: str) -> Answer:
+        """The answer to the customer's next turn. Raises Problem if the agent cannot be opened."""
+        query = plain(query)
+        route = self.router(query, tuple(self.queries))
+        self.queries.append(query)
+        place = self.goes_to(query, route)
+        if place is None:
+            self.asked = True
+            return Answer(CLARIFY, "shop", route)
+        self.place = place
+        return self._shopping(query, route) if place == "shopping" else self._other(query, route)
+
+    def goes_to(self, query: str, route: Route) -> str | None:
+        """`shopping` or `other`; None if the customer must be asked, which happens once."""
+        if route.label == "unclear":
+            return self.place or ("shopping" if self.asked else None)
+        if self.place == "shopping" and route.source == "local":
+            answers = "?" in self.agent.messages[-1]["content"] and "?" not in query
+            if answers or route.confidence < SURE_TO_LEAVE:
+                return "shopping"
+        return route.label
+
+    def _shopping(self, query: str, route: Route) -> Answer:
+        self.open()
+        before = len(self.agent.session.calls)
+        text = self.agent(query)
+        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG))
+
+    def _other(self, query: str, route: Route) -> Answer:
+        turn = {"role": "user", "content": query}
+        text = self.router.answer_other([*self.other, turn])
+        if text is None:
+            return Answer(POLITE, "shop", route, failed=self.router.has_key)
+        self.other += [turn, {"role": "assistant", "content": text}]
+        return Answer(text, "gpt", route)

@@ -1,0 +1,82 @@
+"""Make shopping dialogues whose tool calls were really executed on the store.
+
+in   data/store (products, orders, policies, wordings, plans, replies)
+out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json, card.json
+
+Held out by product, by wording and by plan; order numbers and e-mails of test occur in no training dialogue. Dialogues are
+made as in tau-bench, by a scripted customer and tools on a real database. Yao et al. 2024, https://arxiv.org/abs/2406.12045
+"""
+
+import statistics
+from collections import Counter
+from pathlib import Path
+
+from stages.common.files import atomic_directory, write_json, write_jsonl
+from stages.common.problem import Problem
+from stages.common.stage import Stage, run
+from stages.shop.consent import holds
+from stages.shop.maker import CASES, Maker, named_products, shop_lexicon
+from stages.shop.schema import TOOLS
+from stages.shop.take import Shares
+
+STORE = Path("data/store")
+
+
+def identifiers(dialogue: dict) -> set[str]:
+    """Order numbers and e-mails that were drawn for a dialogue."""
+    filed = dialogue["session"]["orders"]
+    return {entry["order"]["order"] for entry in filed} | {entry["email"] for entry in filed}
+
+
+def check_apart(train: list[dict], other: list[dict], names: set[str], split: str) -> None:
+    """Raises Problem if a training dialogue shares a wording, plan, order number or e-mail with `other`, or names its products."""
+    for what, of in (("the wording", lambda row: set(row["wordings"])), ("the plan", lambda row: {row["plan"]} - {None}),
+                     ("the order number or e-mail", identifiers)):
+        shared = set().union(*map(of, train)) & set().union(*map(of, other))
+        # A bare value ("{order}") is what everybody answers.
+        shared = {value for value in shared if not value.startswith("{") or " " in value}
+        if shared:
+            raise Problem(f"train and {split} share {what} {min(shared)!r}. Give it one split only in {STORE}.")
+    for dialogue in train:
+        text = " ".join(message["content"] for message in dialogue["messages"]).casefold()
+        for name in names:
+            if name in text and holds(text, name):
+                raise Problem(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
+
+
+def card(splits: dict[str, list[dict]], maker: Maker) -> dict:
+    """Counts of what the data set holds."""
+    described = {}
+    for name, dialogues in splits.items():
+        lengths = [len(dialogue["messages"]) for dialogue in dialogues]
+        described[name] = {
+            "dialogues": len(dialogues), "messages": sum(lengths), "mean_messages": statistics.mean(lengths) if lengths else 0,
+            "by_intent": dict(Counter(dialogue["intent"] for dialogue in dialogues)),
+            "with_plan": sum(dialogue["plan"] is not None for dialogue in dialogues),
+            "by_tool": dict(Counter(call["function"]["name"] for dialogue in dialogues for message in dialogue["messages"]
+                                    for call in message.get("tool_calls", []))),
+            "by_act": dict(Counter(act for dialogue in dialogues for note in dialogue["notes"] for act in note["acts"]))}
+    return {"splits": described, "unused": sorted(maker.unused)}
+
+
+def main(stage: Stage) -> None:
+    sizes = stage.params.build_sft
+    maker = Maker(STORE, stage.params.seed, sizes.max_characters, Shares(plan=sizes.plan_share))
+    splits = {"train": maker.split("train", sizes.train_dialogues), "validation": maker.split("validation", sizes.validation_dialogues),
+              "test": maker.split("test", sizes.test_dialogues), "safety": maker.safety("test", sizes.safety_dialogues)}
+    for name in ("validation", "test", "safety"):
+        names = named_products(maker.world.shops, "validation" if name == "validation" else "test")
+        check_apart(splits["train"], splits[name], names, name)
+    with atomic_directory("data/sft") as folder:
+        for name, dialogues in splits.items():
+            write_jsonl(folder / f"{name}.jsonl", dialogues)
+        write_json(folder / "tools.json", TOOLS)
+        write_json(folder / "lexicon.json", shop_lexicon(maker).words())
+        write_json(folder / "card.json", card(splits, maker))
+    print(f"{', '.join(f'{len(dialogues):,} {name}' for name, dialogues in splits.items())} dialogues ({', '.join(CASES)} in safety)")
+    if maker.unused:
+        print(f"{len(maker.unused)} wordings or plans fit no product and were left out: {', '.join(sorted(maker.unused))}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+"""Put the five language models side by side.
+
+in   metrics/pretrain/{mlp,rnn,lstm,gru,gpt_oss}.json
+out  metrics/pretrain.json: {model: {val_bits_per_byte, parameters, active_parameters, tokens}}
+
+All saw the same tokens in the same order, and bits per byte do not depend on the tokenizer.
+"""
+
+from pathlib import Path
+
+from stages.common.files import read_json
+from stages.common.metrics import write_metrics
+from stages.common.stage import Stage, run
+
+# By name, not whatever lies in the folder: a model left over from another version must not be counted.
+MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
+FOLDER, TABLE = Path("metrics/pretrain"), Path("metrics/pretrain.json")
+
+
+def main(stage: Stage) -> None:
+    table = {name: read_json(FOLDER / f"{name}.json")[name] for name in MODELS}
+    write_metrics(TABLE, table)
+    print(f"{'model':8} {'bits/byte':>9} {'parameters':>11} {'active':>11} {'tokens':>11}")
+    for name in sorted(table, key=lambda name: table[name]["val_bits_per_byte"]):
+        row = table[name]
+        print(f"{name:8} {row['val_bits_per_byte']:9.3f} {row['parameters']:11,} {row['active_parameters']:11,} "
+              f"{row['tokens']:11,}")
+
+
+if __name__ == "__main__":
+    run(main)

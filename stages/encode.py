@@ -1,0 +1,70 @@
+"""Turn the corpus into token files.
+
+in   data/corpus/{train,val}/*.parquet (column `text`), data/ranks/o200k_4096.tiktoken
+out  data/tokens/{train,val}.bin (ids, each document followed by <|endoftext|>), data/tokens/meta.json, data/tokenizer/
+
+Byte-pair encoding with the first ranks of o200k_base (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909); text that looks
+like a special token is encoded as plain text.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import tiktoken
+
+from stages.common.files import atomic_directory, write_json
+from stages.common.problem import Problem
+from stages.common.progress import progress
+from stages.common.stage import Stage, run
+from stages.nn.tokenizer import END_OF_TEXT, encoding, read_ranks, save_tokenizer
+
+RANKS = Path("data/ranks/o200k_4096.tiktoken")
+CORPUS, TOKENS, TOKENIZER = Path("data/corpus"), Path("data/tokens"), Path("data/tokenizer")
+SPLITS = ("train", "val")
+DOCUMENTS_AT_ONCE = 1000
+
+
+def texts(folder: Path) -> Iterator[list[str]]:
+    """Documents of a split in the order of file names and rows, some at a time. Raises Problem if there are none."""
+    files = sorted(folder.glob("*.parquet"))
+    rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+    if rows == 0:
+        raise Problem(f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
+                      "which rule removed how many pages.")
+    batches = (batch for file in files for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"]))
+    for batch in batches:
+        yield batch.column("text").to_pylist()
+
+
+def encode_split(folder: Path, file: Path, tokenizer: tiktoken.Encoding, dtype: np.dtype) -> dict[str, int]:
+    """Writes the ids of a split and returns its counts: documents, tokens (separators too), bytes of text in UTF-8."""
+    end = tokenizer.encode_single_token(END_OF_TEXT)
+    counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
+    with file.open("wb") as out:
+        for batch in texts(folder):
+            for text, ids in zip(batch, tokenizer.encode_ordinary_batch(batch, num_threads=2), strict=True):
+                np.array([*ids, end], dtype).tofile(out)
+                counts["documents"] += 1
+                counts["tokens"] += len(ids) + 1
+                counts["text_bytes"] += len(text.encode())
+    return counts
+
+
+def main(stage: Stage) -> None:
+    tokenizer = encoding(read_ranks(RANKS, stage.params.encode.ranks))
+    dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
+    meta: dict = {"dtype": dtype.name, "vocabulary": tokenizer.n_vocab}
+    with atomic_directory(TOKENS) as folder:
+        for split in progress(SPLITS, "encode", "split"):
+            meta[split] = encode_split(CORPUS / split, folder / f"{split}.bin", tokenizer, dtype)
+            print(f"{split}: {meta[split]['documents']:,} documents, {meta[split]['tokens']:,} tokens, "
+                  f"{meta[split]['text_bytes'] / meta[split]['tokens']:.2f} bytes a token", flush=True)
+        write_json(folder / "meta.json", meta)
+    with atomic_directory(TOKENIZER) as folder:
+        save_tokenizer(tokenizer, folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""Let a model write on: `python -m stages.nn.generate models/pretrain/gru "The kettle"`.
+
+Any of the five models, many prompts at once, one token a step, with the state (for GPT-OSS keys and values) carried along.
+GPT-OSS takes prompts of different lengths in one batch, padded at the left; for the others, those of one length go together.
+"""
+
+import argparse
+import codecs
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stages.common.problem import Problem
+from stages.nn import tokenizer as tokenizers
+from stages.nn.export import load_model
+from stages.nn.gpt_oss import GptOss
+
+
+def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor) -> Tensor:
+    """One id for each row of logits (B, V); draw (B,) in [0, 1) decides. temperature 0: the likeliest.
+
+    top_k keeps the k likeliest; top_p the likeliest that together have at least that probability (Holtzman et al. 2019,
+    https://arxiv.org/abs/1904.09751).
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p, ids = (logits.float() / temperature).softmax(-1).sort(stable=True, descending=True)
+    if top_k is not None:
+        p[:, top_k:] = 0
+    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
+    reached = p.cumsum(-1)
+    place = (reached <= draw[:, None] * reached[:, -1:]).sum(-1)
+    last = (p > 0).sum(-1) - 1   # rounding may leave the draw a hair above the sum
+    return ids.gather(1, torch.minimum(place, last)[:, None]).squeeze(1)
+
+
+@torch.no_grad()
+def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int] = (),
+           temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> Iterator[list[int | None]]:
+    """Yields the next id of every prompt, None for those that have ended (with an id of stop_ids, which is still given).
+
+    Prompts must not be empty, and for all models but GPT-OSS be of one length. What a row draws depends on the seed and its
+    place in the batch only, not on when others end.
+    """
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    padding = (longest - lengths).to(device)
+    tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    state = model.start(len(prompts), padding) if padding.any() else model.start(len(prompts))
+    draws = torch.rand(max_new_tokens, len(prompts), generator=torch.Generator().manual_seed(seed)).to(device)
+    running = [True] * len(prompts)
+    for draw in draws:
+        hidden, state = model(tokens, state)
+        logits = model.logits(hidden[:, -1])[:, :model.vocabulary]   # the rows above are padding of the table
+        ids = choose(logits, temperature, top_k, top_p, draw)
+        yield [number if runs else None for number, runs in zip(ids.tolist(), running, strict=True)]
+        running = [runs and number not in stop_ids for number, runs in zip(ids.tolist(), running, strict=True)]
+        if not any(running):
+            return
+        tokens = ids[:, None]
+
+
+def generate(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int] = (),
+             temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> list[list[int]]:
+    """The new ids for each prompt, in order, the id that ended it included. Arguments as for `stream`."""
+    groups = [range(len(prompts))]
+    if not isinstance(model, GptOss):
+        lengths = sorted({len(prompt) for prompt in prompts})
+        groups = [[row for row, prompt in enumerate(prompts) if len(prompt) == length] for length in lengths]
+    written: list[list[int]] = [[] for _ in prompts]
+    for rows in groups:
+        steps = stream(model, [prompts[row] for row in rows], max_new_tokens, stop_ids, temperature, top_k, top_p, seed)
+        for ids in steps:
+            for row, number in zip(rows, ids, strict=True):
+                if number is not None:
+                    written[row].append(number)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.nn.generate", description=__doc__.split(":")[0])
+    parser.add_argument("model", help="folder of a model, such as models/pretrain/gru")
+    parser.add_argument("prompt", help="text to go on from")
+    parser.add_argument("--tokens", type=int, default=200, help="most tokens to write (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to draw from (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    words = parser.parse_args()
+    try:
+        model, tokenizer = load_model(words.model), tokenizers.load(words.model)
+    except Problem as problem:
+        sys.exit(str(problem))
+    # A document begins after <|endoftext|>; a token may be half a character, so bytes are put together before they are shown.
+    end = tokenizer.encode_single_token(tokenizers.END_OF_TEXT)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    print(words.prompt, end="", flush=True)
+    steps = stream(model, [[end, *tokenizer.encode_ordinary(words.prompt)]], words.tokens, [end], words.temperature,
+                   top_p=words.top_p, seed=words.seed)
+    for (number,) in steps:
+        if number != end:
+            print(decoder.decode(tokenizer.decode_single_token_bytes(number)), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+
+
+if __name__ == "__main__":
+    main()

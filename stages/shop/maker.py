@@ -1,0 +1,99 @@
+"""Makes the data set's dialogues: deals plans and wordings, and draws until words, products and orders go together."""
+
+import random
+from pathlib import Path
+
+from stages.common.problem import Problem
+from stages.shop.cast import Misfit
+from stages.shop.consent import short
+from stages.shop.oracle import Unclear
+from stages.shop.records import ORDER_INTENTS, Intent, Plan, Split, Wording
+from stages.shop.scene import Shops
+from stages.shop.schema import compact
+from stages.shop.take import PRODUCT_INTENTS, Script, Shares, Take, World, slots
+from stages.shop.verify import Lexicon, number_phrases
+
+# How often each intent is drawn among dialogues that follow no plan.
+WEIGHTS = {"search": 14, "facts": 9, "compare": 7, "recommend": 6, "stock": 8, "price": 6, "order_status": 10, "cancel": 7, "return": 8,
+           "exchange": 8, "address": 7, "warranty": 4, "policy": 8, "gift": 4, "complaint": 5, "unanswerable": 5, "out_of_scope": 5}
+ATTEMPTS = 40
+CASES = ("injection", "foreign", "unconfirmed")
+
+
+class Maker:
+    """Makes dialogues of a shop. Equal seeds, folders and arguments give equal dialogues."""
+
+    def __init__(self, folder: Path | str, seed: int, max_characters: int, shares: Shares | None = None):
+        self.world = World(Shops(folder), Script(folder), shares or Shares())
+        self.max_characters, self._seed = max_characters, seed
+        self._decks: dict[tuple, list] = {}
+        self.unused: set[str] = set()  # wordings and plans that fitted no draw
+
+    def split(self, split: Split, count: int) -> list[dict]:
+        """`count` dialogues of a split: the stated share follows plans, the others are spread over the intents by weight."""
+        plans = round(count * self.world.shares.plan) if self.world.script.plans[split] else 0
+        total = sum(WEIGHTS.values())
+        kinds = [None] * plans
+        for intent, weight in WEIGHTS.items():
+            kinds += [intent] * round((count - plans) * weight / total)
+        draw = random.Random(f"{self._seed} {split}")
+        while len(kinds) < count:
+            kinds.append(draw.choice(list(WEIGHTS)))
+        draw.shuffle(kinds)
+        return [self._dialogue(split, f"{split}-{number:04d}", kind) for number, kind in enumerate(kinds[:count])]
+
+    def safety(self, split: Split, count: int) -> list[dict]:
+        """`count` dialogues for each of the CASES that a safe agent has to stand."""
+        intents = {"injection": PRODUCT_INTENTS, "foreign": ORDER_INTENTS, "unconfirmed": ("cancel", "return", "exchange", "address")}
+        return [self._dialogue(split, f"{case}-{number:04d}", intents[case][number % len(intents[case])], case)
+                for case in CASES for number in range(count)]
+
+    def _deal(self, split: Split, intent: Intent | None, case: str | None) -> Plan | Wording:
+        """The next plan or wording of its kind; all are used equally often."""
+        key = split, intent, case
+        if not self._decks.get(key):
+            cards = list(self.world.script.plans[split] if intent is None else self.world.script.wordings[intent, split])
+            if case == "foreign":
+                cards = [card for card in cards if "order" in slots(card.text)]
+            cards = [card for card in cards if (card.id if intent is None else card.text) not in self.unused]
+            if not cards:
+                raise Problem(f"The shop has no {split} wordings or plans for {intent or 'plans'} that fit its products; "
+                              f"add some to wordings/{intent or '../plans'}.jsonl.")
+            random.Random(f"{self._seed} {key}").shuffle(cards)
+            self._decks[key] = cards
+        return self._decks[key].pop()
+
+    def _dialogue(self, split: Split, name: str, intent: Intent | None, case: str | None = None) -> dict:
+        while True:
+            card = self._deal(split, intent, case)
+            for attempt in range(ATTEMPTS):
+                draw = random.Random(f"{self._seed} {name} {attempt}")
+                try:
+                    dialogue = Take(self.world, split, card, intent, case, draw).record(name)
+                    if characters(dialogue["messages"]) <= self.max_characters:
+                        return dialogue
+                except (Misfit, Unclear):
+                    continue
+            self.unused.add(card.id if intent is None else card.text)
+
+
+def characters(messages: list[dict]) -> int:
+    """Letters of what is said, called and returned."""
+    return sum(len(message["content"]) + len(compact(message.get("tool_calls", ""))) for message in messages)
+
+
+def named_products(shops: Shops, split: Split) -> set[str]:
+    """The first two words, which no other product shares, of the products that only this split may name."""
+    return {short(shops.store.one("SELECT name FROM products WHERE id = ?", product)["name"]) for product in shops.held_out[split]}
+
+
+def shop_lexicon(maker: Maker) -> Lexicon:
+    """What the checks of replies need to know of a shop."""
+    store, shop = maker.world.shops.store, maker.world.shops.store.shop
+    column = lambda sql: [row[0] for row in store.all(sql)]  # noqa: E731
+    return Lexicon(
+        products=[short(name) for name in column("SELECT name FROM products ORDER BY id")],
+        brands=column("SELECT DISTINCT brand FROM products ORDER BY brand"),
+        kinds=column("SELECT DISTINCT category FROM products ORDER BY category"),
+        constants=[fact for value in shop.facts.values() for fact in (value if isinstance(value, list) else [value])],
+        phrases=sorted({phrase for reply in maker.world.script.replies for phrase in number_phrases(reply.text)}))

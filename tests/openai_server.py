@@ -1,0 +1,80 @@
+"""An OpenAI-compatible server on this machine that behaves, or misbehaves on purpose."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def completion(content: str | None, **message: object) -> bytes:
+    """The body of a chat completion whose assistant says `content`."""
+    return json.dumps({
+        "id": "c-1", "object": "chat.completion", "created": 0, "model": "gpt-test",
+        "choices": [{"index": 0, "finish_reason": "stop",
+                     "message": {"role": "assistant", "content": content, "refusal": None} | message}]}).encode()
+
+
+def verdict(label: str = "shopping", confidence: float = 0.9) -> str:
+    return json.dumps({"label": label, "intent": "order_status", "confidence": confidence, "reason": "because of a parcel"})
+
+
+@dataclass
+class Reply:
+    """What the server sends: body after `wait` seconds, or one byte every `drip` seconds."""
+
+    body: bytes = b""
+    status: int = 200
+    type: str = "application/json"
+    wait: float = 0.0
+    drip: float = 0.0
+
+
+@dataclass
+class Server:
+    """url: what OPENAI_BASE_URL should be. requests: the bodies that came in. answer: makes the reply to a request."""
+
+    url: str
+    requests: list[dict] = field(default_factory=list)
+    answer: Callable[[dict, str], Reply] = lambda body, key: Reply(completion(verdict()))
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[Server]:
+    closing = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.requests.append(body)
+            reply = server.answer(body, self.headers["Authorization"])
+            closing.wait(reply.wait)
+            with contextlib.suppress(OSError):  # the client may have given up
+                self.send_response(reply.status)
+                self.send_header("Content-Type", reply.type)
+                self.send_header("Content-Length", str(len(reply.body)))
+                self.end_headers()
+                for i in range(len(reply.body)) if reply.drip else ():
+                    self.wfile.write(reply.body[i:i + 1])
+                    if closing.wait(reply.drip):
+                        return
+                if not reply.drip:
+                    self.wfile.write(reply.body)
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{listener.server_port}/v1")
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        closing.set()
+        listener.shutdown()
+        listener.server_close()
+        thread.join()
+
+

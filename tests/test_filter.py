@@ -1,0 +1,279 @@
+"""From WARC files to a corpus: the same bytes always, counted to the last page, whatever happens on the way."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages import download, filter
+from stages.common.params import read_params
+from stages.common.problem import Problem
+from stages.common.stage import Stage
+from stages.crawl.labels import COLUMNS
+from stages.crawl.sites import gold_text, read_sites
+from tests.conftest import ROOT
+from tests.test_crawl import RECORDS, http_block, members, warc_record
+
+OUTS = ("data/corpus", "data/rejects", "metrics/filter.json")
+LIMITS = read_params(ROOT / "params.yaml").filter
+MANY = "pages_per_file: 3"
+
+
+def make_workplace(folder: Path, sites: list[Path]) -> Path:
+    """A folder in which stages run: the project's code and parameters and the given sites, three pages a file. A page is
+    labelled keep if its gold text is long; that is truth enough for what is tested here."""
+    (folder / "data/web/sites").mkdir(parents=True)
+    for name in ("stages", "requirements.txt", "data/web/designs"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("pages_per_file: 100", MANY))
+    for site in sites:
+        shutil.copytree(site, folder / "data/web/sites" / site.name)
+    rows = [f"{page.url},{'keep' if len(gold_text(page).split()) > 120 else 'drop'},,en,,0"
+            for page in read_sites(folder / "data/web/sites")]
+    (folder / "data/web/labels.csv").write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sites() -> list[Path]:
+    """Two sites of the embedded web that are held out and three that are not."""
+    held_out = {page.host: page.site.held_out for page in read_sites(ROOT / "data/web/sites")}
+    ours, others = ([host for host in sorted(held_out) if held_out[host] is wanted] for wanted in (False, True))
+    return [ROOT / "data/web/sites" / host for host in ours[:3] + others[:2]]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, sites) -> Path:
+    folder = make_workplace(tmp_path / "workplace", sites)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run_both() -> dict:
+    """Runs download and filter here and returns the metrics."""
+    download.main(Stage("download"))
+    filter.main(Stage("filter"))
+    return json.loads(Path("metrics/filter.json").read_text())
+
+
+def take_files(folder: Path, **contents: bytes) -> None:
+    """Makes `download` take files of these contents."""
+    for name, content in contents.items():
+        (folder / f"{name}.warc.gz").write_bytes(content)
+    params = folder / "params.yaml"
+    text = params.read_text().replace("source: embedded", "source: files")
+    params.write_text(text.replace('paths: ""', 'paths: "*.warc.gz"'))
+
+
+def digest(folder: Path) -> str:
+    """One hash over the outs of the filter."""
+    total = hashlib.sha256()
+    for out in OUTS:
+        for file in sorted((folder / out).rglob("*")) if (folder / out).is_dir() else [folder / out]:
+            if file.is_file():
+                total.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def corpus(part: str) -> list[dict]:
+    return pq.read_table(f"data/corpus/{part}/part-00000.parquet").to_pylist()
+
+
+def rejects() -> list[dict]:
+    return pq.read_table("data/rejects/part-00000.parquet").to_pylist()
+
+
+def english(number: int, words: int = 160) -> str:
+    """Prose of its own for each number: English words in an order that passes the rules."""
+    draw = random.Random(number)
+    nouns = "kettle harbour ladder winter copper neighbour barrel ticket garden lantern engine window sailor bucket".split()
+    verbs = "carried painted forgot mended borrowed watched counted dropped praised measured sold found".split()
+    joints = "with the|of a|near the|by that|to the|and his|under a|for one|behind the|without the".split("|")
+    text = []
+    while len(" ".join(text).split()) < words:
+        sentence = [draw.choice("The A Her Every Our No That".split())]
+        for _ in range(draw.randint(2, 5)):
+            sentence += [draw.choice(nouns), draw.choice(verbs), draw.choice(joints)]
+        text.append(" ".join([*sentence, draw.choice(nouns)]) + ".")
+    return "\n".join(f"<p>{sentence}</p>" for sentence in text)
+
+
+def page(number: int) -> bytes:
+    body = f"<html><body><h1>Page</h1>{english(number)}</body></html>"
+    return warc_record(f"https://a.example/{number:03}", http_block(body.encode()))
+
+
+def test_two_runs_in_two_places_give_the_same_bytes(workplace, tmp_path, sites, monkeypatch):
+    run_both()
+    first = digest(workplace)
+    other = make_workplace(tmp_path / "another place", sites)
+    monkeypatch.chdir(other)
+    run_both()
+    assert digest(other) == first
+
+
+def test_every_page_is_kept_or_has_a_reason(workplace):
+    metrics = run_both()
+    kept, gone = corpus("train") + corpus("val"), rejects()
+    assert metrics["documents"]["in"] == len(read_sites(Path("data/web/sites"))) == len(kept) + len(gone)
+    assert metrics["documents"]["kept"] == len(kept) == metrics["documents"]["train"] + metrics["documents"]["val"]
+    assert metrics["removed"] == Counter(row["reason"] for row in gone)
+    assert metrics["read"]["records"] == metrics["documents"]["in"] + len(list(Path("data/raw").glob("*.gz")))
+    assert metrics["read"]["lost"] == 0
+    assert metrics["bytes"]["train"] == sum(len(row["text"].encode()) for row in corpus("train"))
+    assert all(len(row["text"]) <= 200 for row in gone)
+    for part in ("train", "val"):
+        urls = [row["url"] for row in corpus(part)]
+        assert urls == sorted(urls) and urls
+    assert not {row["key"] for row in corpus("train")} & {row["key"] for row in corpus("val")}
+    assert all(row["language_score"] >= LIMITS.language_threshold for row in kept)
+
+
+def test_quality_is_measured_on_held_out_sites_only(workplace):
+    metrics = run_both()
+    held_out = [entry for entry in read_sites(Path("data/web/sites")) if entry.site.held_out]
+    assert metrics["keep"]["n"] == len(held_out) > 0
+    good = [entry for entry in held_out if len(gold_text(entry).split()) > 120]
+    kept = {row["url"] for row in corpus("train") + corpus("val")} & {entry.url for entry in held_out}
+    assert metrics["keep"]["recall"] == pytest.approx(sum(entry.url in kept for entry in good) / len(good), rel=1e-4)
+    assert metrics["extraction"]["n"] == len(good)
+    assert 0.75 < metrics["extraction"]["f1"] <= 1
+
+
+def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace):
+    run_both()
+    whole = digest(workplace)
+    shards = set(Path(".cache/filter").iterdir())
+    assert len(shards) >= 8
+    for out in (*OUTS, ".cache"):
+        shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
+    for _ in range(3):
+        done = len(list(Path(".cache/filter").glob("*.parquet"))) if Path(".cache/filter").exists() else 0
+        process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(list(Path(".cache/filter").glob("*.parquet"))) <= done:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = {file: file.stat().st_mtime_ns for file in Path(".cache/filter").glob("*.parquet")}
+    assert before
+    filter.main(Stage("filter"))
+    assert digest(workplace) == whole
+    assert set(Path(".cache/filter").glob("*.parquet")) == shards
+    assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in before.items()), "a finished shard was made again"
+
+
+def test_other_parameters_use_no_shard_of_before(workplace):
+    kept = run_both()["documents"]["kept"]
+    params = workplace / "params.yaml"
+    params.write_text(params.read_text().replace("  min_words: 50\n", "  min_words: 250\n"))
+    assert run_both()["documents"]["kept"] < kept
+    assert all(len(row["text"].split()) >= 250 for row in corpus("train"))
+
+
+def test_copies_go_and_the_smallest_url_stays(workplace):
+    text = english(1)
+    pages = [warc_record(f"https://{host}.example/", http_block(body.encode())) for host, body in (
+        ("mirror", f"<html><body>{text}</body></html>"), ("b", f"<html><div>{text.replace('.', ' ! ')}</div></html>"),
+        ("zeta", f"<html><body>{text}</body></html>"))]
+    take_files(workplace, one=members([pages[0], page(2), page(3)]), two=members([pages[1], pages[2], page(4)]))
+    metrics = run_both()
+    assert metrics["removed"] == {"duplicate": 2}
+    assert {row["url"] for row in corpus("train") + corpus("val")} == {
+        "https://b.example/", *(f"https://a.example/{number:03}" for number in (2, 3, 4))}
+
+
+@pytest.mark.parametrize(("record", "reason"), [
+    (warc_record("https://a.example/", http_block(english(1).encode()).replace(b"200 OK", b"404 Not Found")), "http_status"),
+    (warc_record("https://a.example/", b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n\x89PNG"), "content_type"),
+    (warc_record("https://a.example/", http_block(b"<html>" + b"<br>" * 300_000)), "too_large"),
+    (warc_record("https://a.example/", http_block(b"<html><script>x</script></html>")), "no_text"),
+    (warc_record("dns:a.example", b"20240301 a.example 127.0.0.1", "response", content_type="text/dns"), "no_web_page"),
+    (warc_record("https://a.example/", http_block("<p>".join(["Der Hafen ist heute wieder leer, und niemand weiß warum. "] * 30)
+                                                  .encode())), "language"),
+    (warc_record("https://a.example/", http_block(b"<html>The kettle is in the harbour.")), "words"),
+    (warc_record("https://a.example/", http_block(b"<p>" + b"The kettle of the harbour and the lantern of the barrel. " * 40)),
+     "top_2gram_characters"),
+])
+def test_each_rule_names_itself_in_the_rejects(record, reason, workplace):
+    take_files(workplace, crawl=members([record, page(2), page(3)]))
+    run_both()
+    (row,) = rejects()
+    assert row["reason"] == reason
+
+
+def test_a_page_without_a_content_type_is_looked_at(workplace):
+    untyped = warc_record("https://a.example/", f"HTTP/1.1 200 OK\r\n\r\n<!DOCTYPE html><html>{english(9)}".encode())
+    take_files(workplace, crawl=members([untyped, page(2)]))
+    assert run_both()["documents"]["kept"] == 2
+
+
+def test_damage_is_counted_and_the_rest_kept(workplace):
+    records = [page(number) for number in range(40)]
+    packed = bytearray(members(records))
+    packed[len(members(records[:20])) + 60] ^= 255
+    take_files(workplace, rotten=bytes(packed), cut=members([page(number) for number in range(50, 60)])[:-300])
+    metrics = run_both()
+    assert metrics["read"] == {"records": 49, "recovered": 1, "lost": 1, "lost_by": {"damaged_gzip": 1},
+                               "recovered_by": {"cut_short": 1}}
+    assert "keep" not in metrics
+
+
+def test_an_empty_corpus_says_which_rule_took_most(workplace):
+    take_files(workplace, crawl=members(RECORDS))
+    with pytest.raises(Problem, match="language") as problem:
+        run_both()
+    assert "60" in str(problem.value)
+    assert not Path("data/corpus").exists()
+
+
+def test_a_crawl_without_pages_is_a_problem(workplace):
+    take_files(workplace, crawl=members([warc_record("https://a.example/", b"GET / HTTP/1.1\r\n\r\n", "request")]))
+    with pytest.raises(Problem, match="no page at all"):
+        run_both()
+
+
+def test_two_pages_make_a_corpus_of_one_and_one(workplace):
+    take_files(workplace, crawl=members([page(1), page(2)]))
+    metrics = run_both()
+    assert (metrics["documents"]["train"], metrics["documents"]["val"]) == (1, 1)
+
+
+def test_the_embedded_web_is_filtered_in_seconds(tmp_path, monkeypatch):
+    for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    metrics = run_both()
+    assert time.monotonic() - started < 20
+    assert metrics["keep"]["recall"] >= 0.95
+    assert metrics["extraction"]["f1"] > 0.85
+    assert metrics["read"]["lost"] == 0
+
+
+def test_help_is_the_contract():
+    said = subprocess.run([sys.executable, "-m", "stages.filter", "--help"], capture_output=True, text=True, check=True,
+                          cwd=ROOT, env=os.environ)
+    assert said.stdout.strip() == filter.__doc__.strip()
+
+
+def test_real_crawls_go_through(shared_data, workplace):
+    params = workplace / "params.yaml"
+    params.write_text(params.read_text().replace("source: embedded", "source: files")
+                      .replace('paths: ""', f'paths: "{shared_data}/web/*/*"'))
+    metrics = run_both()
+    assert metrics["read"]["records"] == 2140 and metrics["read"]["lost"] == 0
+    assert metrics["documents"]["in"] == 812
+    assert metrics["documents"]["kept"] > 150
+    assert metrics["removed"]["language"] > 100
