@@ -24,8 +24,9 @@ from stages.common.models import check_model
 from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.shop.agent import Agent, open_writer
+from stages.shop.schema import compact
 from stages.shop.store import open_store
-from stages.shop.tools import Session, compact
+from stages.shop.tools import Session
 
 RELEASED = "models/released"
 STORE = "data/store"
@@ -64,6 +65,7 @@ def show_steps(answer: Answer) -> None:
 def chat(email: str | None) -> int:
     conversation = open_conversation(email)
     conversation.open()
+    sys.stdin.reconfigure(errors="replace")  # a byte that is no letter must not end the conversation
     print("Ask about products, orders, returns or how the shop does things. `exit` or Ctrl-D ends.")
     while True:
         try:
@@ -99,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Runs the command line. Returns the exit code: 0, 1 for a failure that was put in words, 130 for Ctrl-C."""
     arguments = parser().parse_args(words)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a byte that is no letter must not end the conversation
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without some letter shows `?`
     try:
         if arguments.command == "chat":
             return chat(arguments.email)

@@ -20,7 +20,7 @@ from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.stage import Stage, run
-from stages.shop.answer import Answerer, answer_turns
+from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.tuning import (
     KEPT_CHECKPOINTS,
@@ -33,7 +33,7 @@ from stages.shop.tuning import (
     open_model,
     save_merged,
 )
-from stages.shop.verify import summarise
+from stages.shop.verify import summarise, without_intervals
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
 LOGGED = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "chosen_log_probability",
@@ -83,7 +83,7 @@ def main(stage: Stage) -> None:
     turns = [row for dialogue in read_jsonl("data/sft/validation.jsonl") for row in turn_rows(dialogue)]
     random.Random(seed).shuffle(turns)
     turns = turns[:scale.look_rows]
-    before = summarise(turns, answer_turns(Answerer(model, tokenizer, device), turns, scale.batch, "SFT on validation"))
+    before = summarise(turns, answer_turns(Answerer(model, tokenizer, device), turns, LOOK_BATCH, "SFT on validation"))
 
     with open_checkpoint(stage) as checkpoint:
         trainer = DPOTrainer(
@@ -100,7 +100,7 @@ def main(stage: Stage) -> None:
         merged = trainer.model.merge_and_unload()
         with atomic_directory("models/dpo") as folder:
             save_merged(merged, tokenizer, folder)
-        after = summarise(turns, answer_turns(Answerer(merged, tokenizer, device), turns, scale.batch, "DPO on validation"))
+        after = summarise(turns, answer_turns(Answerer(merged, tokenizer, device), turns, LOOK_BATCH, "DPO on validation"))
 
     passed = guards(before, after, start, end)
     released = "models/dpo" if all(passed.values()) else "models/sft"
@@ -108,8 +108,8 @@ def main(stage: Stage) -> None:
         shutil.copytree(released, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter"))
     write_curve("metrics/dpo.tsv", rows)
     write_metrics("metrics/dpo.json", {
-        "guards": passed, "sft": before,
-        "dpo": after | {"loss": rows[-1]["loss"], "reward_accuracy": end["eval_rewards/accuracies"],
+        "guards": passed, "sft": without_intervals(before),
+        "dpo": without_intervals(after) | {"loss": rows[-1]["loss"], "reward_accuracy": end["eval_rewards/accuracies"],
                         "reward_margin": end["eval_rewards/margins"], "released_is_dpo": all(passed.values())}})
 
 

@@ -62,7 +62,7 @@ def transcripts(rows: list[dict], answers: dict[str, list[str]]) -> list[dict]:
         before = [(message["role"], message.get("content") or harmony.completion(message)) for message in row["prompt"]]
         said = {model: {"text": texts[number], "right": judge(row, texts[number]).right}
                 for model, texts in answers.items()}
-        turns.append({"dialogue": row["dialogue"], "intent": row["intent"], "before": before,
+        turns.append({"id": row["id"], "intent": row["intent"], "before": before,
                       "gold": harmony.completion(row["completion"][0]), "answers": said})
     return turns
 

@@ -24,7 +24,7 @@ from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.stage import Stage, run
 from stages.crawl.dedup import first_copies, text_key, unit_interval
-from stages.crawl.extract import html_to_text, is_html, plain_to_text
+from stages.crawl.extract import TooDeep, html_to_text, is_html, plain_to_text
 from stages.crawl.labels import keep_quality, read_labels, token_f1
 from stages.crawl.language import language, may_be
 from stages.crawl.quality import gopher
@@ -51,7 +51,10 @@ def judge(record: Record, limits: Filter) -> dict:
     if record.is_text or record.content_type == "text/plain":
         row["text"] = plain_to_text(record.body, record.charset)
     elif is_html(record.content_type, record.body):
-        row["text"] = html_to_text(record.body, record.charset)
+        try:
+            row["text"] = html_to_text(record.body, record.charset)
+        except TooDeep:
+            return row | {"reason": "too_deep"}
     else:
         return row | {"reason": "content_type"}
     if not row["text"]:

@@ -4,15 +4,17 @@ in   models/pretrain/gpt_oss, data/sft/train.jsonl, data/sft/tools.json, data/to
 out  models/base (weights, tokenizer and chat template for transformers), metrics/midtrain.tsv
 
 A window begins with the one prefix that every dialogue has and then holds as many whole dialogues as fit, so that no time
-goes into reading the tools anew for each. The loss covers the dialogues, not the prefix. Where the profile names a model of
+goes into reading the tools anew for each. The loss covers what the assistant writes, and the web text. Where the profile names a model of
 the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from tiktoken import Encoding
 from torch import Tensor
 
 from stages.common.checkpoint import open_checkpoint
@@ -29,31 +31,45 @@ from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizer, optimizer_tensors
 from stages.shop import harmony
 
+ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\|>|<\|return\|>))", re.DOTALL)
 
-def encode_dialogues(tokenizer, dialogues: list[dict], tools: list[dict]) -> tuple[list[int], list[list[int]]]:
-    """The ids of the prefix that all dialogues have, and of each dialogue behind it, ended by <|endoftext|>."""
+
+def encode_dialogues(tokenizer: Encoding, dialogues: list[dict], tools: list[dict]) -> tuple[list[int], list[list[int]]]:
+    """The ids of the prefix that all dialogues have, and of each dialogue behind it, ended by <|endoftext|>.
+
+    What is read but not learnt is negative, -1 - id: the prefix, what customers say and what tools return.
+    """
     before = harmony.prefix(tools)
-    texts = [harmony.render(dialogue["messages"], tools) for dialogue in dialogues]
-    assert all(text.startswith(before) for text in texts), "a dialogue does not begin with the common prefix"
-    encode = lambda text: tokenizer.encode(text, allowed_special="all")  # noqa: E731
-    return encode(before), [encode(text[len(before):] + tokenizers.END_OF_TEXT) for text in texts]
+
+    def encode(text: str) -> list[int]:
+        found = []
+        for number, part in enumerate(ASSISTANT_TURN.split(text)):  # every second part is what the assistant wrote
+            ids = tokenizer.encode(part, allowed_special="all")
+            found += ids if number % 2 else [-1 - token for token in ids]
+        return found
+
+    encoded = []
+    for dialogue in dialogues:
+        text = harmony.render(dialogue["messages"], tools)
+        assert text.startswith(before), "a dialogue does not begin with the common prefix"
+        encoded.append(encode(text[len(before):] + tokenizers.END_OF_TEXT))
+    return encode(before), encoded
 
 
 def pack(prefix: list[int], dialogues: list[list[int]], windows: int, context: int, random: np.random.Generator) -> np.ndarray:
-    """(windows, context + 1) ids and, as negative numbers, ids that are read but not learnt (-1 - id).
+    """(windows, context + 1) ids as `encode_dialogues` gives them.
 
     Dialogues come in a new random order each time all have been used; each window holds whole ones, the rest is filled
-    with unlearnt <|endoftext|>. A dialogue that does not fit behind the prefix is a Problem.
+    with <|endoftext|>. A dialogue that does not fit behind the prefix is a Problem.
     """
     longest = max(map(len, dialogues))
     if len(prefix) + longest > context + 1:
         raise Problem(f"The longest dialogue has {longest} tokens behind a prefix of {len(prefix)}, but midtrain.context is "
                       f"{context}. Raise it in the profile.")
-    end = dialogues[0][-1]
-    packed = np.full((windows, context + 1), -1 - end, np.int64)
+    packed = np.full((windows, context + 1), dialogues[0][-1], np.int64)
     order: list[int] = []
     for row in packed:
-        row[:len(prefix)] = -1 - np.array(prefix)
+        row[:len(prefix)] = prefix
         filled = len(prefix)
         while True:
             if not order:

@@ -17,7 +17,7 @@ from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.stage import Stage, run
-from stages.shop.answer import Answerer, answer_turns
+from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.tuning import (
     KEPT_CHECKPOINTS,
@@ -30,7 +30,7 @@ from stages.shop.tuning import (
     open_model,
     save_merged,
 )
-from stages.shop.verify import summarise
+from stages.shop.verify import summarise, without_intervals
 
 CURVE_POINTS = 40
 
@@ -81,12 +81,12 @@ def main(stage: Stage) -> None:
             trainer.model.save_pretrained(folder / "adapter")
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
-        answers = answer_turns(Answerer(merged, tokenizer, device), held_out, scale.batch)
+        answers = answer_turns(Answerer(merged, tokenizer, device), held_out, LOOK_BATCH)
 
     write_curve("metrics/sft.tsv", rows)
     write_metrics("metrics/sft.json", {
         "sft": {"train_loss": rows[-1]["loss"], "validation_loss": validation_loss, "rows": len(train)},
-        "validation": summarise(held_out, answers)})
+        "validation": without_intervals(summarise(held_out, answers))})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from stages.common.params import read_params
 from stages.nn.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
 from stages.shop import harmony
 from stages.shop.agent import COULD_NOT, Agent, Endpoint
+from stages.shop.schema import TOOLS, compact
 from stages.shop.store import Store, open_store
-from stages.shop.tools import TOOLS, Session, compact
+from stages.shop.tools import Session
 from tests.conftest import ROOT
 from tests.openai_server import Reply, Server, completion, serve, verdict
 
@@ -176,7 +178,8 @@ def test_a_query_can_write_neither_markers_nor_terminal_commands(local, server):
 def world(local, tmp_path_factory) -> Path:
     """A project folder with the shop and a trained router, and no model."""
     folder = tmp_path_factory.mktemp("world")
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("\nprofile: cpu\n", "\nprofile: smoke\n"))
+    params = (ROOT / "params.yaml").read_text().replace("\nprofile: cpu\n", "\nprofile: smoke\n")
+    (folder / "params.yaml").write_text(re.sub(r"max_new_tokens: \d+", "max_new_tokens: 40", params))
     (folder / "models" / "router").mkdir(parents=True)
     (folder / "data").mkdir()
     (folder / "data" / "store").symlink_to(ROOT / "data" / "store")
@@ -213,18 +216,13 @@ def tiny_model(folder: Path, dialogue: list[dict] | None) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if loss < 0.01:
+            if loss < 0.03:
                 break
-        assert loss < 0.01
+        assert loss < 0.03
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     save_tokenizer(table, folder)
     (folder / "chat_template.jinja").write_text(harmony.TEMPLATE)
-
-
-def run(world: Path, *words: str, typed: bytes = b"", **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "demo.cli", *words], cwd=world, input=typed, capture_output=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment)
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +241,20 @@ def taught(world, tmp_path_factory) -> Path:
     return folder
 
 
-def test_ask_answers_a_shopping_question_from_the_store(taught):
-    said = run(taught, "ask", "--email", OWNER, "--json", QUERY)
-    assert said.returncode == 0, said.stderr.decode()
-    answer = json.loads(said.stdout)
+@pytest.fixture
+def torch_as_it_was() -> Iterator[None]:
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def test_ask_answers_a_shopping_question_from_the_store(taught, torch_as_it_was, monkeypatch, capsys):
+    monkeypatch.chdir(taught)
+    assert cli.main(["ask", "--email", OWNER, "--json", QUERY]) == 0
+    answer = json.loads(capsys.readouterr().out)
     assert (answer["by"], answer["text"]) == ("agent", f"Order {ORDER} is on its way to you.")
     assert (answer["route"]["label"], answer["route"]["source"]) == ("shopping", "local")
     call, = answer["calls"]
@@ -256,8 +264,10 @@ def test_ask_answers_a_shopping_question_from_the_store(taught):
 
 def test_chat_shows_route_tools_and_answers_and_ends_with_the_input(taught, server):
     server.answer = lambda body, key: Reply(json.dumps({"error": {"message": f"Incorrect API key: {key}"}}).encode(), status=401)
-    said = run(taught, "chat", "--email", OWNER, typed=f"{QUERY}\n\n\xff\x1b[2J what is the capital of France?\n".encode("latin-1"),
-               OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.url, NO_PROXY="127.0.0.1")
+    typed = f"{QUERY}\n\n\xff\x1b[2J what is the capital of France?\n".encode("latin-1")
+    said = subprocess.run(
+        [sys.executable, "-m", "demo.cli", "chat", "--email", OWNER], cwd=taught, input=typed, capture_output=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.url})
     out, err = said.stdout.decode(), said.stderr.decode()
     assert said.returncode == 0, err
     assert "shopping, says local" in out and "AuthenticationError" in out
@@ -267,13 +277,14 @@ def test_chat_shows_route_tools_and_answers_and_ends_with_the_input(taught, serv
     assert "\x1b" not in out and KEY not in out + err and "Traceback" not in err
 
 
-def test_a_model_that_knows_nothing_says_so_and_ask_fails(world, tmp_path):
+def test_a_model_that_knows_nothing_says_so_and_ask_fails(world, tmp_path, torch_as_it_was, monkeypatch, capsys):
     folder = tmp_path / "world"
     shutil.copytree(world, folder, symlinks=True)
     tiny_model(folder / "models" / "released", None)
-    said = run(folder, "ask", "--json", QUERY)
-    answer = json.loads(said.stdout)
-    assert (said.returncode, answer["text"], answer["by"], answer["failed"]) == (1, COULD_NOT, "agent", True), said.stderr.decode()
+    monkeypatch.chdir(folder)
+    assert cli.main(["ask", "--json", QUERY]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["by"], answer["failed"]) == (COULD_NOT, "agent", True)
 
 
 def test_ask_needs_no_model_for_other_questions(world, monkeypatch, capsys):

@@ -5,12 +5,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import date, timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from setup.sizes import SPLITS, sizes, sizes_table
 from stages.common.files import read_jsonl
+from stages.common.params import read_params
 from stages.shop.consent import agrees, restates
 from stages.shop.records import (
     ORDER_INTENTS,
@@ -31,6 +33,8 @@ from stages.shop.records import (
     rows,
 )
 from stages.shop.scene import Shops
+from stages.shop.store import open_store
+from stages.shop.tools import Session
 from tests.conftest import ROOT
 
 STORE, QUERIES, WEB = ROOT / "data/store", ROOT / "data/queries", ROOT / "data/web"
@@ -149,7 +153,8 @@ def test_queries_of_other_matters_share_no_topic_between_splits():
 
 
 def test_each_safety_metric_has_material_for_a_hundred_cases():
-    """What customers say in test dialogues, times what tempts the agent; tests of build_sft count the dialogues themselves."""
+    """As many dialogues are made of each; here, that what customers say in test times what tempts the agent is as much."""
+    assert read_params(ROOT / "params.yaml").build_sft.safety_dialogues >= 100
     said = {intent: [wording.text for wording in WORDINGS[intent] if wording.split == "test"] for intent in INTENTS}
     about_products = [text for intent in ("facts", "stock", "price", "warranty") for text in said[intent]]
     attacks = Shops(STORE).attacks["test"]
@@ -354,8 +359,9 @@ WRITES = {"cancel": "cancel_order", "return": "return_items", "exchange": "excha
 def test_a_yes_in_a_plan_is_understood_as_one_and_a_no_never():
     for plan in PLANS:
         action = None
-        for turn in plan.turns:
-            action = WRITES.get(turn.intent, action)
+        for before, turn in pairwise(plan.turns):
+            action = WRITES.get(before.intent, action)
+            assert turn.intent not in ("confirm", "refuse") or before.intent in (*WRITES, "answer"), f"{plan.id}: {turn.text}"
             assert turn.intent != "confirm" or agrees(turn.text, action), f"{plan.id}: {turn.text}"
             assert turn.intent != "refuse" or not agrees(turn.text, action), f"{plan.id}: {turn.text}"
 
@@ -500,3 +506,35 @@ def test_the_data_is_plain_utf_8_with_no_leftovers():
     for file in files():
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"\bTODO\b|\bFIXME\b|\ufffd|\u2014", text, re.IGNORECASE), file
+
+
+# Another shop, of another trade
+
+OTHER = ROOT / "tests/second_shop"
+
+
+def test_another_shop_is_read_from_its_folder_alone():
+    store = open_store(OTHER)
+    assert [row["name"] for row in store.search(category="violins")] == ["Ashgrove Fiddler violin", "Corbel Novice violin"]
+    assert store.topics == ["delivery", "returns", "warranty"]
+    shops = Shops(OTHER)
+    assert all(shops.held_out[split] for split in ("validation", "test")) and all(shops.attacks.values())
+    assert not set(PRODUCTS) & {row["id"] for row in store.all("SELECT id FROM products")}
+
+
+def test_another_shop_follows_rules_of_its_own():
+    """Orders are cancelled here only while placed, kept after 14 days, and what is played with the mouth stays sold."""
+    shown = {number: Session(open_store(OTHER)).call("get_order", {"order": number, "email": email}) for number, email in (
+        ("HR-2011", "odalys@brandreth.example"), ("HR-2008", "k.holm@example.org"), ("HR-1874", "odalys@brandreth.example"),
+        ("HR-1960", "band@tiller.example"))}
+    assert shown["HR-2011"]["may"] == ["cancel", "change address"]
+    assert shown["HR-2008"]["may"] == ["change address"]
+    assert shown["HR-1874"]["may"] == [] and shown["HR-1874"]["no_return"] == "the 14 days are over"
+    assert [item.get("no_return") for item in shown["HR-1960"]["items"]] == ["tin whistles cannot come back", None]
+
+
+def test_the_orders_of_another_shop_add_up():
+    shop = read_one(OTHER / "shop.json", Shop)
+    for order in rows(OTHER / "orders.jsonl", Order):
+        goods = sum(line.quantity * line.price for line in order.items)
+        assert order.total == pytest.approx(goods + (0 if goods >= shop.rules.free_shipping_from else shop.rules.shipping_fee))

@@ -1,6 +1,8 @@
 """Where and in which precision tensors are computed, from the profile."""
 
 import contextlib
+import ctypes
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from stages.common.problem import Problem
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 def has_fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32: CUDA from Ampere on, AVX512-BF16 or AMX on x86,
@@ -17,6 +20,16 @@ def has_fast_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what tensors free instead of giving every large block back to the kernel and fetching it anew.
+
+    On 2 cores a training step of transformers took half the time so: 2.4 s instead of 4.3 s for 8 rows of 800 tokens.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ def open_device(kind: str, dtype: str, threads: int, seed: int) -> Device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise Problem("The profile asks for device: cuda, but torch finds no CUDA device. "
                       "Use `profile: cpu` or run `make check PROFILE=gpu` to see what is missing.")
+    keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=kind == "cuda")

@@ -7,25 +7,57 @@ import codecs
 import re
 import unicodedata
 
+import numpy as np
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 META_WITHIN = 4096  # bytes; HTML asks for 1,024, pages with large scripts before it are common
+TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
+NOT_MARKUP = re.compile(r"<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL)
+SHALLOW = set("area base br col embed hr img input link meta param source track wbr p li dt dd tr td th option".split())
+# Browsers stop at 512 (Blink). The time that finding the main content takes grows with the square of the depth: 0.02 s at
+# 1,000, 12 s at 20,000, so that one hostile page could stop a crawl.
+DEEPEST = 1000
 LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE)
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\ufeff]")
 TABS = re.compile(r"\t{2,}")  # resiliparse sets two between table cells
 BLANK_LINES = re.compile(r"\n{3,}")
 
 
+class TooDeep(ValueError):
+    """Elements lie so deep in each other that looking at the page takes too long."""
+
+
 def html_to_text(body: bytes, declared: str) -> str:
     """The main text of an HTML page: a blank line between paragraphs, a line for each list item and table row.
 
-    declared: the charset that the server claims, or "". Never raises on a malformed page.
+    declared: the charset that the server claims, or "". Raises TooDeep, and nothing else however malformed the page is.
     """
-    text = extract_plain_text(decode(body, declared), preserve_formatting=True, main_content=True, alt_texts=False)
-    return tidy(text)
+    page = decode(body, declared)
+    if depth_bound(page) > DEEPEST and depth(page) > DEEPEST:
+        raise TooDeep(f"more than {DEEPEST:,} elements lie in each other")
+    return tidy(extract_plain_text(page, preserve_formatting=True, main_content=True, alt_texts=False))
+
+
+def depth_bound(page: str) -> int:
+    """How many more elements are opened than closed at most, at any place: never less than `depth`, but fast."""
+    symbols = np.frombuffer(page.encode("utf-8", "replace") + b" ", np.uint8)
+    following = symbols[np.flatnonzero(symbols[:-1] == ord("<")) + 1]
+    steps = ((following | 32) >= ord("a")).astype(np.int64) - (following == ord("/"))
+    return int(np.cumsum(steps).max(initial=0))
+
+
+def depth(page: str) -> int:
+    """How deep elements lie in each other, without those that hold no others or close by themselves, and without what
+    scripts write."""
+    deepest = now = 0
+    for close, name in TAG.findall(NOT_MARKUP.sub("", page)):
+        if name.lower() not in SHALLOW:
+            now = max(0, now - 1) if close else now + 1
+            deepest = max(deepest, now)
+    return deepest
 
 
 def plain_to_text(body: bytes, declared: str) -> str:

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 
 # A target of this value is not counted; the value is the one torch.nn.functional.cross_entropy uses.
 IGNORE = -100
-# Tokens whose logits stand at once: with 4,160 ids 4 MB in float32, which a core's cache holds.
-CHUNK = 256
+# Tokens whose logits stand at once. On 2 cores with 4,160 ids 1,024 took least time of 256 … 4,096.
+CHUNK = 1024
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -30,14 +30,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             x, target = hidden[rows], targets[rows]
             kept = target != IGNORE
             place = target.where(kept, 0)[:, None]
-            log_p = (x @ weight.T).log_softmax(-1, dtype=torch.float32)   # (tokens, V)
+            logits = x @ weight.T                                    # (tokens, V)
+            log_p = logits.log_softmax(-1, dtype=torch.float32)
             nats -= log_p.gather(1, place).squeeze(1).where(kept, 0).sum()
             if learn:
-                slope = log_p.exp_()
-                slope.scatter_add_(1, place, slope.new_full(place.shape, -1.0))
-                slope *= (kept / count)[:, None]
-                hidden_gradient[rows] = slope @ weight
-                weight_gradient += slope.T @ x
+                slope = log_p.exp_().scatter_add_(1, place, log_p.new_full(place.shape, -1.0)).to(logits.dtype)
+                share = (kept / count)[:, None]
+                hidden_gradient[rows] = (slope @ weight) * share
+                weight_gradient += slope.T @ (x * share)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return nats / count
 

@@ -12,6 +12,8 @@ from stages.common.device import Device
 from stages.common.progress import progress
 from stages.shop.harmony import STOPS
 
+LOOK_BATCH = 16  # turns answered at once where a training stage looks at validation
+
 
 class Answerer:
     """Writes the assistant's next turn after a list of messages.

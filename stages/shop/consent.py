@@ -67,7 +67,7 @@ def restates(text: str, action: str, order: str, total: str, products: list[tupl
             for name, _ in products:
                 rest = rest.replace(name.casefold(), " ").replace(short(name), " ")  # "marigold" may be a colour and part of the name
             others = any(holds(rest, variant) for _, variants in products for variant in variants)
-            return named and not others and not re.search(r"\b(cancel|call off)", text.casefold())
+            return named and not others and not re.search(r"\b(cancel|call off|exchang|swap|replace)", text.casefold())
         case "exchange_item":
             return named and holds(text, detail)
         case "change_address":

@@ -41,8 +41,10 @@ CREATE TABLE policies (topic TEXT, title TEXT, section TEXT, heading TEXT, text 
 CREATE TABLE tickets (reason TEXT);
 CREATE VIRTUAL TABLE catalogue USING fts5 (product UNINDEXED, name, brand, kind, details, description, tokenize = 'porter unicode61');
 """
-# What a conversation can change, with the order in which the state's hash reads it.
-CHANGING = {"orders": "id", "lines": '"order", product', "variants": "product, name", "tickets": "rowid"}
+# What a conversation can change, in a fixed order: the state's hash reads it.
+STATE = ("SELECT id, state, address FROM orders ORDER BY id", "SELECT product, name, stock FROM variants ORDER BY product, name",
+         'SELECT "order", product, variant, returned, exchanged FROM lines ORDER BY "order", product',
+         "SELECT reason FROM tickets ORDER BY rowid")
 # Weights of the columns of `catalogue` in bm25: a word of the name counts more than one of the description.
 WEIGHTS = "0, 10, 6, 6, 3, 1"
 ORDER_BY = {"rating": "rating DESC, price", "price_low": "price, rating DESC", "price_high": "price DESC, rating DESC"}
@@ -75,8 +77,8 @@ class Store:
         """Equal hashes mean equal orders, stock and tickets."""
         cursor, state = self.db.cursor(), hashlib.sha256()
         cursor.row_factory = None
-        for table, key in CHANGING.items():
-            state.update(repr(cursor.execute(f"SELECT * FROM {table} ORDER BY {key}").fetchall()).encode())
+        for query in STATE:
+            state.update(repr(cursor.execute(query).fetchall()).encode())
         return state.hexdigest()[:16]
 
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:

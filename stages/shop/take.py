@@ -45,7 +45,7 @@ class Shares:
     refuse: float = 0.25
     empty: float = 0.12
     thanks: float = 0.12
-    missing: float = 0.12
+    missing: float = 0.3
     yes_no: float = 0.2
 
 
@@ -246,8 +246,8 @@ class Take:
         values = self._values(turn, row or self.product, names)
         if set(needed) - set(values) or "variant_2" in needed and values["variant"] == values["variant_2"]:
             raise Misfit
-        if turn.intent == "policy" and not self.store.policy(turn.fixed["topic"]):
-            raise Misfit
+        if turn.intent == "policy" and not self._has_policy(**turn.fixed):
+            raise Misfit  # our wordings in another shop
         if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(values["max_price"]):
             raise Misfit
         text = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], turn.text)
@@ -263,6 +263,9 @@ class Take:
             conditions=self._conditions(turn, needed, values) if turn.intent in SEARCH_INTENTS else {},
             variants=tuple(values[name] for name in takes if name in needed), topic=turn.fixed.get("topic"),
             section=turn.fixed.get("section"), **given)
+
+    def _has_policy(self, topic: str, section: str | None = None) -> bool:
+        return section in {None, *(row["section"] for row in self.store.policy(topic))} and bool(self.store.policy(topic))
 
     def _conditions(self, turn: Turn, needed: list[str], values: dict[str, str]) -> dict[str, str | float]:
         """The arguments of a search that the words imply."""

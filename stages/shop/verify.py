@@ -118,9 +118,9 @@ def review_of(prompt: list[dict]) -> str:
 
 
 def counts(prompt: list[dict]) -> set[float]:
-    """Lengths of the lists that the tools returned: "3 found" is a fact."""
+    """How many results the searches had: "3 found" is a fact."""
     results = [json.loads(message["content"]) for message in prompt if message["role"] == "tool"]
-    return {float(len(entry)) for result in results for entry in result.values() if isinstance(entry, list)}
+    return {float(len(result["results"])) for result in results if "results" in result}
 
 
 def around(text: str, match: re.Match) -> list[str]:
@@ -254,3 +254,8 @@ def summarise(turns: Sequence[dict], texts: Sequence[str], words: Lexicon | None
     helpful = [v.helpful for v in verdicts if v.tool is None]
     lengths = [len(v.message["content"].split()) for v in replies]
     return found | {"helpful": sum(helpful) / max(1, len(helpful)), "mean_length": sum(lengths) / max(1, len(lengths))}
+
+
+def without_intervals(summary: dict[str, float | int]) -> dict[str, float | int]:
+    """A summary's shares and means alone, for stages that look at a few validation turns."""
+    return {name: value for name, value in summary.items() if not name.endswith(("_low", "_high", "_n"))}

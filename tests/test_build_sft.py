@@ -1,0 +1,261 @@
+"""The dialogues: really executed, held apart, repeatable, safe to store, and saying only what the tools returned."""
+
+import json
+import shutil
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from stages.build_sft import check_apart, identifiers
+from stages.common.files import read_jsonl, write_jsonl
+from stages.common.problem import Problem
+from stages.shop.dialogues import turn_rows
+from stages.shop.maker import CASES, WEIGHTS, Maker, named_products, shop_lexicon
+from stages.shop.records import Plan, Wording, rows
+from stages.shop.scene import Scene
+from stages.shop.schema import NAMES, TOOLS, WRITES
+from stages.shop.take import Shares
+from stages.shop.tools import Session, unsafe_writes
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "data/store"
+SIZES = {"train": 700, "validation": 60, "test": 200}
+LIMIT = 2000
+
+
+@pytest.fixture(scope="module")
+def maker() -> Maker:
+    return Maker(FOLDER, seed=7, max_characters=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def splits(maker) -> dict[str, list[dict]]:
+    return {split: maker.split(split, size) for split, size in SIZES.items()} | {"safety": maker.safety("test", 40)}
+
+
+@pytest.fixture(scope="module")
+def everything(splits) -> list[dict]:
+    return [dialogue for dialogues in splits.values() for dialogue in dialogues]
+
+
+def calls(dialogue: dict) -> list[dict]:
+    return [call["function"] for message in dialogue["messages"] for call in message.get("tool_calls", [])]
+
+
+def replies(dialogue: dict) -> list[str]:
+    return [m["content"] for m in dialogue["messages"] if m["role"] == "assistant" and not m.get("tool_calls")]
+
+
+def text_of(dialogue: dict) -> str:
+    return json.dumps(dialogue["messages"], ensure_ascii=False)
+
+
+def executed(dialogue: dict, maker: Maker) -> Session:
+    """The dialogue's turns and calls, run once more on a store of their own."""
+    session = maker.world.shops.session(Scene.of(dialogue))
+    results = iter([message["content"] for message in dialogue["messages"] if message["role"] == "tool"])
+    for message in dialogue["messages"]:
+        if message["role"] == "user":
+            session.hear(message["content"])
+        elif message.get("tool_calls"):
+            call = message["tool_calls"][0]["function"]
+            assert session.call(call["name"], call["arguments"]) == json.loads(next(results))
+        elif message["role"] == "assistant":
+            session.say(message["content"])
+    return session
+
+
+def test_every_call_returns_again_what_was_recorded(everything, maker):
+    for dialogue in everything:
+        session = executed(dialogue, maker)
+        assert session.store.state_hash() == dialogue["end_state"]
+        assert unsafe_writes(session.calls) == 0
+
+
+def test_equal_seeds_give_equal_bytes_and_others_others(splits, maker):
+    again = Maker(FOLDER, seed=7, max_characters=LIMIT).split("test", SIZES["test"])
+    assert json.dumps(again) == json.dumps(splits["test"])
+    assert Maker(FOLDER, seed=8, max_characters=LIMIT).split("test", 20) != splits["test"][:20]
+
+
+def test_a_dialogue_comes_back_from_its_file_as_it_was(splits, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", splits["test"])
+    back = read_jsonl(tmp_path / "x.jsonl")
+    assert back == splits["test"]
+    # Also in the order of a call's arguments, which is part of the text that a model learns.
+    assert [json.dumps(calls(dialogue)) for dialogue in back] == [
+        json.dumps([dict(sorted(call.items())) for call in calls(dialogue)]) for dialogue in splits["test"]]
+
+
+def test_conversations_have_the_order_that_chat_models_expect(everything):
+    for dialogue in everything:
+        roles = [("call" if message.get("tool_calls") else message["role"]) for message in dialogue["messages"]]
+        assert roles[0] == "user" and roles[-1] == "assistant"
+        for one, next_one in zip(roles, roles[1:], strict=False):
+            assert next_one in {"user": ("call", "assistant"), "call": ("tool",), "tool": ("call", "assistant"), "assistant": ("user",)}[one]
+        assert len(dialogue["notes"]) == len(replies(dialogue))
+        assert len(dialogue["turns"]) == len(dialogue["wordings"]) == roles.count("user")
+
+
+def test_splits_share_no_product_wording_plan_number_or_mail(splits, maker):
+    for other in ("validation", "test", "safety"):
+        names = named_products(maker.world.shops, "validation" if other == "validation" else "test")
+        assert len(names) >= 15
+        check_apart(splits["train"], splits[other], names, other)
+        values = set().union(*map(identifiers, splits[other]))
+        everything_said = " ".join(map(text_of, splits["train"]))
+        assert not [value for value in values if value in everything_said]
+
+
+def test_test_dialogues_are_about_held_out_products_in_test_wordings(splits, maker):
+    names = named_products(maker.world.shops, "test")
+    by_text = {wording.text: wording.split for file in (FOLDER / "wordings").glob("*.jsonl") for wording in rows(file, Wording)}
+    plans = {plan.id: plan.split for plan in rows(FOLDER / "plans.jsonl", Plan)}
+    about = 0
+    for dialogue in splits["test"]:
+        assert by_text.get(dialogue["wordings"][0], "test") == "test"
+        assert dialogue["plan"] is None or plans[dialogue["plan"]] == "test"
+        about += any(name in text_of(dialogue).casefold() for name in names)
+    named = [d for d in splits["test"] if d["intent"] not in ("policy", "out_of_scope", "unanswerable", "complaint") and not d["plan"]]
+    assert about >= 0.8 * len(named)
+
+
+@pytest.mark.parametrize("what", ["wording", "plan", "order number", "product"])
+def test_what_leaks_stops_the_stage(splits, maker, what):
+    names = named_products(maker.world.shops, "test")
+    train = [json.loads(json.dumps(dialogue)) for dialogue in splits["train"][:50]]
+    test = splits["test"]
+    match what:
+        case "wording":
+            train[3]["wordings"][0] = test[0]["wordings"][0]
+        case "plan":
+            train[3]["plan"] = next(dialogue["plan"] for dialogue in test if dialogue["plan"])
+        case "order number":
+            train[3]["session"]["orders"] = next(d["session"]["orders"] for d in test if d["session"]["orders"])
+        case "product":
+            train[3]["messages"][0]["content"] = f"what about the {min(names).upper()}?"
+    check_apart(splits["train"][:50], test, names, "test")
+    with pytest.raises(Problem, match="held out|share"):
+        check_apart(train, test, names, "test")
+
+
+def test_rows_survive_arrow_and_plain_columns_would_not(splits):
+    from datasets import Dataset, Features, Json, List
+
+    found = [{key: row[key] for key in ("prompt", "completion", "tools")} for d in splits["train"][:40] for row in turn_rows(d)]
+    stored = Dataset.from_list(found, features=Features({key: List(Json()) for key in found[0]}))
+    assert [stored[number] for number in range(len(found))] == found
+    assert [json.dumps(stored[number]) for number in range(len(found))] == [json.dumps(row) for row in found]
+    called = [{"completion": row["completion"]} for row in found if row["completion"][0].get("tool_calls")]
+    assert Dataset.from_list(called)[0] != called[0]  # the union of all arguments, filled with None
+
+
+def test_there_is_one_row_for_each_assistant_turn(everything):
+    for dialogue in everything:
+        found = turn_rows(dialogue)
+        assert len(found) == sum(message["role"] == "assistant" for message in dialogue["messages"])
+        for row in found:
+            assert row["prompt"] + row["completion"] == dialogue["messages"][:len(row["prompt"]) + 1]
+            assert row["tools"] == TOOLS
+    ids = [row["id"] for dialogue in everything for row in turn_rows(dialogue)]
+    assert len(ids) == len(set(ids))
+
+
+def test_replies_say_only_what_the_tools_returned(everything, maker):
+    words = shop_lexicon(maker)
+    for row in (row for dialogue in everything for row in turn_rows(dialogue)):
+        if row["completion"][0]["content"]:
+            assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
+            assert "{" not in row["completion"][0]["content"]
+
+
+def test_every_intent_tool_and_argument_occurs(splits):
+    train = splits["train"]
+    assert set(WEIGHTS) == {dialogue["intent"] for dialogue in train}
+    used = {(call["name"], name) for dialogue in train for call in calls(dialogue) for name in call["arguments"]}
+    known = {(tool["function"]["name"], name) for tool in TOOLS for name in tool["function"]["parameters"]["properties"]}
+    assert {call["name"] for dialogue in train for call in calls(dialogue)} == set(NAMES)
+    assert known - used == {("search_products", "query")}  # no wording asks for free words
+    sorts = {call["arguments"].get("sort") for dialogue in train for call in calls(dialogue) if call["name"] == "search_products"}
+    assert sorts == {None, "rating", "price_low", "price_high"}
+
+
+def test_what_can_befall_a_conversation_befalls_some(splits):
+    acts = Counter(act for dialogue in splits["train"] for note in dialogue["notes"] for act in note["acts"])
+    for act in ("search_none", "search_next", "stock_out", "facts_missing", "product_unknown", "tool_error", "wrong_identity", "kept", "ask_order",
+                "ask_email", "ask_variant", "ask_address", "cancel_refused", "return_refused", "exchange_refused", "address_refused",
+                "cancel_done", "return_done", "exchange_done", "address_done", "policy", "out_of_scope", "unanswerable", "handed_off"):
+        assert acts[act] >= 2, act
+
+
+def test_no_write_comes_without_a_question_and_a_yes(everything):
+    for dialogue in everything:
+        for place, message in enumerate(dialogue["messages"]):
+            for call in message.get("tool_calls", []):
+                if call["function"]["name"] in WRITES:
+                    asked, said = dialogue["messages"][place - 2], dialogue["messages"][place - 1]
+                    assert asked["role"] == "assistant" and said["role"] == "user"
+                    assert call["function"]["arguments"]["order"] in asked["content"]
+
+
+def test_identifiers_hardly_ever_repeat_in_training(splits):
+    numbers = [filed["order"]["order"] for dialogue in splits["train"] for filed in dialogue["session"]["orders"]]
+    assert len(set(numbers)) > 0.97 * len(numbers)
+    prices = {(call["name"], message["content"]) for dialogue in splits["train"]
+              for call, message in zip(calls(dialogue), [m for m in dialogue["messages"] if m["role"] == "tool"], strict=True)
+              if call["name"] == "get_products"}
+    looked = sum(call["name"] == "get_products" for dialogue in splits["train"] for call in calls(dialogue))
+    assert len(prices) > 0.9 * looked
+
+
+def test_lengths_stay_below_the_limit(everything):
+    for dialogue in everything:
+        assert sum(len(message["content"]) for message in dialogue["messages"]) <= LIMIT
+
+
+def test_safety_cases_are_what_they_say(splits, maker):
+    counts = Counter(dialogue["case"] for dialogue in splits["safety"])
+    assert counts == dict.fromkeys(CASES, 40)
+    for dialogue in splits["safety"]:
+        before = maker.world.shops.session(Scene.of(dialogue)).store.state_hash()
+        assert dialogue["end_state"] == before  # in none of them may anything change
+        match dialogue["case"]:
+            case "injection":
+                review = dialogue["session"]["review"][1]
+                assert review in maker.world.shops.attacks["test"] and json.dumps(review, ensure_ascii=False)[1:-1] in text_of(dialogue).replace("\\\\", "\\")
+            case "foreign":
+                assert '{\\"error\\":\\"no_match\\"}' in text_of(dialogue)
+                assert dialogue["session"]["orders"][0]["email"] not in text_of(dialogue)
+            case "unconfirmed":
+                assert "refuse" in dialogue["turns"] and not {call["name"] for call in calls(dialogue)} & set(WRITES)
+
+
+def test_shares_do_what_they_say():
+    only_plans = Maker(FOLDER, 1, LIMIT, Shares(plan=1.0)).split("train", 20)
+    assert all(dialogue["plan"] for dialogue in only_plans)
+    failing = Maker(FOLDER, 1, LIMIT, Shares(plan=0.0, faults=1.0)).split("train", 30)
+    assert all(dialogue["session"]["faults"] for dialogue in failing)
+    assert any("unavailable" in text_of(dialogue) for dialogue in failing)
+
+
+@pytest.fixture
+def second_shop(tmp_path):
+    """Another trade: its own products, customers, orders and policies, and our wordings, plans and replies."""
+    folder = tmp_path / "store"
+    shutil.copytree(ROOT / "tests/second_shop", folder)
+    for name in ("wordings", "plans.jsonl", "replies.jsonl", "reasons.jsonl"):
+        source = FOLDER / name
+        if not (folder / name).exists():
+            shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+    return folder
+
+
+def test_a_shop_of_another_trade_makes_dialogues_with_our_wordings(second_shop):
+    other = Maker(second_shop, seed=7, max_characters=LIMIT)
+    dialogues = other.split("train", 80) + other.split("test", 30)
+    names = {row["name"] for row in other.world.shops.store.all("SELECT name FROM products")}
+    assert any(name in text_of(dialogue) for name in names for dialogue in dialogues)
+    assert not any(word in text_of(dialogue) for word in ("kettle", "Velm") for dialogue in islice(dialogues, 80) if dialogue["intent"] == "search")
+    for dialogue in dialogues:
+        executed(dialogue, other)

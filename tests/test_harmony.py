@@ -1,0 +1,203 @@
+"""Our chat template against openai-harmony and against Hugging Face, over all tools and over recorded dialogues."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from stages.nn import tokenizer as tokenizers
+from stages.shop import harmony
+from stages.shop.dialogues import turn_rows
+from stages.shop.maker import Maker
+from stages.shop.schema import TOOLS, compact
+from tests.conftest import ROOT
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [
+    {"type": "function", "function": {"name": "get_products", "arguments": {"products": ["Ashdown & Pike \"Ærø\" kettle <5>"]}}}]}
+SEARCH = {"type": "function", "function": {"name": "search_products", "arguments": {"max_price": 49.5, "category": "tent"}}}
+TWO_CALLS = CALL | {"tool_calls": [*CALL["tool_calls"], SEARCH]}
+RESULT = {"role": "tool", "name": "get_products",
+          "content": '{"products":[{"name":"Ærø","price":"5.00"}],"review":"</s> it\'s \\"fine\\"\\n& ok"}'}
+HAND_MADE = [
+    [{"role": "user", "content": "hello"}],
+    [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hi.\n- one\n- two"}],
+    [{"role": "user", "content": " spaces, <b>tags</b>, 日本語 🐕 \n"}, CALL, RESULT, {"role": "assistant", "content": "Here: $5.00"}],
+    [{"role": "user", "content": "two things"}, TWO_CALLS, RESULT, {"role": "tool", "name": "search_products", "content": '{"results":[]}'},
+     {"role": "assistant", "content": "None."}, {"role": "user", "content": "ok"}, {"role": "assistant", "content": "Bye."}],
+    [{"role": "developer", "content": "Speak like a pirate."}, {"role": "user", "content": "hello"}, CALL],
+    [{"role": "user", "content": "hello"}, CALL | {"content": "One moment."}, RESULT],
+]
+RICH_PARAMETERS = {"type": "object", "required": ["steps"], "properties": {
+    "steps": {"type": "array", "items": {"type": "string"}, "description": "what to do"}, "count": {"type": "integer"},
+    "dry": {"type": "boolean"}, "kind": {"type": "string", "enum": ["a", "b"]}}}
+RICH_TOOL = {"type": "function", "function": {"name": "plan", "description": "Makes a plan", "parameters": RICH_PARAMETERS}}
+
+
+@pytest.fixture(scope="module")
+def dialogues() -> list[dict]:
+    maker = Maker(ROOT / "data/store", seed=3, max_characters=2000)
+    return maker.split("train", 60) + maker.split("test", 60) + maker.safety("test", 6)
+
+
+@pytest.fixture(scope="module")
+def reference(shared_data):
+    """Renders with openai-harmony: (messages, tools, what for) -> text."""
+    os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(shared_data / "tokenizer")
+    import openai_harmony as oh
+
+    encoding = oh.load_harmony_encoding(oh.HarmonyEncodingName.HARMONY_GPT_OSS)
+    keep = oh.RenderConversationConfig(auto_drop_analysis=False)
+
+    def convert(message: dict) -> list:
+        role, content = message["role"], message["content"]
+        if role == "user":
+            return [oh.Message.from_role_and_content(oh.Role.USER, content)]
+        if role == "tool":
+            author = oh.Author.new(oh.Role.TOOL, f"functions.{message['name']}")
+            return [oh.Message.from_author_and_content(author, content).with_channel("commentary").with_recipient("assistant")]
+        if not message.get("tool_calls"):
+            return [oh.Message.from_role_and_content(oh.Role.ASSISTANT, content).with_channel("final")]
+        said = [oh.Message.from_role_and_content(oh.Role.ASSISTANT, content).with_channel("commentary")] if content else []
+        for call in (entry["function"] for entry in message["tool_calls"]):
+            made = oh.Message.from_role_and_content(oh.Role.ASSISTANT, compact(call["arguments"])).with_channel("commentary")
+            said.append(made.with_recipient(f"functions.{call['name']}").with_content_type("<|constrain|>json"))
+        return said
+
+    def render(messages: list[dict], tools: list[dict], prompt: bool) -> str:
+        own = messages[0]["role"] == "developer"
+        instructions = messages[0]["content"] if own else "Say only what the tools return. Restate a change and ask before you make it."
+        described = [oh.ToolDescription.new(f["name"], f["description"], f["parameters"]) for f in (tool["function"] for tool in tools)]
+        system = oh.SystemContent(model_identity="You are a shop assistant.", reasoning_effort=None, knowledge_cutoff=None,
+                                  channel_config=None)
+        developer = oh.DeveloperContent.new().with_instructions(instructions)
+        developer = developer.with_function_tools(described) if tools else developer
+        conversation = oh.Conversation.from_messages([
+            oh.Message.from_role_and_content(oh.Role.SYSTEM, system), oh.Message.from_role_and_content(oh.Role.DEVELOPER, developer),
+            *(part for message in messages[own:] for part in convert(message))])
+        if prompt:
+            tokens = encoding.render_conversation_for_completion(conversation, oh.Role.ASSISTANT, config=keep)
+        else:
+            tokens = encoding.render_conversation_for_training(conversation, config=keep)
+        return encoding.decode_utf8(tokens)
+
+    return render
+
+
+def test_text_equals_openai_harmony_on_hand_made_conversations(reference):
+    for messages in HAND_MADE:
+        for tools in (TOOLS, [], [RICH_TOOL], [RICH_TOOL, *TOOLS]):
+            assert harmony.render(messages, tools) == reference(messages, tools, prompt=False)
+            assert harmony.render(messages, tools, add_generation_prompt=True) == reference(messages, tools, prompt=True)
+
+
+def test_text_equals_openai_harmony_on_recorded_dialogues(reference, dialogues):
+    for dialogue in dialogues:
+        assert harmony.render(dialogue["messages"], TOOLS) == reference(dialogue["messages"], TOOLS, prompt=False)
+        for row in turn_rows(dialogue):
+            assert harmony.render(row["prompt"], TOOLS, add_generation_prompt=True) == reference(row["prompt"], TOOLS, prompt=True)
+
+
+def test_a_changed_template_would_be_noticed(reference, monkeypatch):
+    for old, new in (("<|constrain|>json", "json"), ("<|channel|>final", "<|channel|>commentary"), ('separators=(",", ":")', "indent=1")):
+        assert old in harmony.TEMPLATE
+        monkeypatch.setattr(harmony, "TEMPLATE", harmony.TEMPLATE.replace(old, new))
+        harmony.template.cache_clear()
+        assert any(harmony.render(messages, TOOLS) != reference(messages, TOOLS, prompt=False) for messages in HAND_MADE)
+        monkeypatch.undo()
+        harmony.template.cache_clear()
+
+
+def test_a_prompt_is_a_prefix_of_prompt_and_completion(dialogues):
+    for dialogue in dialogues:
+        for row in turn_rows(dialogue):
+            prompt = harmony.render(row["prompt"], TOOLS, add_generation_prompt=True)
+            whole = harmony.render(row["prompt"] + row["completion"], TOOLS)
+            assert whole == prompt + harmony.completion(row["completion"][0])
+
+
+def test_every_conversation_begins_with_the_same_prefix(dialogues):
+    prefix = harmony.prefix(TOOLS)
+    assert prefix.endswith("} // namespace functions<|end|>")
+    assert all(harmony.render(dialogue["messages"], TOOLS).startswith(prefix + "<|start|>user") for dialogue in dialogues)
+
+
+def test_what_was_written_is_read_back(dialogues):
+    for message in (message for dialogue in dialogues for message in dialogue["messages"] if message["role"] == "assistant"):
+        expected = {"tool_calls": message["tool_calls"]} if message.get("tool_calls") else {"content": message["content"]}
+        assert harmony.parse_completion(harmony.completion(message)) == expected
+    assert harmony.parse_completion(harmony.completion(TWO_CALLS)) == {"tool_calls": TWO_CALLS["tool_calls"]}
+
+
+@pytest.mark.parametrize("text", [
+    '<|channel|>commentary to=functions.list_orders <|constrain|>json<|message|>{}<|call|>',  # the recipient behind the channel
+    ' to=functions.list_orders<|channel|>commentary json<|message|>{}<|call|>',
+    ' to=functions.list_orders<|channel|>commentary<|message|>{}',
+    '<|channel|>analysis<|message|>Let me look.<|end|>'
+    '<|start|>assistant to=functions.list_orders<|channel|>commentary<|message|>{}<|call|>'])
+def test_other_ways_to_write_a_call_are_read(text):
+    assert harmony.parse_completion(text) == {"tool_calls": [{"type": "function", "function": {"name": "list_orders", "arguments": {}}}]}
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("", "no <|message|>"), ("Hello!", "no <|message|>"), ("<|channel|>final<|message|>  <|return|>", "empty"),
+    ("<|channel|>thoughts<|message|>Hm.<|end|>", "channel thoughts"), ("<|message|>Hm.", "channel (none)"),
+    (' to=functions.get_order<|channel|>commentary<|message|>{"order": "TB-1<|call|>', "not valid JSON"),
+    (' to=functions.get_order<|channel|>commentary<|message|>["TB-1"]<|call|>', "not a JSON object"),
+    (' to=python<|channel|>commentary<|message|>{}<|call|>', "namespace"),
+    ("<|channel|>analysis<|message|>I wonder.<|end|>", "neither")])
+def test_what_cannot_be_read_is_malformed_with_a_reason(text, reason):
+    parsed = harmony.parse_completion(text)
+    assert isinstance(parsed, harmony.Malformed)
+    assert reason in parsed.reason
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    ranks = next((ROOT / "data/ranks").glob("*.tiktoken"))
+    tokenizers.save_tokenizer(tokenizers.encoding(tokenizers.read_ranks(ranks)), folder)
+    (folder / "chat_template.jinja").write_text(harmony.TEMPLATE)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_transformers_renders_the_same_text(tokenizer, dialogues):
+    for messages in HAND_MADE + [dialogue["messages"] for dialogue in dialogues[:40]]:
+        for prompt in (False, True):
+            ours = harmony.render(messages, TOOLS, prompt)
+            assert tokenizer.apply_chat_template(messages, tools=TOOLS, add_generation_prompt=prompt, tokenize=False) == ours
+
+
+def test_keys_that_arrow_fills_with_none_change_nothing():
+    filled = [{"role": None, "content": None, "tool_calls": None, "name": None} | message for message in HAND_MADE[2]]
+    assert harmony.render(filled, TOOLS) == harmony.render(HAND_MADE[2], TOOLS)
+
+
+def test_the_generation_mask_is_what_the_model_writes(tokenizer, dialogues):
+    for dialogue in dialogues[:20]:
+        encoded = tokenizer.apply_chat_template(dialogue["messages"], tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True)
+        marked = [token for token, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
+        written = [harmony.completion(message).replace("<|return|>", "<|end|>")
+                   for message in dialogue["messages"] if message["role"] == "assistant"]
+        assert tokenizer.decode(marked) == "".join(written)[:-len("<|end|>")] + "<|return|>"
+
+
+def test_the_tools_take_little_of_the_prompt(tokenizer):
+    prefix = harmony.prefix(TOOLS)
+    tools = prefix[prefix.index("# Tools"):]
+    assert len(TOOLS) == 10
+    assert len(tokenizer.encode(tools, add_special_tokens=False)) <= 310
+    assert len(tokenizer.encode(prefix, add_special_tokens=False)) <= 355
+
+
+def test_nothing_in_the_template_depends_on_the_day():
+    assert "now" not in harmony.TEMPLATE.replace("know", "")
+    assert Path(harmony.__file__).with_name("harmony.jinja").read_text() == harmony.TEMPLATE
+
+
+def test_a_tools_result_is_not_encoded_twice():
+    text = harmony.render([{"role": "user", "content": "x"}, CALL, RESULT], TOOLS)
+    body = text.split("to=assistant<|channel|>commentary<|message|>")[1].removesuffix("<|end|>")
+    assert isinstance(json.loads(body), dict)

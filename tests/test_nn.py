@@ -1,0 +1,579 @@
+"""The five models against torch.nn and transformers, with controls that must break the agreement."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GptOssForCausalLM
+from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
+
+from stages.common.problem import Problem
+from stages.nn import attention as attention_module
+from stages.nn import experts as experts_module
+from stages.nn import tokenizer as tokenizers
+from stages.nn.data import batch, every_token_once
+from stages.nn.export import MODELS, exported_name, load_gpt_oss, load_model, save_model
+from stages.nn.generate import choose, generate, stream
+from stages.nn.gpt_oss import GptOss
+from stages.nn.initial import initialise, padded
+from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
+from stages.nn.optim import adamw, learning_rate
+
+RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
+VOCABULARY = 309
+SIZES = {
+    "mlp": {"window": 5, "embedding": 16, "hidden": 32},
+    "rnn": {"width": 24, "layers": 2},
+    "lstm": {"width": 24, "layers": 2},
+    "gru": {"width": 24, "layers": 2},
+    # Widths that differ from each other where a transposed or swapped tensor would otherwise fit.
+    "gpt_oss": {"layers": 4, "width": 48, "heads": 6, "key_value_heads": 2, "head_size": 16, "expert_width": 40, "experts": 8,
+                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0},
+}
+TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.encoding(tokenizers.read_ranks(RANKS, 300))
+
+
+def make(name: str, **changes) -> nn.Module:
+    return initialise(MODELS[name]({**SIZES[name], **changes}, VOCABULARY), seed=1)
+
+
+def shaken(model: nn.Module, deviation: float = 0.3) -> nn.Module:
+    """The model with every parameter far from its start, biases and sinks too: what is zero hides what is wrong."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, deviation)
+    return model
+
+
+def some_tokens(rows: int, length: int, seed: int = 3) -> torch.Tensor:
+    """Random ids without <|endoftext|>, whose embedding transformers gives no gradient since it pads with it."""
+    return torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+# Recurrent cells against torch.nn
+
+
+def torch_twin(name: str, model: nn.Module) -> nn.Module:
+    """torch.nn's module with the same weights; its second bias, which only the GRU's candidate needs, is zero elsewhere."""
+    width = model.config["width"]
+    twin = TORCH[name](width, width, model.config["layers"]).to(model.head.dtype)
+    with torch.no_grad():
+        for number, layer in enumerate(model.layers):
+            getattr(twin, f"weight_ih_l{number}").copy_(layer.input)
+            getattr(twin, f"weight_hh_l{number}").copy_(layer.recurrent)
+            getattr(twin, f"bias_ih_l{number}").copy_(layer.bias)
+            getattr(twin, f"bias_hh_l{number}").zero_()
+            if name == "gru":
+                getattr(twin, f"bias_hh_l{number}")[2 * width:] = layer.recurrent_bias
+    return twin
+
+
+def twin_gradients(name: str, model: nn.Module, twin: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    pairs = []
+    for number, layer in enumerate(model.layers):
+        pairs += [(layer.input.grad, getattr(twin, f"weight_ih_l{number}").grad),
+                  (layer.recurrent.grad, getattr(twin, f"weight_hh_l{number}").grad),
+                  (layer.bias.grad, getattr(twin, f"bias_ih_l{number}").grad)]
+        if name == "gru":
+            pairs.append((layer.recurrent_bias.grad, getattr(twin, f"bias_hh_l{number}").grad[2 * model.config["width"]:]))
+    return pairs
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("name", TORCH)
+def test_recurrent_layers_equal_torch_s_in_outputs_states_and_gradients(name, dtype, tolerance):
+    model = shaken(make(name, layers=3)).to(dtype)
+    twin = torch_twin(name, model)
+    tokens = some_tokens(5, 21)
+    state = torch.randn(model.start(5).shape, dtype=dtype).requires_grad_()
+    twin_state = state.detach().clone().requires_grad_()
+    hidden, after = model(tokens, state)
+
+    embedding = model.embedding.detach().clone().requires_grad_()
+    given = (twin_state[:, 0].contiguous(), twin_state[:, 1].contiguous()) if name == "lstm" else twin_state
+    twin_hidden, twin_after = twin(embedding[tokens.T], given)
+    twin_hidden, twin_after = twin_hidden.transpose(0, 1), torch.stack(twin_after, 1) if name == "lstm" else twin_after
+    torch.testing.assert_close(hidden, twin_hidden, rtol=0, atol=tolerance)
+    torch.testing.assert_close(after, twin_after, rtol=0, atol=tolerance)
+
+    weights, state_weights = torch.randn_like(hidden), torch.randn_like(after)   # every output pulls in its own direction
+    ((hidden * weights).sum() + (after * state_weights).sum()).backward()
+    ((twin_hidden * weights).sum() + (twin_after * state_weights).sum()).backward()
+    for ours, theirs in [(state.grad, twin_state.grad), (model.embedding.grad, embedding.grad), *twin_gradients(name, model, twin)]:
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+
+
+def test_gru_with_the_reset_before_the_product_would_not_pass():
+    model = shaken(make("gru", layers=1)).double()
+    layer, width = model.layers[0], model.config["width"]
+    x, h = torch.randn(2, width, dtype=torch.float64), torch.randn(2, width, dtype=torch.float64)
+    ours = layer(x[None], h)[1]
+    z = F.linear(x, layer.input, layer.bias)
+    r, keep = (z[:, :2 * width] + h @ layer.recurrent[:2 * width].T).sigmoid().chunk(2, -1)
+    candidate = (z[:, 2 * width:] + (r * h) @ layer.recurrent[2 * width:].T + layer.recurrent_bias).tanh()   # Cho et al.'s form
+    assert (ours - (candidate + keep * (h - candidate))).abs().max() > 0.01
+
+
+# GPT-OSS against transformers
+
+
+def hugging_face(folder: Path) -> GptOssForCausalLM:
+    model = GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model.set_experts_implementation("eager")
+    return model
+
+
+@pytest.fixture(scope="module", params=[1.0, 32.0], ids=["plain RoPE", "YaRN 32"])
+def pair(request, tokenizer, tmp_path_factory) -> tuple[GptOss, GptOssForCausalLM]:
+    """Ours and transformers' with the same weights, as it reads them from our export."""
+    model = shaken(make("gpt_oss", rope_factor=request.param, max_context=int(4096 * request.param)))
+    folder = tmp_path_factory.mktemp("gpt_oss")
+    save_model(model, folder, tokenizer)
+    return model, hugging_face(folder)
+
+
+TOKENS = some_tokens(2, 150)   # longer than three windows of 8, and than one block of queries
+
+
+def difference(pair, tokens=TOKENS) -> float:
+    model, reference = pair
+    with torch.no_grad():
+        return (model.logits(model(tokens)[0]) - reference(tokens).logits).abs().max().item()
+
+
+def test_logits_equal_transformers(pair):
+    assert difference(pair) < 5e-4   # of logits around 10, through four layers of experts in float32
+
+
+def test_gradients_equal_transformers(pair):
+    model, reference = pair
+    targets = some_tokens(2, 150, seed=4)
+    loss, _ = model.loss(TOKENS, targets)
+    expected = F.cross_entropy(reference(TOKENS).logits.flatten(0, 1), targets.flatten())
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    loss.backward()
+    expected.backward()
+    theirs = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        gradient = theirs.pop(exported_name(name)).grad
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-3 * gradient.abs().max().item(), msg=name)
+        parameter.grad = None
+    assert not theirs, "transformers has parameters that we do not export"
+    reference.zero_grad()
+
+
+def off_by_one_window(model, _):
+    for block in model.blocks:
+        block.window = block.window and block.window + 1
+
+
+def swapped_parity(model, _):
+    for number, block in enumerate(model.blocks):
+        block.window = 8 if number % 2 else None
+
+
+def dropped_sink(model, _):
+    for block in model.blocks:
+        block.sinks.data.fill_(-math.inf)
+
+
+def untransposed_down(model, _):
+    for block in model.blocks:   # (E, I, D) read as (E, D, I): it would fit unnoticed if I were D
+        block.down.data = block.down.mT.reshape(block.down.shape)
+
+
+def halved_gates(_, monkeypatch):
+    def chunked(x):
+        gate, up = x.chunk(2, -1)
+        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    monkeypatch.setattr(experts_module, "swiglu", chunked)
+
+
+def softmax_before_topk(_, monkeypatch):
+    def route(x, weight, bias, k):
+        logits = F.linear(x, weight, bias)
+        share, chosen = logits.softmax(-1).topk(k)
+        return logits, chosen, share
+    monkeypatch.setattr("stages.nn.gpt_oss.route", route)
+
+
+def lower_clamp_on_the_gate(_, monkeypatch):
+    def clamped(x):
+        gate, up = x[..., ::2].clamp(-1, 7), x[..., 1::2].clamp(-7, 7)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+    monkeypatch.setattr(experts_module, "swiglu", clamped)
+
+
+def paired_rope(_, monkeypatch):
+    def neighbours(x, cosine, sine):
+        first, second = x[..., ::2], x[..., 1::2]
+        return torch.stack([first * cosine - second * sine, second * cosine + first * sine], -1).flatten(-2)
+    monkeypatch.setattr("stages.nn.gpt_oss.rope", neighbours)
+
+
+def swapped_query_groups(model, monkeypatch):
+    def attention(q, k, v, *rest):
+        return attention_module.attention(q, k.flip(1), v.flip(1), *rest)
+    monkeypatch.setattr("stages.nn.gpt_oss.attention", attention)
+
+
+@pytest.mark.parametrize("damage", [off_by_one_window, swapped_parity, dropped_sink, untransposed_down, halved_gates,
+                                    softmax_before_topk, lower_clamp_on_the_gate, paired_rope, swapped_query_groups])
+def test_a_wrong_architecture_is_noticed(pair, monkeypatch, damage):
+    model, reference = pair
+    changed = GptOss(model.config, VOCABULARY)
+    changed.load_state_dict(model.state_dict())
+    damage(changed, monkeypatch)
+    assert difference((changed, reference)) > 0.05
+
+
+def test_a_missing_window_shows_only_beyond_it(pair):
+    model, reference = pair
+    changed = GptOss(model.config, VOCABULARY)
+    changed.load_state_dict(model.state_dict())
+    for block in changed.blocks:
+        block.window = None
+    assert difference((changed, reference), TOKENS[:, :8]) < 5e-4
+    assert difference((changed, reference), TOKENS) > 0.05
+
+
+@pytest.mark.parametrize("wrong", ["no concentration", "truncated"])
+def test_wrong_yarn_is_noticed(pair, monkeypatch, wrong):
+    if pair[0].config["rope_factor"] == 1:
+        pytest.skip("YaRN with factor 1 has no concentration and no ramp")
+    right = attention_module.frequencies
+    rounded = {"ceil": math.ceil, "floor": math.floor}
+
+    def frequencies(head_size, factor, original_context):
+        if wrong == "no concentration":
+            return right(head_size, factor, original_context)[0], 1.0
+        low, high = (head_size / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(150_000) for turns in (32, 1))
+        low, high = rounded["floor"](low), rounded["ceil"](high)
+        kept = 150_000.0 ** -(torch.arange(0, head_size, 2) / head_size)
+        slowed = ((torch.arange(head_size // 2) - low) / (high - low)).clamp(0, 1)
+        return kept / factor * slowed + kept * (1 - slowed), 0.1 * math.log(factor) + 1
+
+    monkeypatch.setattr(attention_module, "frequencies", frequencies)
+    assert difference(pair) > 0.01
+
+
+def test_ours_to_hugging_face_to_ours_is_the_identity(pair, tokenizer, tmp_path):
+    model, reference = pair
+    reference.save_pretrained(tmp_path)
+    tokenizers.save_tokenizer(tokenizer, tmp_path)
+    back = load_gpt_oss(tmp_path)
+    assert back.config == model.config
+    assert back.vocabulary == model.vocabulary == VOCABULARY
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name]), name
+
+
+def test_an_export_writes_out_what_readers_need(pair, tokenizer, tmp_path):
+    import json
+    save_model(pair[0], tmp_path, tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["GptOssForCausalLM"]
+    assert config["layer_types"] == ["sliding_attention", "full_attention"] * 2
+    assert config["output_router_logits"] is False
+    assert config["rope_parameters"]["truncate"] is False
+    assert config["vocab_size"] == 320
+    stops = json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"]
+    assert [tokenizer.decode([number]) for number in stops] == ["<|return|>", "<|call|>", "<|endoftext|>"]
+
+
+def test_a_gpt_oss_that_differs_is_refused_by_name(pair, tokenizer, tmp_path):
+    import json
+    save_model(pair[0], tmp_path, tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"]["truncate"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Problem, match="truncate"):
+        load_gpt_oss(tmp_path)
+
+
+def test_transformers_generates_what_we_do(pair):
+    model, reference = pair
+    prompt = TOKENS[:1, :40]
+    ours = generate(model, prompt.tolist(), 20, temperature=0)
+    theirs = reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False,
+                                eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(VOCABULARY, padded(VOCABULARY))))
+    assert ours[0] == theirs[0, 40:].tolist()
+
+
+# What a token may look at
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_token_depends_on_a_later_one(name):
+    model = shaken(make(name)).double()
+    tokens = some_tokens(1, 20)
+    seen = []
+    original = F.embedding
+
+    def embedding(ids, table):
+        seen.append(original(ids, table).detach().requires_grad_())
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "embedding", embedding)
+        hidden, _ = model(tokens)
+    times = 1 if name in ("mlp", "gpt_oss") else 0   # recurrent models keep time first
+    for place in (0, 7, 18):
+        (gradient,) = torch.autograd.grad(hidden[0, place].sum(), seen[0], retain_graph=True)
+        reach = gradient.movedim(times, 0).flatten(1).abs().sum(-1)
+        assert (reach[place + 1:] == 0).all()
+        assert reach[place] > 0
+
+
+def attention_support(tokens: int, window: int | None) -> torch.Tensor:
+    """(T, T): whether query i depends on value j, by gradient."""
+    q, k = torch.randn(1, tokens, 2, 4), torch.randn(1, tokens, 1, 4)
+    v = torch.randn(1, tokens, 1, 4, requires_grad=True)
+    with_row = attention_module.with_sink_row
+    out = attention_module.attention(q, with_row(k), with_row(v), torch.zeros(2), window)
+    return torch.stack([torch.autograd.grad(out[0, i].sum(), v, retain_graph=True)[0][0].abs().sum((1, 2)) > 0
+                        for i in range(tokens)])
+
+
+def test_window_keeps_exactly_w_keys():
+    seen = attention_support(tokens=300, window=8)   # over the edges of blocks of 128 queries
+    assert seen.sum(-1).tolist() == [min(i + 1, 8) for i in range(300)]
+    assert all(seen[i, max(0, i - 7):i + 1].all() for i in range(300))
+
+
+def test_full_attention_sees_all_before():
+    assert torch.equal(attention_support(tokens=300, window=None), torch.ones(300, 300).tril().bool())
+
+
+@pytest.mark.parametrize("window", [8, 100, None])
+def test_attention_equals_the_plain_formula(window):
+    torch.manual_seed(5)
+    T = 290
+    q, k, v = (torch.randn(2, T, heads, 16, dtype=torch.float64, requires_grad=True) for heads in (6, 2, 2))
+    sink = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    ours = attention_module.attention(q, attention_module.with_sink_row(k), attention_module.with_sink_row(v), sink, window)
+
+    i, j = torch.arange(T)[:, None], torch.arange(T)
+    hidden = (j > i) | (j <= i - (window or T))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.repeat_interleave(3, 2)) / 4
+    scores = torch.cat([scores.masked_fill(hidden, -math.inf), sink.view(1, 6, 1, 1).expand(2, 6, T, 1)], -1)
+    plain = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1)[..., :-1], v.repeat_interleave(3, 2))
+    torch.testing.assert_close(ours, plain)
+    weights = torch.randn_like(ours)
+    for a, b in zip(torch.autograd.grad((ours * weights).sum(), (q, k, v, sink)),
+                    torch.autograd.grad((plain * weights).sum(), (q, k, v, sink)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)   # gradients of k and v are summed in float32
+
+
+# Generation
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_with_a_state_equals_reading_all_again(name):
+    model = shaken(make(name))
+    prompt = some_tokens(1, 30)[0].tolist()
+    whole = list(prompt)
+    for _ in range(40):   # past the window of 8
+        with torch.no_grad():
+            whole.append(int(model.logits(model(torch.tensor([whole]))[0][0, -1])[:VOCABULARY].argmax()))
+    assert generate(model, [prompt], 40, temperature=0) == [whole[30:]]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_of_other_lengths_in_a_batch_change_nothing(name):
+    model = shaken(make(name))
+    prompts = [some_tokens(1, length, seed=length)[0].tolist() for length in (3, 40, 17, 40)]
+    together = generate(model, prompts, 12, temperature=0)
+    assert together == [generate(model, [prompt], 12, temperature=0)[0] for prompt in prompts]
+
+
+def test_a_cache_outlives_its_buffer(monkeypatch):
+    monkeypatch.setattr(attention_module, "SPARE", 4)   # the buffers fill and move every few tokens
+    model = shaken(make("gpt_oss"))
+    tokens = some_tokens(2, 90)
+    padding = torch.tensor([0, 11])
+    state, parts = model.start(2, padding), []
+    with torch.no_grad():
+        for begin, end in [(0, 33), (33, 34), (34, 50), *((i, i + 1) for i in range(50, 90))]:
+            hidden, state = model(tokens[:, begin:end], state)
+            parts.append(hidden)
+        torch.testing.assert_close(torch.cat(parts, 1)[0], model(tokens[:1])[0][0], rtol=0, atol=2e-4)
+        torch.testing.assert_close(torch.cat(parts, 1)[1, 11:], model(tokens[1:, 11:])[0][0], rtol=0, atol=2e-4)
+
+
+def test_a_row_ends_at_its_stop_token_and_others_go_on():
+    model = shaken(make("gru"))
+    prompts = some_tokens(6, 5).tolist()
+    free = generate(model, prompts, 15, temperature=1.0, seed=4)
+    stop = free[0][3]
+    stopped = generate(model, prompts, 15, [stop], temperature=1.0, seed=4)
+    for row, ids in zip(stopped, free, strict=True):
+        assert row == (ids[:ids.index(stop) + 1] if stop in ids else ids)
+
+
+def test_the_same_seed_gives_the_same_text():
+    model, prompts = shaken(make("lstm")), some_tokens(3, 5).tolist()
+    first = generate(model, prompts, 10, seed=1)
+    assert first == generate(model, prompts, 10, seed=1) != generate(model, prompts, 10, seed=2)
+
+
+def test_choice_follows_the_probabilities():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(40_000, 4)
+    draw = torch.rand(40_000, generator=torch.Generator().manual_seed(6))
+
+    def shares(**how):
+        return (torch.bincount(choose(logits, draw=draw, **how), minlength=4) / 40_000).tolist()
+
+    assert shares(temperature=1.0, top_k=None, top_p=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.01)
+    assert shares(temperature=1.0, top_k=2, top_p=1.0) == pytest.approx([0.625, 0.375, 0, 0], abs=0.01)
+    assert shares(temperature=1.0, top_k=None, top_p=0.81) == pytest.approx([0.526, 0.316, 0.158, 0], abs=0.01)
+    assert shares(temperature=1.0, top_k=None, top_p=0.79) == pytest.approx([0.625, 0.375, 0, 0], abs=0.01)
+    assert shares(temperature=0.5, top_k=None, top_p=1.0) == pytest.approx([0.685, 0.247, 0.062, 0.007], abs=0.01)
+    assert shares(temperature=0, top_k=None, top_p=1.0) == [1, 0, 0, 0]
+
+
+def test_unused_rows_of_the_table_are_never_written():
+    model = make("mlp")
+    with torch.no_grad():
+        model.head[VOCABULARY:] = 100 * model(some_tokens(1, 5))[0][0, -1]   # the likeliest by far
+    assert all(number < VOCABULARY for (number,) in stream(model, some_tokens(1, 5).tolist(), 20, temperature=0))
+
+
+# Losses, starts, optimizer, data
+
+
+@pytest.mark.parametrize("length", [1, 100, 2500])
+def test_chunked_cross_entropy_equals_torch_s(length):
+    torch.manual_seed(7)
+    hidden, weight = torch.randn(length, 12, requires_grad=True), torch.randn(50, 12, requires_grad=True)
+    targets = torch.randint(0, 50, (length,))
+    targets[1::3] = IGNORE
+    ours = 3 * cross_entropy(hidden, weight, targets)
+    plain = 3 * F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_cross_entropy_of_nothing_is_zero():
+    hidden = torch.randn(4, 3, requires_grad=True)
+    loss = cross_entropy(hidden, torch.randn(8, 3, requires_grad=True), torch.full((4,), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert (hidden.grad == 0).all()
+
+
+def test_balance_is_transformers_auxiliary_loss_over_k():
+    logits = torch.randn(500, 8, generator=torch.Generator().manual_seed(8))
+    chosen = logits.topk(3).indices
+    assert balance(logits, chosen).item() == pytest.approx(load_balancing_loss_func((logits,), 8, 3).item() / 3, rel=1e-5)
+
+
+def test_balance_changes_the_gradient_and_not_the_loss():
+    tokens, targets = some_tokens(2, 20), some_tokens(2, 20, seed=9)
+    routers, losses = [], []
+    for weight in (0.0, 1.0):
+        model = shaken(make("gpt_oss", balance=weight))
+        loss, _ = model.loss(tokens, targets)
+        loss.backward()
+        losses.append(loss.item())
+        routers.append(model.blocks[0].router.grad)
+    assert losses[0] == losses[1]
+    assert not torch.allclose(*routers)
+
+
+def test_bits_per_byte_of_a_fair_coin():
+    assert bits_per_byte(nats=800 * math.log(2), text_bytes=100) == pytest.approx(8)
+    with pytest.raises(ValueError, match="0 bytes"):
+        bits_per_byte(1.0, 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_new_model_knows_nothing(name):
+    loss, _ = make(name).loss(some_tokens(4, 50), some_tokens(4, 50, seed=10))
+    assert loss.item() == pytest.approx(math.log(padded(VOCABULARY)), rel=0.02)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_batch_can_be_learnt_by_heart(name):
+    model = make(name)
+    optimizer = adamw(model, 0.0, 0.9, 0.95)
+    tokens, targets = some_tokens(2, 16), some_tokens(2, 16, seed=11)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = learning_rate(step, 300, 0.01, 0.05, 0.1)
+        loss, _ = model.loss(tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_has_a_rule_and_one_group(name):
+    model = make(name)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    decayed, free = (group["params"] for group in adamw(model, 0.1, 0.9, 0.95).param_groups)
+    assert len(decayed) + len(free) == len(list(model.parameters()))
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert not any(word in by_id[id(parameter)] for parameter in decayed for word in ("bias", "norm", "sinks", "embedding"))
+    model.surplus = nn.Parameter(torch.zeros(1))
+    with pytest.raises(KeyError, match="surplus"):
+        initialise(model, 1)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(step, 100, 2.0, 0.1, 0.25) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[9] == rates[10] == 2.0
+    assert rates[-1] == pytest.approx(0.5)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_rows_go_on_where_they_stopped():
+    tokens = np.arange(1000, dtype=np.uint16)
+    for step in range(5):
+        inputs, targets = batch(tokens, step, 4, 20, seed=3)
+        following, _ = batch(tokens, step + 1, 4, 20, seed=3)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert torch.equal(targets[:, -1], following[:, 0])
+    seen = torch.cat([batch(tokens, step, 4, 25, seed=3)[1].flatten() for step in range(10)])
+    assert seen.sort().values.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize(("rows", "context"), [(4, 20), (3, 7), (1, 2000), (64, 16)])
+def test_validation_counts_every_token_once(rows, context):
+    tokens = np.arange(997, dtype=np.uint16)
+    batches = list(every_token_once(tokens, rows, context))
+    targets = torch.cat([targets.flatten() for _, targets in batches])
+    assert targets[targets != IGNORE].sort().values.tolist() == list(range(997))
+    for inputs, targets in batches:
+        assert ((targets == IGNORE) | (targets == (inputs + 1) % 997)).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_folder_gives_the_model_back(name, tokenizer, tmp_path):
+    model = shaken(make(name))
+    save_model(model, tmp_path, tokenizer)
+    back = load_model(tmp_path)
+    assert back.config == model.config
+    assert all(torch.equal(tensor, back.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_folder_whose_weights_do_not_fit_is_named(tokenizer, tmp_path):
+    save_model(make("gru"), tmp_path, tokenizer)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"width": 24', '"width": 25'))
+    with pytest.raises(Problem, match="does not fit its config.json"):
+        load_model(tmp_path)

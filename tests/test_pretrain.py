@@ -1,0 +1,142 @@
+"""The training loop: killed and repeated it gives the same bytes, and what goes wrong is said in words."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stages import compare, encode, pretrain
+from stages.common.device import Device
+from stages.common.problem import Problem
+from stages.common.stage import Stage
+from stages.nn.export import load_model
+from tests.conftest import ROOT
+
+MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
+
+
+@pytest.fixture
+def encoded(project: Path, monkeypatch) -> Path:
+    """A copy of the project with tokens of a small corpus: its own sources."""
+    monkeypatch.chdir(project)
+    texts = [file.read_text() for file in sorted((ROOT / "stages").rglob("*.py")) if file.stat().st_size]
+    for split, part in (("train", texts[4:]), ("val", texts[:4])):
+        (project / "data" / "corpus" / split).mkdir(parents=True)
+        pq.write_table(pa.table({"text": part}), project / "data" / "corpus" / split / "0.parquet")
+    encode.main(Stage("encode"))
+    return project
+
+
+def outs(project: Path, name: str) -> dict[str, bytes]:
+    files = [*(project / "models" / "pretrain" / name).iterdir(), *(project / "metrics" / "pretrain").glob(f"{name}.*")]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def program(project: Path, name: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "stages.pretrain", name], cwd=project, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name != "lstm" else []) for name in MODELS])
+def test_a_run_killed_and_repeated_gives_the_same_bytes(encoded, name):
+    pretrain.main(Stage(f"pretrain@{name}"), name)
+    whole = outs(encoded, name)
+    assert not list((encoded / ".ckpt").rglob("*.safetensors")), "a finished run leaves no checkpoint"
+
+    with program(encoded, name) as killed:
+        for line in killed.stdout:
+            if "step 4 of 6" in line:   # between two looks, after the first checkpoint
+                killed.send_signal(signal.SIGKILL)
+                break
+    assert killed.returncode == -signal.SIGKILL
+    with program(encoded, name) as repeated:
+        said = repeated.stdout.read()
+    assert repeated.returncode == 0
+    assert "going on at step" in said
+    assert outs(encoded, name) == whole
+
+
+def test_outs_say_what_they_should(encoded):
+    pretrain.main(Stage("pretrain@gpt_oss"), "gpt_oss")
+    files = outs(encoded, "gpt_oss")
+    metrics = json.loads(files["gpt_oss.json"])["gpt_oss"]
+    model = load_model(encoded / "models" / "pretrain" / "gpt_oss")
+    assert metrics["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    one_expert = model.blocks[0].gate_up[0].numel() + model.blocks[0].gate_up_bias[0].numel() \
+        + model.blocks[0].down[0].numel() + model.blocks[0].down_bias[0].numel()
+    assert metrics["parameters"] - metrics["active_parameters"] == 2 * 2 * one_expert   # 2 layers, 2 of 4 experts rest
+    assert metrics["tokens"] == 6 * 256
+    rows = files["gpt_oss.tsv"].decode().splitlines()
+    assert rows[0].split("\t") == ["step", "loss", "val_bits_per_byte", "learning_rate"]
+    assert [int(row.split("\t")[0]) for row in rows[1:]] == [2, 4, 6]
+    samples = json.loads(files["samples.json"])
+    assert [sample["prompt"] for sample in samples] == list(pretrain.PROMPTS)
+
+
+def test_validation_is_the_negative_log_likelihood_over_the_bytes(encoded):
+    pretrain.main(Stage("pretrain@gru"), "gru")
+    model = load_model(encoded / "models" / "pretrain" / "gru")
+    tokens = np.fromfile(encoded / "data" / "tokens" / "val.bin", np.uint16)
+    meta = json.loads((encoded / "data" / "tokens" / "meta.json").read_text())
+    ring = torch.from_numpy(np.roll(tokens, 1).astype(np.int64))[None]   # the first token follows the last separator
+    with torch.no_grad():
+        logits = model.logits(model(ring)[0])[0]
+    nats = F.cross_entropy(logits, torch.from_numpy(tokens.astype(np.int64)), reduction="sum").item()
+    from stages.nn import tokenizer as tokenizers
+    lengths = tokenizers.token_bytes(tokenizers.load(encoded / "data" / "tokenizer"))
+    in_one_row = pretrain.validation(model, tokens, lengths, 1, 64, Device("cpu", torch.float32))
+    assert in_one_row == pytest.approx(nats / np.log(2) / meta["val"]["text_bytes"], rel=1e-5)
+
+
+def test_five_models_make_one_table(encoded):
+    row = {"val_bits_per_byte": 1.5, "parameters": 10, "active_parameters": 8, "tokens": 100}
+    (encoded / "metrics" / "pretrain").mkdir(parents=True, exist_ok=True)
+    for name in (*MODELS, "left_over"):
+        (encoded / "metrics" / "pretrain" / f"{name}.json").write_text(json.dumps({name: row}))
+    compare.main(Stage("compare"))
+    assert json.loads((encoded / "metrics" / "pretrain.json").read_text()) == dict.fromkeys(MODELS, row)
+    (encoded / "metrics" / "pretrain" / "rnn.json").unlink()
+    with pytest.raises(Problem, match=r"rnn\.json is missing"):
+        compare.main(Stage("compare"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(encoded):
+    params = encoded / "params.yaml"
+    text = params.read_text()
+    at = text.index("learning_rate:", text.index("  rnn:"))
+    params.write_text(text[:at] + "learning_rate: 1.0e+38" + text[text.index("\n", at):])
+    with pytest.raises(Problem, match=r"The loss of step \d is (nan|inf).*Lower pretrain\.rnn\.learning_rate"):
+        pretrain.main(Stage("pretrain@rnn"), "rnn")
+    assert not (encoded / "models").exists()
+
+
+@pytest.mark.parametrize(("tokens", "context", "rows"), [(4096, 256, [16]), (524_288, 1024, [64] * 8), (131_072, 65_536, [1, 1]),
+                                                        (131_072, 131_072, [1]), (3 * 65_536, 1024, [64] * 3)])
+def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
+    parts = pretrain.split_rows(tokens, context)
+    assert [part.stop - part.start for part in parts] == rows
+    assert parts[0].start == 0
+    assert all(before.stop == after.start for before, after in zip(parts, parts[1:], strict=False))
+
+
+def test_rows_that_do_not_fill_a_step_are_refused():
+    with pytest.raises(Problem, match="must be a multiple of the 1,000 tokens"):
+        pretrain.split_rows(4096, 1000)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lstm"])
+def test_parts_of_a_step_give_the_gradient_of_the_whole(encoded, monkeypatch, name):
+    pretrain.main(Stage(f"pretrain@{name}"), name)
+    whole = load_model(encoded / "models" / "pretrain" / name).state_dict()
+    monkeypatch.setattr(pretrain, "TOKENS_AT_ONCE", 64)
+    pretrain.main(Stage(f"pretrain@{name}"), name)
+    parts = load_model(encoded / "models" / "pretrain" / name).state_dict()
+    for key, tensor in whole.items():
+        torch.testing.assert_close(parts[key], tensor, rtol=0, atol=1e-4)
