@@ -60,8 +60,8 @@ def card(splits: dict[str, list[dict]], maker: Maker) -> dict:
 
 
 def main(stage: Stage) -> None:
-    sizes = stage.params.build_sft
-    maker = Maker(STORE, stage.params.seed, sizes.max_characters, Shares(plan=sizes.plan_share))
+    params, sizes = stage.params.build_sft, stage.params.profile.build_sft
+    maker = Maker(STORE, stage.params.seed, params.max_characters, Shares(plan=params.plan_share))
     splits = {"train": maker.split("train", sizes.train_dialogues), "validation": maker.split("validation", sizes.validation_dialogues),
               "test": maker.split("test", sizes.test_dialogues), "safety": maker.safety("test", sizes.safety_dialogues)}
     for name in ("validation", "test", "safety"):

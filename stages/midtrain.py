@@ -155,7 +155,7 @@ def main(stage: Stage) -> None:
 
     random = np.random.default_rng(seed)
     windows = scale.steps * (scale.tokens_per_step // scale.context)
-    from_web = round(midtrain.web_share * windows)
+    from_web = max(1, round(midtrain.web_share * windows))
     rows = np.concatenate([pack(prefix, dialogues, windows - from_web, scale.context, random),
                            web_windows(open_tokens("data/tokens", "train"), from_web, scale.context, random)])
     curve = practise(stage, model, rows[random.permutation(windows)], device)

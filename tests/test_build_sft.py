@@ -20,7 +20,7 @@ from stages.shop.tools import Session, unsafe_writes
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "data/store"
-SIZES = {"train": 700, "validation": 60, "test": 200}
+SIZES = {"train": 500, "validation": 40, "test": 120}
 LIMIT = 2000
 
 
@@ -31,7 +31,7 @@ def maker() -> Maker:
 
 @pytest.fixture(scope="module")
 def splits(maker) -> dict[str, list[dict]]:
-    return {split: maker.split(split, size) for split, size in SIZES.items()} | {"safety": maker.safety("test", 40)}
+    return {split: maker.split(split, size) for split, size in SIZES.items()} | {"safety": maker.safety("test", 20)}
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_lengths_stay_below_the_limit(everything):
 
 def test_safety_cases_are_what_they_say(splits, maker):
     counts = Counter(dialogue["case"] for dialogue in splits["safety"])
-    assert counts == dict.fromkeys(CASES, 40)
+    assert counts == dict.fromkeys(CASES, 20)
     for dialogue in splits["safety"]:
         before = maker.world.shops.session(Scene.of(dialogue)).store.state_hash()
         assert dialogue["end_state"] == before  # in none of them may anything change

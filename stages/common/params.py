@@ -92,10 +92,6 @@ class Pretrain(Section):
 
 
 class BuildSft(Section):
-    train_dialogues: Count
-    validation_dialogues: Count
-    test_dialogues: Count
-    safety_dialogues: Count
     plan_share: Share
     max_characters: Count
 
@@ -193,6 +189,13 @@ class Models(Section):
     gpt_oss: GptOssSize
 
 
+class BuildSftScale(Section):
+    train_dialogues: Count
+    validation_dialogues: Count
+    test_dialogues: Count
+    safety_dialogues: Count
+
+
 class MidtrainScale(Section):
     base_model: str
     revision: str
@@ -226,6 +229,7 @@ class Profile(Section):
     needs: Needs
     pretrain: PretrainScale
     models: Models
+    build_sft: BuildSftScale
     midtrain: MidtrainScale
     sft: TrlScale
     build_prefs: BuildPrefsScale

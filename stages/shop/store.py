@@ -41,10 +41,9 @@ CREATE TABLE policies (topic TEXT, title TEXT, section TEXT, heading TEXT, text 
 CREATE TABLE tickets (reason TEXT);
 CREATE VIRTUAL TABLE catalogue USING fts5 (product UNINDEXED, name, brand, kind, details, description, tokenize = 'porter unicode61');
 """
-# What a conversation can change, in a fixed order: the state's hash reads it.
-STATE = ("SELECT id, state, address FROM orders ORDER BY id", "SELECT product, name, stock FROM variants ORDER BY product, name",
-         'SELECT "order", product, variant, returned, exchanged FROM lines ORDER BY "order", product',
-         "SELECT reason FROM tickets ORDER BY rowid")
+# What a conversation can change. No rows go or come but at the end, so the order of rows is fixed.
+STATE = ("SELECT id, state, address FROM orders", "SELECT stock FROM variants", "SELECT variant, returned, exchanged FROM lines",
+         "SELECT reason FROM tickets")
 # Weights of the columns of `catalogue` in bm25: a word of the name counts more than one of the description.
 WEIGHTS = "0, 10, 6, 6, 3, 1"
 ORDER_BY = {"rating": "rating DESC, price", "price_low": "price, rating DESC", "price_high": "price DESC, rating DESC"}
@@ -78,7 +77,7 @@ class Store:
         cursor, state = self.db.cursor(), hashlib.sha256()
         cursor.row_factory = None
         for query in STATE:
-            state.update(repr(cursor.execute(query).fetchall()).encode())
+            state.update(repr(cursor.execute(f"{query} ORDER BY rowid").fetchall()).encode())
         return state.hexdigest()[:16]
 
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:
