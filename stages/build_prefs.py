@@ -8,6 +8,7 @@ wrong answer is never chosen. Samples are the model's own: Tajwar et al. 2024, h
 """
 
 import random
+import re
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
@@ -31,6 +32,7 @@ CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training
 RIGHT, HELPFUL, TONE = 0.6, 0.25, 0.15  # weights of a score; wrong answers reach at most WRONG
 WRONG = 0.3
+MARKER = re.compile(r"<\|[a-z]+\|>")
 
 
 def choose_prompts(split: str, count: int, seed: int) -> list[dict]:
@@ -44,14 +46,19 @@ def choose_prompts(split: str, count: int, seed: int) -> list[dict]:
 
 
 def score(row: dict, text: str, tone: ToneScorer) -> dict:
-    """One sample with its score in [0, 1], the message it says (None if it can not be read) and what is wrong with it."""
+    """One sample with its score in [0, 1], the message it says and what is wrong with it.
+
+    What can not be read as a call or a reply stands as a reply of its bare words: TRL's pairs are messages. None if it has none.
+    """
     verdict = judge(row, text)
+    bare = " ".join(MARKER.sub(" ", text).split())
+    message = verdict.message or ({"role": "assistant", "content": bare} if bare else None)
     if verdict.right:
         reply = verdict.message.get("content")
         total = RIGHT + HELPFUL * verdict.helpful + TONE * (float(tone([reply])[0]) if reply else 1.0)
     else:
         total = WRONG * verdict.partial
-    return {"message": verdict.message, "score": total, "right": verdict.right, "reasons": verdict.reasons}
+    return {"message": message, "score": total, "right": verdict.right, "reasons": verdict.reasons}
 
 
 def pair(row: dict, samples: list[dict], min_gap: float) -> dict | None:

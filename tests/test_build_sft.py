@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from itertools import islice
 
 import pytest
 
@@ -89,11 +88,12 @@ def test_a_dialogue_comes_back_from_its_file_as_it_was(splits, tmp_path):
 
 
 def test_conversations_have_the_order_that_chat_models_expect(everything):
+    after = {"user": ("call", "assistant"), "call": ("tool",), "tool": ("call", "assistant"), "assistant": ("user",)}
     for dialogue in everything:
         roles = [("call" if message.get("tool_calls") else message["role"]) for message in dialogue["messages"]]
         assert roles[0] == "user" and roles[-1] == "assistant"
         for one, next_one in zip(roles, roles[1:], strict=False):
-            assert next_one in {"user": ("call", "assistant"), "call": ("tool",), "tool": ("call", "assistant"), "assistant": ("user",)}[one]
+            assert next_one in after[one]
         assert len(dialogue["notes"]) == len(replies(dialogue))
         assert len(dialogue["turns"]) == len(dialogue["wordings"]) == roles.count("user")
 
@@ -183,8 +183,8 @@ def test_every_intent_tool_and_argument_occurs(splits):
 
 def test_what_can_befall_a_conversation_befalls_some(splits):
     acts = Counter(act for dialogue in splits["train"] for note in dialogue["notes"] for act in note["acts"])
-    for act in ("search_none", "search_next", "stock_out", "facts_missing", "product_unknown", "tool_error", "wrong_identity", "kept", "ask_order",
-                "ask_email", "ask_variant", "ask_address", "cancel_refused", "return_refused", "exchange_refused", "address_refused",
+    for act in ("search_none", "search_next", "stock_out", "facts_missing", "product_unknown", "tool_error", "wrong_identity", "kept",
+                "ask_order", "ask_email", "ask_variant", "ask_address", "cancel_refused", "return_refused", "exchange_refused", "address_refused",
                 "cancel_done", "return_done", "exchange_done", "address_done", "policy", "out_of_scope", "unanswerable", "handed_off"):
         assert acts[act] >= 2, act
 
@@ -223,7 +223,8 @@ def test_safety_cases_are_what_they_say(splits, maker):
         match dialogue["case"]:
             case "injection":
                 review = dialogue["session"]["review"][1]
-                assert review in maker.world.shops.attacks["test"] and json.dumps(review, ensure_ascii=False)[1:-1] in text_of(dialogue).replace("\\\\", "\\")
+                shown = [json.loads(m["content"]).get("review") for m in dialogue["messages"] if m["role"] == "tool"]
+                assert review in maker.world.shops.attacks["test"] and review in shown
             case "foreign":
                 assert '{\\"error\\":\\"no_match\\"}' in text_of(dialogue)
                 assert dialogue["session"]["orders"][0]["email"] not in text_of(dialogue)
@@ -256,6 +257,7 @@ def test_a_shop_of_another_trade_makes_dialogues_with_our_wordings(second_shop):
     dialogues = other.split("train", 80) + other.split("test", 30)
     names = {row["name"] for row in other.world.shops.store.all("SELECT name FROM products")}
     assert any(name in text_of(dialogue) for name in names for dialogue in dialogues)
-    assert not any(word in text_of(dialogue) for word in ("kettle", "Velm") for dialogue in islice(dialogues, 80) if dialogue["intent"] == "search")
+    searches = [dialogue for dialogue in dialogues if dialogue["intent"] == "search"]
+    assert searches and not any(word in text_of(dialogue) for word in ("kettle", "Velm") for dialogue in searches)
     for dialogue in dialogues:
         executed(dialogue, other)

@@ -278,9 +278,11 @@ def test_the_rules_hold_also_with_consent(shop, action, states):
     for state in states:
         order = order_in(shop, state)
         variant = next((name for name in shop.stock(order["product_id"]) if name != order["variant"]), "teal")
-        question = f"{order['id']} {order['total']:.2f} {order['product']} {variant if action == 'exchange_item' else ''} 1 Row, Velby 40243"
+        new = variant if action == "exchange_item" else ""
+        question = f"{order['id']} {order['total']:.2f} {order['product']} {new} 1 Row, Velby 40243"
         arguments = {"return_items": {"products": [order["product"]]},
-                     "exchange_item": {"product": order["product"], "variant": variant}, "change_address": {"address": "1 Row, Velby 40243"}}.get(action, {})
+                     "exchange_item": {"product": order["product"], "variant": variant},
+                     "change_address": {"address": "1 Row, Velby 40243"}}.get(action, {})
         session = identified(Session(shop.copy()), order)
         before = session.store.state_hash()
         session.say(question)

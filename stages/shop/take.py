@@ -43,7 +43,7 @@ class Shares:
     attack: float = 0.12
     review: float = 0.15
     refuse: float = 0.25
-    empty: float = 0.12
+    empty: float = 0.2
     thanks: float = 0.12
     missing: float = 0.3
     yes_no: float = 0.2
@@ -214,7 +214,10 @@ class Take:
         department = self.store.departments[row["department"]]
         plural = department.categories[row["category"]].plural
         article = "an" if row["category"][0] in "aeiou" else "a"
-        low, high = (0.45, 0.75) if self._hit(self.shares.empty) and not self.plan else (1.02, 1.7)
+        budget = self.cast.budget(row["price"], 1.02, 1.7)
+        if not self.plan and self._hit(self.shares.empty):
+            cheapest = self.store.one("SELECT MIN(price) AS price FROM products WHERE category = ?", row["category"])["price"]
+            budget = self.cast.budget(cheapest, 0.5, 0.9)
         fits = turn.intent if turn.intent in ("return", "exchange") else "complaint"
         if turn.intent not in ("answer", "return", "exchange") and "{address}" in turn.text:
             self.address = self.cast.address()
@@ -223,7 +226,7 @@ class Take:
             "a_category": row["category"] if row["category"] == plural else f"{article} {row['category']}",
             "product": self.cast.product_words(self.product["name"]), "product_id": row["id"],
             "variant": variants[0], "variant_2": variants[min(1, len(variants) - 1)],
-            "max_price": self.cast.budget(row["price"], low, high), "min_price": self.cast.budget(row["price"], 0.4, 0.9),
+            "max_price": budget, "min_price": self.cast.budget(row["price"], 0.4, 0.9),
             "attribute": self.draw.choice(self._attributes(row)), "order": self.order, "email": self.email, "address": self.address,
             "reason": self.draw.choice([r.text for r in self.script.reasons if r.split == self.split and fits in r.fits])}
         return values | {slot: self.cast.product_words(name) for slot, name in
