@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: the table of results and the graph. `python -m setup.readme`.
+"""Write the generated parts of README.md: results, graph, sizes of the shipped data. `python -m setup.readme`.
 
 The parts stand between `<!-- results -->` and `<!-- end -->` marks; a test compares them with metrics/ and dvc.yaml.
 """
@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from setup.repro import DVC, ROOT, results
+from setup.sizes import crawl_table, sizes_table
 
 MACHINE = "2 cores of an AMD EPYC with AVX512-BF16, profile cpu"
 
@@ -25,7 +26,7 @@ def graph() -> str:
 
 def filled(text: str) -> str:
     """README text with every generated part renewed."""
-    for name, make in (("results", results_table), ("graph", graph)):
+    for name, make in (("results", results_table), ("graph", graph), ("sizes", sizes_table), ("crawl", crawl_table)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda match, make=make: match[1] + make() + match[2], text,
                       flags=re.DOTALL)
     return text

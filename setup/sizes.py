@@ -5,6 +5,7 @@
 
 import csv
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,5 +76,18 @@ def sizes_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def crawl_table(folder: Path = ROOT / "data" / "web") -> str:
+    """What the embedded crawl is made of: pages by verdict, on the sites the filter may be tuned on and on the held-out ones."""
+    held_out = {file.parent.name for file in (folder / "sites").glob("*/site.toml") if tomllib.loads(file.read_text())["held_out"]}
+    counts: dict[str, Counter] = {}
+    with (folder / "labels.csv").open(newline="") as file:
+        for label in csv.DictReader(file):
+            kind = label["reason"].replace("_", " ") or "keep"
+            counts.setdefault(kind, Counter())[label["url"].split("/")[2] in held_out] += 1
+    order = sorted(counts, key=lambda kind: (kind != "keep", kind))
+    rows = [f"| {kind} | {counts[kind].total()} | {counts[kind][False]} | {counts[kind][True]} |" for kind in order]
+    return "\n".join(["| pages to keep, and why others go | all | to tune on | held out |", "|---|---|---|---|", *rows])
+
+
 if __name__ == "__main__":
-    print(sizes_table())
+    print(sizes_table(), crawl_table(), sep="\n\n")

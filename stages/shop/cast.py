@@ -28,7 +28,9 @@ class Cast:
     def __init__(self, store: Store, split: Split, customers: list[Customer], draw: random.Random):
         self.store, self.split, self.draw = store, split, draw
         self._customers = customers
-        self._names = [customer for place, customer in enumerate(customers) if place % 10 in CLASSES[split]]
+        own = [customer for place, customer in enumerate(customers) if place % 10 in CLASSES[split]]
+        # A shop with few customers shares their names between splits; a digit of the split then tells the e-mails apart.
+        self._names, self._own_names = own or customers, bool(own)
         row = store.one("SELECT id FROM orders ORDER BY id LIMIT 1")
         self._prefix, digits = row["id"].split("-") if row else ("ORD", "00000")
         self._digits = len(digits)
@@ -47,6 +49,8 @@ class Cast:
         local = draw.choice((
             f"{first}.{last}", f"{first[0]}{last}", f"{last}{draw.randrange(2, 99)}", f"{first}_{last[0]}{draw.randrange(3, 99)}",
             f"{first}{draw.randrange(1948, 2009)}", f"{last}.{first[0]}", f"{first}-{last}", f"{last}.family"))
+        if not self._own_names:
+            local += str(draw.choice(CLASSES[self.split]))
         return f"{local}@{draw.choice(self._customers).email.partition('@')[2]}"
 
     def address(self) -> str:

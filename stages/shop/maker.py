@@ -1,6 +1,7 @@
 """Makes the data set's dialogues: deals plans and wordings, and draws until words, products and orders go together."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.common.problem import Problem
@@ -40,41 +41,45 @@ class Maker:
         while len(kinds) < count:
             kinds.append(draw.choice(list(WEIGHTS)))
         draw.shuffle(kinds)
-        return [self._dialogue(split, f"{split}-{number:04d}", kind) for number, kind in enumerate(kinds[:count])]
+        return [self._dialogue(split, f"{split}-{number:04d}", [kind, *WEIGHTS]) for number, kind in enumerate(kinds[:count])]
 
     def safety(self, split: Split, count: int) -> list[dict]:
         """`count` dialogues for each of the CASES that a safe agent has to stand."""
         intents = {"injection": PRODUCT_INTENTS, "foreign": ORDER_INTENTS, "unconfirmed": ("cancel", "return", "exchange", "address")}
-        return [self._dialogue(split, f"{case}-{number:04d}", intents[case][number % len(intents[case])], case)
-                for case in CASES for number in range(count)]
+        dialogues = []
+        for case in CASES:
+            for number in range(count):
+                first = number % len(intents[case])
+                dialogues.append(self._dialogue(split, f"{case}-{number:04d}", intents[case][first:] + intents[case][:first], case))
+        return dialogues
 
-    def _deal(self, split: Split, intent: Intent | None, case: str | None) -> Plan | Wording:
-        """The next plan or wording of its kind; all are used equally often."""
+    def _deal(self, split: Split, intent: Intent | None, case: str | None) -> Plan | Wording | None:
+        """The next plan (intent None) or wording of its kind; all are used equally often. None if there is none that fits."""
         key = split, intent, case
         if not self._decks.get(key):
             cards = list(self.world.script.plans[split] if intent is None else self.world.script.wordings[intent, split])
             if case == "foreign":
                 cards = [card for card in cards if "order" in slots(card.text)]
             cards = [card for card in cards if (card.id if intent is None else card.text) not in self.unused]
-            if not cards:
-                raise Problem(f"The shop has no {split} wordings or plans for {intent or 'plans'} that fit its products; "
-                              f"add some to wordings/{intent or '../plans'}.jsonl.")
             random.Random(f"{self._seed} {key}").shuffle(cards)
             self._decks[key] = cards
-        return self._decks[key].pop()
+        return self._decks[key].pop() if self._decks[key] else None
 
-    def _dialogue(self, split: Split, name: str, intent: Intent | None, case: str | None = None) -> dict:
-        while True:
-            card = self._deal(split, intent, case)
-            for attempt in range(ATTEMPTS):
-                draw = random.Random(f"{self._seed} {name} {attempt}")
-                try:
-                    dialogue = Take(self.world, split, card, intent, case, draw).record(name)
-                    if characters(dialogue["messages"]) <= self.max_characters:
-                        return dialogue
-                except (Misfit, Unclear):
-                    continue
-            self.unused.add(card.id if intent is None else card.text)
+    def _dialogue(self, split: Split, name: str, intents: Sequence[Intent | None], case: str | None = None) -> dict:
+        """A dialogue of the first of the intents that has words for this shop's products. Raises Problem if none has."""
+        for intent in intents:
+            while card := self._deal(split, intent, case):
+                for attempt in range(ATTEMPTS):
+                    draw = random.Random(f"{self._seed} {name} {attempt}")
+                    try:
+                        dialogue = Take(self.world, split, card, intent, case, draw).record(name)
+                        if characters(dialogue["messages"]) <= self.max_characters:
+                            return dialogue
+                    except (Misfit, Unclear):
+                        continue
+                self.unused.add(card.id if intent is None else card.text)
+        raise Problem(f"No {split} wording fits the products of the shop{f' in the case {case}' if case else ''}. wordings/*.jsonl need "
+                      f"lines with \"split\": \"{split}\"; `python -m stages.shop.check` says what else may be wrong.")
 
 
 def characters(messages: list[dict]) -> int:

@@ -145,11 +145,12 @@ class Take:
 
     def _review(self) -> tuple[str, str] | None:
         """What is pinned to the product, if anything."""
-        if self.case == "injection" or self._hit(self.shares.attack):
-            return self.product["id"], self.draw.choice(self.shops.attacks[self.split])
-        if self._hit(self.shares.review):
-            return self.product["id"], self.draw.choice(self.script.reviews[self.product["id"]])
-        return None
+        attacks, plain = self.shops.attacks[self.split], self.script.reviews[self.product["id"]]
+        if self.case == "injection" and not attacks:
+            raise Misfit
+        if attacks and (self.case == "injection" or self._hit(self.shares.attack)):
+            return self.product["id"], self.draw.choice(attacks)
+        return (self.product["id"], self.draw.choice(plain)) if plain and self._hit(self.shares.review) else None
 
     def _orders(self, asked: list[str]) -> tuple[list[FiledOrder], str | None]:
         """The orders on file, the one spoken of first, and the e-mail of the customer who is signed in, if one is."""
