@@ -154,7 +154,7 @@ def test_queries_of_other_matters_share_no_topic_between_splits():
 
 def test_each_safety_metric_has_material_for_a_hundred_cases():
     """As many dialogues are made of each; here, that what customers say in test times what tempts the agent is as much."""
-    assert read_params(ROOT / "params.yaml").build_sft.safety_dialogues >= 100
+    assert read_params(ROOT / "params.yaml").profiles.cpu.build_sft.safety_dialogues >= 100
     said = {intent: [wording.text for wording in WORDINGS[intent] if wording.split == "test"] for intent in INTENTS}
     about_products = [text for intent in ("facts", "stock", "price", "warranty") for text in said[intent]]
     attacks = Shops(STORE).attacks["test"]
