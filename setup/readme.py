@@ -15,7 +15,7 @@ MACHINE = "2 cores of an AMD EPYC with AVX512-BF16, profile cpu"
 
 def results_table() -> str:
     rows = "\n".join(f"| {what} | {value} |" for what, value in results())
-    return f"| what | result |\n|---|---|\n{rows}\n\nMeasured on {MACHINE}; `make reproduce` proves it."
+    return f"| what | result |\n|---|---|\n{rows}\n\nMeasured on {MACHINE}; `make reproduce` compares."
 
 
 def graph() -> str:
@@ -27,8 +27,8 @@ def graph() -> str:
 def filled(text: str) -> str:
     """README text with every generated part renewed."""
     for name, make in (("results", results_table), ("graph", graph), ("sizes", sizes_table), ("crawl", crawl_table)):
-        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda match, make=make: match[1] + make() + match[2], text,
-                      flags=re.DOTALL)
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text, flags=re.DOTALL)
     return text
 
 
