@@ -28,6 +28,7 @@ from stages.shop.tuning import (
     last_checkpoint,
     lora,
     open_model,
+    save_adapter,
     save_merged,
 )
 from stages.shop.verify import summarise, without_intervals
@@ -78,7 +79,7 @@ def main(stage: Stage) -> None:
         validation_loss = trainer.evaluate()["eval_loss"]
         rows = curve(trainer.state.log_history, {"loss": "loss"})
         with atomic_directory("models/sft") as folder:
-            trainer.model.save_pretrained(folder / "adapter")
+            save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
         answers = answer_turns(Answerer(merged, tokenizer, device), held_out, LOOK_BATCH)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Json, List
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.common.device import Device
-from stages.common.files import read_json
+from stages.common.files import read_json, write_json
 from stages.common.models import check_model
 from stages.common.problem import Problem
 
@@ -91,6 +91,13 @@ def curve(log_history: list[dict], columns: dict[str, str]) -> list[dict]:
         if all(key in entry for key in columns):
             rows.append({"step": entry["step"]} | {column: float(entry[key]) for key, column in columns.items()})
     return rows
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes the adapter alone. PEFT keeps the names of its modules in a set, whose order differs from run to run."""
+    model.save_pretrained(folder)
+    config = read_json(folder / "adapter_config.json")
+    write_json(folder / "adapter_config.json", config | {"target_modules": sorted(config["target_modules"])})
 
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
