@@ -23,51 +23,14 @@ from stages.common.params import Filter
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.stage import Stage, run
-from stages.crawl.dedup import first_copies, text_key, unit_interval
-from stages.crawl.extract import TooDeep, html_to_text, is_html, plain_to_text
+from stages.crawl.dedup import first_copies, unit_interval
+from stages.crawl.judge import SHARD, judge
 from stages.crawl.labels import keep_quality, read_labels, token_f1
-from stages.crawl.language import language, may_be
-from stages.crawl.quality import gopher
 from stages.crawl.sites import gold_text, read_sites
-from stages.crawl.warc import Record, read
+from stages.crawl.warc import read
 
-# large_string: all texts of a crawl in one column may pass the 2 GiB that a string column holds.
-SHARD = pa.schema([("url", pa.string()), ("text", pa.large_string()), ("language", pa.string()),
-                   ("language_score", pa.float32()), ("key", pa.string()), ("reason", pa.string()),
-                   ("score", pa.float32())])
 COUNTS = b"counts"
 HEAD_CHARACTERS = 200
-
-
-def judge(record: Record, limits: Filter) -> dict:
-    """One row of a shard: the page's text, and the first rule it fails with its score, or reason ""."""
-    row = {"url": record.url, "text": "", "language": "", "language_score": 0.0, "key": "", "reason": "", "score": 0.0}
-    if not record.url.startswith(("http://", "https://")):
-        return row | {"reason": "no_web_page"}  # what crawlers file beside pages: DNS answers, their own logs
-    if record.status != 200:
-        return row | {"reason": "http_status", "score": record.status}
-    if len(record.body) > limits.max_page_bytes:
-        return row | {"reason": "too_large", "score": len(record.body)}
-    if record.is_text or record.content_type == "text/plain":
-        row["text"] = plain_to_text(record.body, record.charset)
-    elif is_html(record.content_type, record.body):
-        try:
-            row["text"] = html_to_text(record.body, record.charset)
-        except TooDeep:
-            return row | {"reason": "too_deep"}
-    else:
-        return row | {"reason": "content_type"}
-    if not row["text"]:
-        return row | {"reason": "no_text"}
-    if not may_be(row["text"], limits.language):
-        return row | {"reason": "language"}
-    row["language"], row["language_score"] = language(row["text"])
-    if row["language"] != limits.language or row["language_score"] < limits.language_threshold:
-        return row | {"reason": "language", "score": row["language_score"]}
-    verdict = gopher(row["text"], limits)
-    if not verdict.ok:
-        return row | {"reason": verdict.reason, "score": verdict.scores[verdict.reason]}
-    return row | {"key": text_key(row["text"])}
 
 
 def filter_warc(path: Path, limits: Filter) -> pa.Table:
