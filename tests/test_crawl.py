@@ -35,7 +35,7 @@ LIMITS = read_params(ROOT / "params.yaml").filter
 ALL_BYTES = 10**9
 
 SITE = """
-name = "Saltnes Slipway Notes"
+name = "Saltreeve Slipway Notes"
 tagline = "What the tide left"
 design = "blog"
 language = "en"
@@ -45,7 +45,7 @@ sidebar = ["Slip closed on Sundays", "Lost: one oar, left-handed"]
 cookie = "We keep one crumb, to know you again."
 footer = "Kept by Jory Penhallick, behind the ice house."
 """
-PROSE = """The winch on the slip was bought in the year the herring failed, and it has pulled up every boat in Saltnes since.
+PROSE = """The winch on the slip was bought in the year the herring failed, and it has pulled up every boat in Saltreeve since.
 It has one fault. If the pawl is wet it slips a tooth, and whoever holds the handle learns something about momentum.
 
 ## How we mended it
@@ -68,8 +68,8 @@ That was in May. It has held the *Two Cousins* twice and the coal boat once, and
 
 
 def write_site(folder: Path, **pages: str) -> Path:
-    """A folder of sites with one site, saltnes.example; each page is its front matter after `url`, then +++, then its body."""
-    site = folder / "saltnes.example"
+    """A folder of sites with one site, saltreeve.example; each page is its front matter after `url`, then +++, then its body."""
+    site = folder / "saltreeve.example"
     site.mkdir(parents=True)
     (site / "site.toml").write_text(SITE)
     for name, text in pages.items():

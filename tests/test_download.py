@@ -136,7 +136,7 @@ def test_the_manifest_names_every_file_and_two_runs_give_the_same_bytes(workplac
 
 
 def test_a_page_that_does_not_parse_leaves_nothing(workplace):
-    Path("data/web/sites/saltnes.example/bad.md").write_text("+++\nurl = \n+++\n")
+    Path("data/web/sites/saltreeve.example/bad.md").write_text("+++\nurl = \n+++\n")
     with pytest.raises(Problem, match="bad.md:2"):
         run_stage()
     assert not Path("data/raw").exists() and not list(Path("data").glob(".raw*"))
