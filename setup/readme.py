@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from setup.repro import DVC, ROOT, results
-from setup.sizes import crawl_table, sizes_table
+from setup.sizes import crawl_table, prose_table, sizes_table
 
 MACHINE = "2 cores of an AMD EPYC with AVX512-BF16, profile cpu"
 
@@ -26,7 +26,8 @@ def graph() -> str:
 
 def filled(text: str) -> str:
     """README text with every generated part renewed."""
-    for name, make in (("results", results_table), ("graph", graph), ("sizes", sizes_table), ("crawl", crawl_table)):
+    for name, make in (("results", results_table), ("graph", graph), ("sizes", sizes_table), ("crawl", crawl_table),
+                       ("prose", prose_table)):
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(marks, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text, flags=re.DOTALL)
     return text

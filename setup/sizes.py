@@ -1,17 +1,19 @@
-"""The sizes of the data that ships, counted from its files, as a Markdown table: `python -m setup.sizes`.
+"""The sizes of the data that ships and what its crawl is made of, counted from its files: `python -m setup.sizes`.
 
-`setup/readme.py` puts the table between the marks of README.md.
+Markdown tables; `setup/readme.py` puts them between the marks of README.md.
 """
 
-import csv
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from setup.prose import names_of, short, unique_share, xz_ratio
 from setup.repro import ROOT
 from stages.common.files import read_json, read_jsonl
+from stages.crawl.labels import Label, read_labels, read_spans
+from stages.crawl.sites import Page, gold_text, plain_text, read_sites
+from stages.shop.records import Customer, Product, rows
 
 SPLITS = ("train", "validation", "test")
 Row = dict[str, int]
@@ -57,37 +59,76 @@ def query_sizes(folder: Path) -> dict[str, Row]:
             "other queries": by_split(other), "hard other queries": by_split(query for query in other if query["hard"])}
 
 
-def web_sizes(folder: Path) -> dict[str, Row]:
-    pages = list((folder / "sites").glob("*/*.md"))
-    with (folder / "labels.csv").open(newline="") as file:
-        kept = [label for label in csv.DictReader(file) if label["verdict"] == "keep"]
-    return {"web sites": {"all": len({page.parent for page in pages})}, "web pages": {"all": len(pages)},
-            "web pages to keep": {"all": len(kept)}}
-
-
 def sizes(data: Path = ROOT / "data") -> dict[str, Row]:
-    return shop_sizes(data / "store") | query_sizes(data / "queries") | web_sizes(data / "web")
+    return shop_sizes(data / "store") | query_sizes(data / "queries")
+
+
+def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; whole numbers with commas between thousands."""
+    lines = [list(head)]
+    lines += [["---"] * len(lines[0])]
+    lines += [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in body]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def sizes_table() -> str:
     columns = ("all", *SPLITS)
-    rows = [["what", *columns], ["---"] * 5]
-    rows += [[what, *(f"{row[column]:,}" if column in row else "" for column in columns)] for what, row in sizes().items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(["what", *columns], [[what, *(row.get(column, "") for column in columns)] for what, row in sizes().items()])
+
+
+def written(page: Page) -> str:
+    """All text that people wrote on a page: its main text and the comments under it."""
+    return "\n".join([gold_text(page), *(plain_text(comment.body) for comment in page.comments)])
+
+
+def read_crawl(folder: Path) -> list[tuple[Page, Label]]:
+    labels = read_labels(folder / "labels.csv")
+    return [(page, labels[page.url]) for page in read_sites(folder / "sites")]
 
 
 def crawl_table(folder: Path = ROOT / "data" / "web") -> str:
-    """What the embedded crawl is made of: pages by verdict, on the sites the filter may be tuned on and on the held-out ones."""
-    held_out = {file.parent.name for file in (folder / "sites").glob("*/site.toml") if tomllib.loads(file.read_text())["held_out"]}
-    counts: dict[str, Counter] = {}
-    with (folder / "labels.csv").open(newline="") as file:
-        for label in csv.DictReader(file):
-            kind = label["reason"].replace("_", " ") or "keep"
-            counts.setdefault(kind, Counter())[label["url"].split("/")[2] in held_out] += 1
-    order = sorted(counts, key=lambda kind: (kind != "keep", kind))
-    rows = [f"| {kind} | {counts[kind].total()} | {counts[kind][False]} | {counts[kind][True]} |" for kind in order]
-    return "\n".join(["| pages to keep, and why others go | all | to tune on | held out |", "|---|---|---|---|", *rows])
+    """What the embedded crawl is made of by verdict, on the sites the filter may be tuned on and on the held-out ones."""
+    kinds: dict[str, list[Page]] = {}
+    for page, label in read_crawl(folder):
+        kinds.setdefault("keep" if label.keep else label.reason.replace("_", " "), []).append(page)
+    order = sorted(kinds, key=lambda kind: (kind != "keep", kind))
+    body = [crawl_row(kind, kinds[kind]) for kind in order]
+    body += [crawl_row("all", [page for pages in kinds.values() for page in pages])]
+    return table(["pages to keep, and why others go", "pages", "to tune on", "held out", "sites", "KB of text"], body)
+
+
+def crawl_row(kind: str, pages: list[Page]) -> list[object]:
+    held_out = sum(page.site.held_out for page in pages)
+    size = sum(len(written(page).encode()) for page in pages)
+    return [kind, len(pages), len(pages) - held_out, held_out, len({page.host for page in pages}), f"{size / 1000:,.1f}"]
+
+
+def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
+    """What can be measured of the crawl and of the prose on its pages to keep. Shares are between 0 and 1."""
+    crawl = read_crawl(data / "web")
+    texts = [written(page) for page, label in crawl if label.keep]
+    products = rows(data / "store" / "products", Product)
+    named = re.compile("|".join(re.escape(short(product)) for product in products))
+    size = sum(len(text.encode()) for text in texts)
+    spans = [span for found in read_spans(data / "web" / "personal.csv").values() for span in found]
+    return {
+        "bytes of prose to keep": size,
+        "share on pages that name a product of the shop": sum(len(text.encode()) for text in texts if named.search(text)) / size,
+        "share of sentences that differ, names and numbers masked":
+            unique_share(texts, names_of(products, rows(data / "store" / "customers.jsonl", Customer))),
+        "times smaller by xz -9": xz_ratio(texts),
+        "page designs": len({page.site.design for page, _ in crawl}),
+        "languages besides English": len({label.language for _, label in crawl}) - 1,
+        "spans of personal data": sum(span.mask for span in spans),
+        "look-alikes that must stay": sum(not span.mask for span in spans),
+    }
+
+
+def prose_table() -> str:
+    shown = [[what, f"{value:.1%}" if what.startswith("share") else f"{value:.1f}" if isinstance(value, float) else value]
+             for what, value in prose_sizes().items()]
+    return table(["of the crawl", "measured"], shown)
 
 
 if __name__ == "__main__":
-    print(sizes_table(), crawl_table(), sep="\n\n")
+    print(sizes_table(), crawl_table(), prose_table(), sep="\n\n")

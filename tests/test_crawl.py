@@ -22,7 +22,7 @@ from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.crawl.dedup import first_copies, text_key, unit_interval
 from stages.crawl.extract import TooDeep, decode, depth, depth_bound, html_to_text
-from stages.crawl.labels import keep_quality, read_labels, token_f1
+from stages.crawl.labels import keep_quality, read_labels, read_spans, token_f1
 from stages.crawl.language import language, may_be
 from stages.crawl.quality import gopher, gopher_quality, gopher_repetition
 from stages.crawl.render import Renderer, to_html
@@ -736,6 +736,16 @@ def test_keep_quality_by_hand(tmp_path):
     assert (quality["n"], quality["precision"], quality["recall"]) == (4, 2 / 3, 1.0)
     assert 0 < quality["precision_low"] < 2 / 3 < quality["precision_high"] < 1
     assert token_f1("the old dog", "the dog ran off") == 2 * 2 / 7
+
+
+@pytest.mark.parametrize("line", ["a,mail,x@y.example,yes", "a,email,x@y.example,maybe", "a,email,,yes", "a,email,yes"])
+def test_a_bad_span_is_named_with_its_line(line, tmp_path):
+    path = tmp_path / "personal.csv"
+    path.write_text("url,kind,text,mask\nz,phone,555-0117,yes\nz,ip,2.5.3.1,no\n")
+    assert [(span.kind, span.text, span.mask) for span in read_spans(path)["z"]] == [("phone", "555-0117", True), ("ip", "2.5.3.1", False)]
+    path.write_text(f"url,kind,text,mask\nz,phone,555-0117,yes\n{line}\n")
+    with pytest.raises(Problem, match="personal.csv:3"):
+        read_spans(path)
 
 
 @pytest.mark.parametrize("line", ["a,maybe,,en,,0", "a,keep,en,0", "a,keep,,en,,many"])

@@ -1,7 +1,8 @@
 """What people said about the embedded pages, and how near the filter comes to it.
 
-data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. Only pages of sites that are held out
-count: nothing of the filter was chosen by looking at them.
+data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. data/web/personal.csv: the spans behind the
+last column, and those that only look so. Only pages of sites that are held out count: nothing of the filter was chosen
+by looking at them. data/web/README.md says what each label means.
 """
 
 import csv
@@ -14,6 +15,8 @@ from stages.common.metrics import share_interval
 from stages.common.problem import Problem
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
+SPAN_COLUMNS = ["url", "kind", "text", "mask"]
+KINDS = ("email", "phone", "ip", "card")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,15 @@ class Label:
     language: str
     duplicate_of: str
     personal_data: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """text: exactly as it stands on the page, where it stands once. mask: whether it is personal; else it must stay."""
+
+    kind: str
+    text: str
+    mask: bool
 
 
 def read_labels(path: Path) -> dict[str, Label]:
@@ -42,6 +54,21 @@ def read_labels(path: Path) -> dict[str, Label]:
             raise Problem(f"{path}:{number}: {row[0]} has a label above already. Keep one of them.")
         labels[row[0]] = Label(row[1] == "keep", row[2], row[3], row[4], int(row[5]))
     return labels
+
+
+def read_spans(path: Path) -> dict[str, list[Span]]:
+    """What is personal data and what only looks like it, by URL. A line that says neither is a Problem with its number."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != SPAN_COLUMNS:
+        raise Problem(f"{path}:1: the first line must be {','.join(SPAN_COLUMNS)}.")
+    spans: dict[str, list[Span]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(SPAN_COLUMNS) or row[1] not in KINDS or not row[2] or row[3] not in ("yes", "no"):
+            raise Problem(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
+                          f"{', '.join(KINDS)} in the second, and yes or no in the last.")
+        spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
+    return spans
 
 
 def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
