@@ -6,6 +6,7 @@ Markdown tables; `setup/readme.py` puts them between the marks of README.md.
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from setup.prose import names_of, short, unique_share, xz_ratio
@@ -103,6 +104,7 @@ def crawl_row(kind: str, pages: list[Page]) -> list[object]:
     return [kind, len(pages), len(pages) - held_out, held_out, len({page.host for page in pages}), f"{size / 1000:,.1f}"]
 
 
+@cache
 def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
     """What can be measured of the crawl and of the prose on its pages to keep. Shares are between 0 and 1."""
     crawl = read_crawl(data / "web")
