@@ -57,6 +57,7 @@ HEADINGS: dict[str, list[str]] = defaultdict(list)
 for found in POLICIES.values():
     HEADINGS[found.topic].append(found.heading)
 HOSTILE = rows(STORE / "hostile.jsonl", Hostile)
+SIZES = sizes()
 SITUATIONS = read_jsonl(STORE / "tone.jsonl")
 ASKED = {split: read_jsonl(QUERIES / f"{split}.jsonl") for split in SPLITS}
 
@@ -105,14 +106,14 @@ def words(text: str) -> list[str]:
     ("shopping queries", "all", 800), ("other queries", "all", 1200), ("hard other queries", "all", 250),
     *[("hard other queries", split, 30) for split in SPLITS]])
 def test_there_is_enough(what, column, least):
-    assert sizes()[what][column] >= least
+    assert SIZES[what][column] >= least
 
 
 def test_the_table_of_sizes_shows_every_count():
     table = sizes_table()
     assert table.splitlines()[0] == "| what | all | train | validation | test |"
     assert f"| products | {len(PRODUCTS)} |" in table
-    assert len(table.splitlines()) == len(sizes()) + 2
+    assert len(table.splitlines()) == len(SIZES) + 2
 
 
 @pytest.mark.parametrize("intent", INTENTS)
