@@ -267,8 +267,8 @@ def test_another_shop_makes_dialogues_of_its_own_products(other, others):
     theirs = [row["name"] for row in other.world.shops.store.all("SELECT name FROM products")]
     assert all(name in whole for name in theirs)
     ours = {" ".join(product.name.split()[:2]) for product in rows(FOLDER / "products", Product)}
-    ours |= {"Tarrowby", "Ostrand", "TB-", "555-0118", "5 working days", "kettle"}
-    assert not re.findall(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(ours)))})", whole)
+    ours |= {"Tarrowby", "Ostrand", "TB", "555-0118", "5 working days", "kettle"}
+    assert not re.findall(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(ours)))})(?!\w)", whole)
 
 
 def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(other, others):

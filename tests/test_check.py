@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.common.files import read_jsonl, write_jsonl
 from stages.common.problem import Problem
 from stages.shop.check import Check
 from stages.shop.folder import read_lines, rows
@@ -200,6 +201,18 @@ def test_a_kind_in_two_places_is_one_shop_left_behind_in_anothers_folder(tmp_pat
     assert_exactly(Check(folder), [("customers", "stands in more than one place")])
     with pytest.raises(Problem, match="more than one place"):
         open_store(folder)
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
+    """U+2028 and U+0085, which JSON need not escape, are common in texts that were pasted into a form."""
+    folder = tmp_path / "shop"
+    shutil.copytree(OTHER, folder)
+    file = folder / "reviews/all.jsonl"
+    file.write_text(file.read_text().replace("Fine to learn on.", "Fine to\u2028learn\u0085on."))
+    assert not named(Check(folder))
+    review = rows(folder / "reviews", Review)[1].text
+    write_jsonl(tmp_path / "said.jsonl", [{"text": review}])
+    assert read_jsonl(tmp_path / "said.jsonl") == [{"text": review}]
 
 
 # What is said

@@ -155,6 +155,19 @@ def test_every_fragment_of_an_act_gives_the_same_facts():
     assert not {act: found for act, found in given.items() if len(found) > 1}
 
 
+def test_every_split_has_plans_of_every_kind():
+    kinds = Counter((plan.split, plan.about) for plan in PLANS)
+    for split in SPLITS:
+        for about in ("a changed budget", "a missing order number", "an order that is not theirs", "a confirmation withheld"):
+            assert kinds[split, about] >= 3, (split, about)
+        assert sum(kinds[split, about] for about in ("the first one", "the second one", "the third one")) >= 3, split
+
+
+def test_other_queries_are_about_what_people_ask():
+    topics = {query["topic"] for queries in ASKED.values() for query in queries if query["label"] == "other"}
+    assert {"weather", "code", "banking", "travel", "health", "chit-chat"} <= topics
+
+
 def test_queries_of_other_matters_share_no_topic_between_splits():
     topics = Counter(topic for split in SPLITS for topic in {query["topic"] for query in ASKED[split] if query["label"] == "other"})
     assert not [topic for topic, splits in topics.items() if splits > 1]
