@@ -8,6 +8,7 @@ import pytest
 
 from stages.nn import tokenizer as tokenizers
 from stages.shop import harmony
+from stages.shop.agent import api_messages
 from stages.shop.dialogues import turn_rows
 from stages.shop.maker import Maker
 from stages.shop.schema import TOOLS, compact
@@ -147,6 +148,11 @@ def test_no_text_opens_or_ends_a_message(encoding, place):
         assert markers[0] == markers[1], text
         parsed, expected = (encoding.parse_messages_from_completion_tokens(tokens) for tokens in (hostile, harmless))
         assert [(m.author.role, m.recipient, m.channel) for m in parsed] == [(m.author.role, m.recipient, m.channel) for m in expected]
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "tool's mapping"])
+def test_a_server_with_a_template_of_its_own_gets_no_markers(place):
+    assert "<|" not in json.dumps(api_messages(attacked(place, ATTACK)[0]))
 
 
 def test_an_unguarded_template_would_let_a_review_open_a_message(encoding, monkeypatch):
