@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from stages.common.problem import Problem
 from stages.shop.consent import agrees, restates
@@ -34,6 +34,7 @@ REGISTERS = ("brief", "warm", "formal", "plain")
 ACTIONS = dict(zip(("cancel", "return", "exchange", "address"), WRITES, strict=True))
 # A wording of another split that shares this much of its words with a training wording is the same one in other clothes.
 MAX_SHARED_WORDS = 0.6
+Found = TypeVar("Found")
 
 
 class Faults(list[str]):
@@ -51,7 +52,7 @@ class Faults(list[str]):
             self.expect(key not in first, place, f"{field}: expected another than that of {first.get(key)}, found {value!r}")
             first.setdefault(key, place)
 
-    def tried(self, read, otherwise=None):
+    def tried(self, read: Callable[[], Found], otherwise: Found | None = None) -> Found | None:
         """What `read` returns; a Problem is noted, and `otherwise` returned."""
         try:
             return read()
