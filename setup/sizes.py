@@ -4,6 +4,7 @@ Markdown tables; `setup/readme.py` puts them between the marks of README.md.
 """
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -12,16 +13,15 @@ from pathlib import Path
 from setup.prose import names_of, short, unique_share, xz_ratio
 from setup.repro import ROOT
 from stages.common.files import read_json, read_jsonl
+from stages.common.params import read_params
 from stages.crawl.labels import Label, read_labels, read_spans
 from stages.crawl.sites import Page, gold_text, plain_text, read_sites
-from stages.shop.records import Customer, Product, rows
+from stages.shop.folder import read_departments, read_policy, rows
+from stages.shop.maker import CASES
+from stages.shop.records import Customer, Order, Product, Review
 
 SPLITS = ("train", "validation", "test")
 Row = dict[str, int]
-
-
-def lines_below(folder: Path) -> list[dict]:
-    return [line for file in sorted(folder.glob("*.jsonl")) for line in read_jsonl(file)]
 
 
 def by_split(lines: Iterable[dict]) -> Row:
@@ -31,26 +31,40 @@ def by_split(lines: Iterable[dict]) -> Row:
 
 def shop_sizes(folder: Path) -> dict[str, Row]:
     """What data/store holds. Lines that belong to a split are counted by it, all others only together."""
-    departments = read_json(folder / "departments.json")
-    products, reviews, wordings = (lines_below(folder / name) for name in ("products", "reviews", "wordings"))
-    orders, replies = (read_jsonl(folder / name) for name in ("orders.jsonl", "replies.jsonl"))
-    policies = [file.read_text() for file in (folder / "policies").glob("*.md")]
+    departments = read_departments(folder / "departments.json")
+    products, reviews, customers, orders = (rows(folder / name, kind) for name, kind in (
+        ("products", Product), ("reviews", Review), ("customers", Customer), ("orders", Order)))
+    policies = [read_policy(file) for file in (folder / "policies").glob("*.md")]
+    wordings = {file.stem: read_jsonl(file) for file in (folder / "wordings").glob("*.jsonl")}
+    plans, replies, reasons, hostile, tone = (
+        read_jsonl(folder / f"{name}.jsonl") for name in ("plans", "replies", "reasons", "hostile", "tone"))
+    ways = [by_split(lines) for lines in wordings.values()]
+    reviewed = Counter(review.product for review in reviews)
     alone = {
-        "departments": len(departments), "categories": sum(len(entry["categories"]) for entry in departments.values()),
-        "products": len(products), "products held out": sum(product["held_out"] for product in products),
-        "reviews": len(reviews), "reviews with orders to a machine": sum(review["instructs"] for review in reviews),
-        "customers": len(read_jsonl(folder / "customers.jsonl")),
-        "orders": len(orders), "states of orders": len({order["state"] for order in orders}),
-        "policies": len(policies), "sections of policies": sum(len(re.findall("^## ", text, re.M)) for text in policies),
+        "departments": len(departments), "categories": sum(len(entry.categories) for entry in departments.values()),
+        "products": len(products), "products held out": sum(product.held_out for product in products),
+        "reviews": len(reviews), "fewest reviews of a product": min(reviewed[product.id] for product in products),
+        "reviews with orders to a machine": sum(review.instructs for review in reviews),
+        "customers": len(customers), "orders": len(orders), "states of orders": len({order.state for order in orders}),
+        "policies": len(policies), "sections of policies": sum(map(len, policies)),
         "fragments of replies": len(replies), "acts that they serve": len({reply["act"] for reply in replies}),
-        "intents": len(list((folder / "wordings").glob("*.jsonl"))),
+        "fewest fragments of an act in a register": min(Counter((reply["act"], reply["register"]) for reply in replies).values()),
+        "intents": len(wordings),
     }
     return {what: {"all": count} for what, count in alone.items()} | {
-        "wordings": by_split(wordings),
-        "plans of several turns": by_split(read_jsonl(folder / "plans.jsonl")),
-        "reasons to return": by_split(read_jsonl(folder / "reasons.jsonl")),
-        "situations with replies in five tones": by_split(read_jsonl(folder / "tone.jsonl")),
+        "wordings": by_split(line for lines in wordings.values() for line in lines),
+        "fewest wordings of an intent": {column: min(way[column] for way in ways) for column in ("all", *SPLITS)},
+        "plans of several turns": by_split(plans),
+        "reasons to return": by_split(reasons),
+        "hostile texts that fit any product": by_split(hostile),
+        "situations with replies in five tones": by_split(tone),
     }
+
+
+def safety_sizes(profile: str = "cpu") -> dict[str, Row]:
+    """Dialogues that build_sft makes of each case in which a tempted agent has to stand firm."""
+    count = getattr(read_params(ROOT / "params.yaml").profiles, profile).build_sft.safety_dialogues
+    return {f"dialogues of the safety case {case}": {"all": count, "test": count} for case in CASES}
 
 
 def query_sizes(folder: Path) -> dict[str, Row]:
@@ -61,7 +75,7 @@ def query_sizes(folder: Path) -> dict[str, Row]:
 
 
 def sizes(data: Path = ROOT / "data") -> dict[str, Row]:
-    return shop_sizes(data / "store") | query_sizes(data / "queries")
+    return shop_sizes(data / "store") | safety_sizes() | query_sizes(data / "queries")
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:

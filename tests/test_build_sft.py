@@ -1,6 +1,7 @@
 """The dialogues: really executed, held apart, repeatable, safe to store, and saying only what the tools returned."""
 
 import json
+import re
 import shutil
 from collections import Counter
 
@@ -10,8 +11,9 @@ from stages.build_sft import check_apart, identifiers
 from stages.common.files import read_jsonl, write_jsonl
 from stages.common.problem import Problem
 from stages.shop.dialogues import turn_rows
+from stages.shop.folder import rows
 from stages.shop.maker import CASES, WEIGHTS, Maker, named_products, shop_lexicon
-from stages.shop.records import Plan, Wording, rows
+from stages.shop.records import Plan, Product, Wording
 from stages.shop.scene import Scene
 from stages.shop.schema import NAMES, TOOLS, WRITES
 from stages.shop.take import Shares
@@ -242,24 +244,71 @@ def test_shares_do_what_they_say():
     assert any("unavailable" in text_of(dialogue) for dialogue in failing)
 
 
-@pytest.fixture
-def second_shop(tmp_path):
-    """Another trade: its own products, customers, orders and policies, and our wordings, plans and replies."""
-    folder = tmp_path / "store"
-    shutil.copytree(ROOT / "tests/second_shop", folder)
-    for name in ("wordings", "plans.jsonl", "replies.jsonl", "reasons.jsonl"):
-        source = FOLDER / name
-        if not (folder / name).exists():
-            shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    return folder
+# Another shop, of another trade: its own goods, customers and policies, two of its files CSV, and our words where it has none
+
+OTHER = ROOT / "tests/second_shop"
 
 
-def test_a_shop_of_another_trade_makes_dialogues_with_our_wordings(second_shop):
-    other = Maker(second_shop, seed=7, max_characters=LIMIT)
-    dialogues = other.split("train", 80) + other.split("test", 30)
-    names = {row["name"] for row in other.world.shops.store.all("SELECT name FROM products")}
-    assert any(name in text_of(dialogue) for name in names for dialogue in dialogues)
-    searches = [dialogue for dialogue in dialogues if dialogue["intent"] == "search"]
-    assert searches and not any(word in text_of(dialogue) for word in ("kettle", "Velm") for dialogue in searches)
-    for dialogue in dialogues:
-        executed(dialogue, other)
+@pytest.fixture(scope="module")
+def other() -> Maker:
+    return Maker(OTHER, seed=7, max_characters=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def others(other) -> dict[str, list[dict]]:
+    return {split: other.split(split, size) for split, size in (("train", 240), ("validation", 30), ("test", 80))} | {
+        "safety": other.safety("test", 10)}
+
+
+def test_another_shop_makes_dialogues_of_its_own_products(other, others):
+    texts = [text_of(dialogue) for dialogues in others.values() for dialogue in dialogues]
+    assert len(texts) == 380
+    whole = "\n".join(texts)
+    theirs = [row["name"] for row in other.world.shops.store.all("SELECT name FROM products")]
+    assert all(name in whole for name in theirs)
+    ours = {" ".join(product.name.split()[:2]) for product in rows(FOLDER / "products", Product)}
+    ours |= {"Tarrowby", "Ostrand", "TB", "555-0118", "5 working days", "kettle"}
+    assert not re.findall(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(ours)))})(?!\w)", whole)
+
+
+def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(other, others):
+    words = shop_lexicon(other)
+    for dialogue in (dialogue for dialogues in others.values() for dialogue in dialogues):
+        assert executed(dialogue, other).store.state_hash() == dialogue["end_state"]
+        for row in turn_rows(dialogue):
+            assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
+    assert {dialogue["intent"] for dialogue in others["train"]} == set(WEIGHTS)
+    assert Counter(dialogue["case"] for dialogue in others["safety"]) == dict.fromkeys(CASES, 10)
+
+
+def test_what_another_shop_holds_out_stays_held_out(other, others):
+    for name in ("validation", "test", "safety"):
+        names = named_products(other.world.shops, "validation" if name == "validation" else "test")
+        assert len(names) == 2
+        check_apart(others["train"], others[name], names, name)
+        assert any(product in text_of(dialogue).casefold() for product in names for dialogue in others[name])
+
+
+def test_another_shops_own_words_replace_ours_and_ours_need_what_they_speak_of(other):
+    script = other.world.script
+    own = {wording.text for wording in rows(OTHER / "wordings/policy.jsonl", Wording)}
+    assert {wording.text for split in SIZES for wording in script.wordings["policy", split]} == own
+    ours = {wording.text: wording.needs for wording in rows(FOLDER / "wordings/gift.jsonl", Wording)}
+    taken = {wording.text for split in SIZES for wording in script.wordings["gift", split]}
+    assert {text for text, needs in ours.items() if not needs} == taken
+    assert not [reply.text for reply in script.replies if "5 working days" in reply.text]
+
+
+@pytest.mark.parametrize("days", [0, 1, 365])
+def test_any_time_limit_for_returns_makes_dialogues(tmp_path, days):
+    shutil.copytree(OTHER, tmp_path / "shop")
+    shop = tmp_path / "shop/shop.json"
+    shop.write_text(shop.read_text().replace('"return_days": 14', f'"return_days": {days}'))
+    assert len(Maker(tmp_path / "shop", seed=7, max_characters=LIMIT).split("train", 40)) == 40
+
+
+def test_there_are_a_hundred_different_cases_for_each_safety_metric(maker):
+    made = {case: set() for case in CASES}
+    for dialogue in maker.safety("test", 100):
+        made[dialogue["case"]].add(json.dumps([m["content"] for m in dialogue["messages"]]))
+    assert {case: len(found) for case, found in made.items()} == dict.fromkeys(CASES, 100)

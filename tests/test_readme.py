@@ -48,6 +48,42 @@ def test_its_dvc_commands_run(copy, tmp_path, command):  # noqa: F811
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
 
 
+SHOP = "/data/shop"
+
+
+def your_own_shop() -> list[str]:
+    """The commands of the section, with the second shop as the one that is brought."""
+    section = README.partition("## Your own shop")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [line.replace(SHOP, str(ROOT / "tests/second_shop")) for block in blocks for line in block.splitlines()]
+
+
+def follow(commands: list[str], folder: Path) -> str:
+    """What the last command says. All have to succeed, with this project's interpreter and DVC first on the path."""
+    environment = ENVIRONMENT | {"PATH": f"{ROOT / '.venv' / 'bin'}:{ENVIRONMENT['PATH']}"}
+    for command in commands:
+        said = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert said.returncode == 0, command + said.stdout[-2000:] + said.stderr[-2000:]
+    return said.stdout
+
+
+def test_the_steps_to_a_shop_of_ones_own_lead_to_dialogues(project):
+    commands = your_own_shop()
+    assert [command.split()[0] for command in commands] == ["rm", "cp", "python", "dvc", "head", "dvc"]
+    assert "HR-" in follow(commands[:-1], project)
+    texts = (project / "data/sft/train.jsonl").read_text() + (project / "data/sft/test.jsonl").read_text()
+    assert "Oswin Treble" in texts and not re.search("Tarrowby|TB-|Velm", texts)
+
+
+@pytest.mark.slow
+def test_a_shop_of_ones_own_trains_no_language_model_again(copy):  # noqa: F811
+    said = follow(your_own_shop(), copy)
+    ran = set(re.findall(r"Running stage '([^']+)'", said))
+    assert {"midtrain", "sft", "build_prefs", "dpo", "evaluate", "report"} <= ran
+    assert not [name for name in ran if name.startswith(("download", "encode", "pretrain", "compare"))]
+    assert "Oswin Treble" in (copy / "data/sft/train.jsonl").read_text()
+
+
 def bootstrap(*words: str, code: str | None = None, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     run = [sys.executable, "-c", code] if code else [sys.executable, "setup/bootstrap.py", *words]
     return subprocess.run(run, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True)

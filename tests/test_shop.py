@@ -3,13 +3,10 @@
 import itertools
 import json
 import random
-import shutil
-from pathlib import Path
 
 import pytest
 
 from stages.common.files import read_jsonl
-from stages.shop import check as shop_check
 from stages.shop import harmony
 from stages.shop.agent import COULD_NOT, MAX_CALLS, TOO_LONG, Agent, Endpoint, api_messages, play_all
 from stages.shop.consent import agrees
@@ -551,43 +548,3 @@ def test_a_model_that_obeys_a_review_is_found_out(recorded):
     assert obeyed(row, final(review), recorded["words"])
     assert obeyed(row, called("hand_off", reason="complaint"), recorded["words"])
     assert not obeyed(row, final("I can't tell."), recorded["words"])
-
-
-# Checking a shop's folder
-
-def broken(tmp_path: Path, file: str, old: str, new: str) -> list[str]:
-    folder = tmp_path / "store"
-    shutil.copytree(FOLDER, folder)
-    path = folder / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    return [fault.removeprefix(f"{folder}/") for fault in shop_check.Check(folder).faults]
-
-
-def test_the_shop_that_ships_has_no_fault():
-    assert shop_check.Check(FOLDER).faults == []
-
-
-@pytest.mark.parametrize(("file", "old", "new", "expected"), [
-    ("products/lighting.jsonl", '"price":49.9', '"price":-1', ("products/lighting.jsonl:1: price", "greater than 0")),
-    ("products/lighting.jsonl", '"price":49.9', '"prize":49.9', ("products/lighting.jsonl:1: prize", "not permitted")),
-    ("products/lighting.jsonl", '"category":"desk lamp"', '"category":"desk lemp"', ("products/lighting.jsonl:1: category", "not one of")),
-    ("products/lighting.jsonl", '"brightness":450', '"brightness":"bright"',
-     ("products/lighting.jsonl:1: attributes.brightness", "lumens")),
-    ("products/lighting.jsonl", '"id":"LMP-3718"', '"id":"LMP-2041"', ("products/lighting.jsonl:2: id", "stands at")),
-    ("products/lighting.jsonl", '"related":["LMP-3718"', '"related":["LMP-0000"', ("products/lighting.jsonl:1: related", "LMP-0000")),
-    ("orders.jsonl", '"total": ', '"total": 1', ("orders.jsonl:1: total", "add up to")),
-    ("orders.jsonl", '"customer": "C-', '"customer": "X-', ("orders.jsonl:1: customer", "customers.jsonl")),
-    ("orders.jsonl", '"state": "', '"state": "un', ("orders.jsonl:1: state", "input should be")),
-    ("shop.json", '"return_days"', '"return_day"', ("shop.json: rules.return_day", "")),
-    ("plans.jsonl", '"intent": "search"', '"intent": "serch"', ("plans.jsonl:1: turns.0.intent", "")),
-    ("replies.jsonl", "{count}", "{number}", ("replies.jsonl:1: text", "exactly the slots")),
-    ("wordings/search.jsonl", "{categories}", "{kategories}", ("wordings/search.jsonl:", "no slot is called kategories"))])
-def test_every_fault_is_named_by_file_line_and_field(tmp_path, file, old, new, expected):
-    place, words = expected
-    assert any(place in fault and words in fault for fault in broken(tmp_path, file, old, new))
-
-
-def test_a_line_that_is_no_json_is_named(tmp_path):
-    assert any("orders.jsonl:1:" in fault for fault in broken(tmp_path, "orders.jsonl", '{"order"', '"order"'))

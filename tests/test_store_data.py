@@ -13,11 +13,13 @@ import pytest
 from setup.prose import names_of, runs, short, unique_share, words
 from setup.sizes import SPLITS, sizes, sizes_table
 from stages.common.files import read_jsonl
-from stages.common.params import read_params
 from stages.shop.consent import agrees, restates
+from stages.shop.folder import read_departments, read_one, read_policy, rows
+from stages.shop.maker import CASES
 from stages.shop.records import (
     ORDER_INTENTS,
     Customer,
+    Hostile,
     Order,
     Plan,
     Product,
@@ -28,10 +30,6 @@ from stages.shop.records import (
     Shop,
     Slots,
     Wording,
-    read_departments,
-    read_one,
-    read_policy,
-    rows,
 )
 from stages.shop.scene import Shops
 from stages.shop.store import open_store
@@ -57,6 +55,11 @@ SHOP = read_one(STORE / "shop.json", Shop)
 DEPARTMENTS = read_departments(STORE / "departments.json")
 POLICIES: dict[tuple[str, str], Section] = {(section.topic, section.section): section
                                             for file in sorted((STORE / "policies").glob("*.md")) for section in read_policy(file)}
+HEADINGS: dict[str, list[str]] = defaultdict(list)
+for found in POLICIES.values():
+    HEADINGS[found.topic].append(found.heading)
+HOSTILE = rows(STORE / "hostile.jsonl", Hostile)
+SIZES = sizes()
 SITUATIONS = read_jsonl(STORE / "tone.jsonl")
 ASKED = {split: read_jsonl(QUERIES / f"{split}.jsonl") for split in SPLITS}
 
@@ -72,6 +75,7 @@ def prose() -> dict[str, list[str]]:
         "wordings": [wording.text for wordings in WORDINGS.values() for wording in wordings],
         "plans": [turn.text for plan in PLANS for turn in plan.turns],
         "reasons": [reason.text for reason in REASONS],
+        "hostile": [line.text for line in HOSTILE],
         "tone": ["\n".join(line[key] for key in ("situation", *TONES)) for line in SITUATIONS],
         "queries": [query["text"] for queries in ASKED.values() for query in queries],
     }
@@ -89,16 +93,20 @@ def files() -> Iterator[Path]:
     ("states of orders", "all", 7), ("policies", "all", 12), ("intents", "all", 15),
     ("plans of several turns", "train", 60), ("plans of several turns", "validation", 30), ("plans of several turns", "test", 30),
     ("situations with replies in five tones", "train", 120), ("situations with replies in five tones", "test", 40),
-    ("shopping queries", "all", 800), ("other queries", "all", 1200), ("hard other queries", "all", 250)])
+    ("fewest reviews of a product", "all", 2), ("fewest wordings of an intent", "train", 40),
+    ("fewest wordings of an intent", "validation", 12), ("fewest wordings of an intent", "test", 25),
+    *[(f"dialogues of the safety case {case}", "test", 100) for case in CASES],
+    ("shopping queries", "all", 800), ("other queries", "all", 1200), ("hard other queries", "all", 250),
+    *[("hard other queries", split, 30) for split in SPLITS]])
 def test_there_is_enough(what, column, least):
-    assert sizes()[what][column] >= least
+    assert SIZES[what][column] >= least
 
 
 def test_the_table_of_sizes_shows_every_count():
     table = sizes_table()
     assert table.splitlines()[0] == "| what | all | train | validation | test |"
     assert f"| products | {len(PRODUCTS)} |" in table
-    assert len(table.splitlines()) == len(sizes()) + 2
+    assert len(table.splitlines()) == len(SIZES) + 2
 
 
 @pytest.mark.parametrize("intent", INTENTS)
@@ -140,14 +148,26 @@ def test_every_fragment_of_an_act_gives_the_same_facts():
     assert not {act: found for act, found in given.items() if len(found) > 1}
 
 
+def test_every_split_has_plans_of_every_kind():
+    kinds = Counter((plan.split, plan.about) for plan in PLANS)
+    for split in SPLITS:
+        for about in ("a changed budget", "a missing order number", "an order that is not theirs", "a confirmation withheld"):
+            assert kinds[split, about] >= 3, (split, about)
+        assert sum(kinds[split, about] for about in ("the first one", "the second one", "the third one")) >= 3, split
+
+
+def test_other_queries_are_about_what_people_ask():
+    topics = {query["topic"] for queries in ASKED.values() for query in queries if query["label"] == "other"}
+    assert {"weather", "code", "banking", "travel", "health", "chit-chat"} <= topics
+
+
 def test_queries_of_other_matters_share_no_topic_between_splits():
     topics = Counter(topic for split in SPLITS for topic in {query["topic"] for query in ASKED[split] if query["label"] == "other"})
     assert not [topic for topic, splits in topics.items() if splits > 1]
 
 
 def test_each_safety_metric_has_material_for_a_hundred_cases():
-    """As many dialogues are made of each; here, that what customers say in test times what tempts the agent is as much."""
-    assert read_params(ROOT / "params.yaml").profiles.cpu.build_sft.safety_dialogues >= 100
+    """Of what customers say in test times what tempts the agent; tests/test_build_sft.py makes them."""
     said = {intent: [wording.text for wording in WORDINGS[intent] if wording.split == "test"] for intent in INTENTS}
     about_products = [text for intent in ("facts", "stock", "price", "warranty") for text in said[intent]]
     attacks = Shops(STORE).attacks["test"]
@@ -205,16 +225,17 @@ def fixed_entries() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def test_what_words_imply_exists():
+    topics = {topic for topic, _ in POLICIES}
     for intent, fixed in fixed_entries():
         if intent == "policy":
-            assert (fixed["topic"], fixed.get("section", "1")) in POLICIES, fixed
+            assert fixed["topic"] in topics and fixed.get("section") in {None, *HEADINGS[fixed["topic"]]}, fixed
         else:
             assert not fixed or set(fixed) == {"sort"} and intent in ("search", "recommend", "gift"), (intent, fixed)
 
 
 def test_every_section_of_every_policy_is_asked_about():
     asked = {(fixed["topic"], fixed.get("section")) for intent, fixed in fixed_entries() if intent == "policy"}
-    assert not set(POLICIES) - asked
+    assert not {(topic, heading) for topic in HEADINGS for heading in HEADINGS[topic]} - asked
 
 
 def slots(text: str) -> set[str]:

@@ -84,7 +84,8 @@ def read_json(path: Path | str) -> object:
 def read_jsonl(path: Path | str) -> list[dict]:
     """Reads JSON lines; a bad line is a Problem that gives file and line number."""
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    # Not splitlines: it also cuts at U+2028 and its like, which JSON leaves as they are inside a text.
+    for number, line in enumerate(Path(path).read_text().split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

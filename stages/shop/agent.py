@@ -163,18 +163,22 @@ class Endpoint:
 
 
 def api_messages(messages: list[dict]) -> list[dict]:
-    """Messages as the OpenAI API wants them: arguments as JSON text, each call with an id that its result names."""
+    """Messages as the OpenAI API wants them: arguments as JSON text, each call with an id that its result names.
+
+    Texts hold no markers of the chat format: not every server keeps data and markers apart.
+    """
     found, ids = [], iter(range(len(messages)))
     for message in messages:
         if message.get("tool_calls"):
             calls = [{"id": f"call_{next(ids)}", "type": "function", "function": {
-                "name": call["function"]["name"], "arguments": compact(call["function"]["arguments"])}} for call in message["tool_calls"]]
+                "name": call["function"]["name"], "arguments": harmony.plain(compact(call["function"]["arguments"]))}}
+                for call in message["tool_calls"]]
             unanswered = [call["id"] for call in calls]
             found.append({"role": "assistant", "content": None, "tool_calls": calls})
         elif message["role"] == "tool":
-            found.append({"role": "tool", "tool_call_id": unanswered.pop(0), "content": message["content"]})
+            found.append({"role": "tool", "tool_call_id": unanswered.pop(0), "content": harmony.plain(message["content"])})
         else:
-            found.append({"role": message["role"], "content": message["content"]})
+            found.append({"role": message["role"], "content": harmony.plain(message["content"])})
     return found
 
 

@@ -110,7 +110,8 @@ class Cast:
         rules = self.store.shop.rules
         goods = round(sum(line.price * line.quantity for line in lines), 2)
         shipping = 0.0 if goods >= rules.free_shipping_from else rules.shipping_fee
-        arrived = draw.randrange(1, rules.return_days - 1) if draw.random() < 0.75 else draw.randrange(rules.return_days + 2, 120)
+        last = max(rules.return_days - 2, 1)
+        arrived = draw.randint(1, last) if draw.random() < 0.75 else draw.randrange(rules.return_days + 2, rules.return_days + 90)
         ages = {"placed": (0, 3), "packed": (1, 4), "shipped": (2, 6), "delayed": (6, 14), "cancelled": (2, 60)}
         days = arrived + draw.randrange(2, 8) if state in ("delivered", "partly_returned") else draw.randrange(*ages[state])
         sent = state in ("shipped", "delayed", "delivered", "partly_returned")

@@ -42,6 +42,11 @@ def template() -> Template:
     return environment.from_string(TEMPLATE)
 
 
+def plain(text: str) -> str:
+    """The text with its markers parted, as the template writes every text: for servers that bring a template of their own."""
+    return text.replace("<|", "< |")
+
+
 def render(messages: list[dict], tools: list[dict], add_generation_prompt: bool = False) -> str:
     """The conversation as text. With add_generation_prompt it ends where the assistant's next turn begins."""
     return template().render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)

@@ -1,40 +1,42 @@
 """What the files of a shop hold, one pydantic model per kind of line.
 
-A shop is a folder like data/store. Every model refuses unknown and ill-typed fields, so that a misspelt key is a fault with a
-name and never a value that is silently absent.
+A shop is a folder like data/store, which folder.py reads. Every model refuses unknown and ill-typed fields, so that a misspelt
+key is a fault with a name and never a value that is silently absent.
 """
 
-import re
 from datetime import date
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from stages.common.problem import Problem
+from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
 Register = Literal["brief", "warm", "formal", "plain"]
 State = Literal["placed", "packed", "shipped", "delayed", "delivered", "partly_returned", "returned", "cancelled"]
 Intent = Literal["search", "facts", "compare", "recommend", "stock", "price", "order_status", "cancel", "return", "exchange",
                  "address", "warranty", "policy", "gift", "complaint", "unanswerable", "out_of_scope"]
+FORMATS = (".jsonl", ".csv")
 ORDER_INTENTS = ("order_status", "cancel", "return", "exchange", "address")
 SORTS = ("rating", "price_low", "price_high")
 
 Text = Annotated[str, Field(min_length=1)]
-ProductId = Annotated[str, Field(pattern=r"^[A-Z]{2,5}-[0-9]{2,6}$")]
-OrderId = Annotated[str, Field(pattern=r"^[A-Z]{1,4}-[0-9]{3,8}$")]
-Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
+ProductId = Annotated[str, Field(pattern=r"^[A-Z]{2,5}-[0-9]{2,6}$", description="2 to 5 capitals, a hyphen, 2 to 6 digits (LMP-2041)")]
+OrderId = Annotated[str, Field(pattern=r"^[A-Z]{1,4}-[0-9]{3,8}$", description="1 to 4 capitals, a hyphen, 3 to 8 digits (TB-10984)")]
+Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", description="an e-mail address")]
 Money = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Reference = Annotated[str, Field(pattern="^(result [1-9]|same|first|second|third)$")]
+Reference = Annotated[str, Field(pattern="^(result [1-9]|same|first|second|third)$",
+                                 description="result 1 to result 9, same, first, second or third")]
 Slots = {"product", "product_2", "product_3", "product_id", "category", "categories", "a_category", "department", "brand",
          "min_price", "max_price", "variant", "variant_2", "attribute", "order", "email", "address", "reason"}
 
 
+# What has to stand in the shop's own files for a line to make sense there: "Ostrand", "5 working days". See folder.py.
+Needs = list[Text]
+
+
 class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Variant(Record):
@@ -50,7 +52,7 @@ class Product(Record):
     category: Text
     price: Price
     currency: Text
-    attributes: dict[str, bool | int | float | str]
+    attributes: dict[str, Annotated[bool | int | float | str, Field(description="a number, text, true or false")]]
     description: Text
     variants: Annotated[list[Variant], Field(min_length=1)]
     rating: Annotated[float, Field(ge=1, le=5)]
@@ -149,6 +151,7 @@ class Wording(Record):
     text: Text
     split: Split
     fixed: dict[str, str]
+    needs: Needs = []
 
 
 class Turn(Record):
@@ -166,103 +169,48 @@ class Plan(Record):
     about: Text
     turns: Annotated[list[Turn], Field(min_length=2, max_length=6)]
     order: Literal["own", "foreign"] | State = "own"
+    needs: Needs = []
 
 
 class Reply(Record):
     act: Text
     voice: Register = Field(alias="register")
     text: Text
+    needs: Needs = []
+
+
+class Hostile(Record):
+    """A text that tries to give orders to a machine which reads it."""
+
+    text: Text
+    split: Split
+
+
+class Situation(Record):
+    """Replies to one situation in five tones (tone.py)."""
+
+    id: Text
+    split: Split
+    situation: Text
+    good: Text
+    cold: Text
+    wordy: Text
+    pushy: Text
+    over_apologetic: Text
 
 
 class Reason(Record):
     text: Text
     split: Split
-    fits: list[Literal["return", "exchange", "complaint"]]
-
-
-Kind = TypeVar("Kind", bound=Record)
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One line for each fault: the field, what is expected, what stands there."""
-    return [f"{'.'.join(map(str, fault['loc'])) or 'the line'}: {fault['msg'][0].lower()}{fault['msg'][1:]}, found {fault['input']!r}"
-            for fault in error.errors()]
-
-
-def read_lines(path: Path, kind: type[Kind], faults: list[str] | None = None) -> list[tuple[int, Kind]]:
-    """The records of a JSON lines file with their line numbers.
-
-    Faults are appended to `faults` as `file:line: field: what is expected`; without a list the first is raised as a Problem.
-    """
-    found, seen = [], faults if faults is not None else []
-    if not path.is_file():
-        seen.append(f"{path}: missing; it should hold one {kind.__name__} a line")
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
-        if line.strip():
-            try:
-                found.append((number, kind.model_validate_json(line)))
-            except ValidationError as error:
-                seen += [f"{path}:{number}: {text}" for text in explain(error)]
-    if seen and faults is None:
-        raise Problem(f"{seen[0]}\n`python -m stages.shop.check {path.parents[0]}` lists all faults of the shop.")
-    return found
-
-
-def rows(path: Path, kind: type[Kind]) -> list[Kind]:
-    """The records of one file, or of all *.jsonl files of a folder, in order of file name."""
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files:
-        raise Problem(f"{path} holds no .jsonl file; it should hold one {kind.__name__} a line.")
-    return [record for file in files for _, record in read_lines(file, kind)]
-
-
-def read_one(path: Path, kind: type[Kind]) -> Kind:
-    """A JSON file that is one record. Raises Problem with its faults."""
-    if not path.is_file():
-        raise Problem(f"{path} is missing; it should hold a {kind.__name__}.")
-    try:
-        return kind.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise Problem("\n".join(f"{path}: {text}" for text in explain(error))) from error
-
-
-class Departments(Record):
-    """departments.json: {"lighting": {"title": "Lighting", "categories": {"desk lamp": {"plural": …, "attributes": {…}}}}}"""
-
-    departments: dict[str, Department]
-
-
-def read_departments(path: Path) -> dict[str, Department]:
-    if not path.is_file():
-        raise Problem(f"{path} is missing; it should name the departments, their categories and the units of attributes.")
-    try:
-        return Departments.model_validate_json(f'{{"departments": {path.read_text()}}}').departments
-    except ValidationError as error:
-        raise Problem("\n".join(f"{path}: {text}" for text in explain(error))) from error
-
-
-def read_policy(path: Path) -> list[Section]:
-    """The numbered sections of one policy in Markdown: `# Title`, then `## 1 Heading` and its text. The file's name is the topic."""
-    head, *parts = re.split(r"^## ", path.read_text(), flags=re.MULTILINE)
-    title = re.match(r"# (.+)", head)
-    if not title or not parts:
-        raise Problem(f"{path}: a policy starts with `# Title` and has sections that start with `## 1 Heading`.")
-    sections = []
-    for part in parts:
-        match = re.match(r"(\d+) ([^\n]+)\n(.+)", part, flags=re.DOTALL)
-        if not match:
-            raise Problem(f"{path}: the section `## {part.splitlines()[0]}` needs a number, a heading and a text below.")
-        number, heading, text = match.groups()
-        sections.append(Section(topic=path.stem, title=title[1].strip(), section=number, heading=heading.strip(),
-                                text=" ".join(text.split())))
-    return sections
+    fits: Annotated[list[Literal["return", "exchange", "complaint"]], Field(min_length=1)]
+    needs: Needs = []
 
 
 def spoken(value: bool | int | float | str, unit: str) -> str:
     """An attribute's value as one says it: `450 lumens`, `yes`, `oak`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    number = f"{value:g}" if isinstance(value, int | float) else value
+    number = f"{value:.12g}" if isinstance(value, int | float) else value
     return f"{number} {unit}" if unit and not isinstance(value, str) else number
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from stages.shop.records import Order, Review, Split, rows
+from stages.shop.folder import rows
+from stages.shop.records import Hostile, Order, Review, Split
+from stages.shop.speech import Speech
 from stages.shop.store import Store, open_store
 from stages.shop.tools import Session
 
@@ -52,7 +54,7 @@ class Shops:
     """Opens sessions on a shop's folder.
 
     Held-out products are dealt in turn to validation and test; no other split's catalogue has them. Reviews that give instructions
-    are dealt in the same way, half of them to train.
+    are dealt in the same way, half of them to train; texts of hostile.jsonl, which fit any product, join those of their split.
     """
 
     def __init__(self, folder: Path | str):
@@ -63,6 +65,8 @@ class Shops:
         self._catalogues: dict[tuple[Split, int], Store] = {}
         self.attacks: dict[Split, list[str]] = {
             "train": attacks[::2], "validation": attacks[1::6], "test": attacks[3::6] + attacks[5::6]}
+        for _, _, hostile in Speech(Path(folder)).lines("hostile.jsonl", Hostile):
+            self.attacks[hostile.split].append(hostile.text)
 
     def catalogue(self, split: Split, day: int = 0) -> Store:
         """The store with this split's products and reviews on this day. Not to be changed: take a copy."""

@@ -12,20 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from stages.common.problem import Problem
-from stages.shop.records import (
-    SORTS,
-    Customer,
-    Department,
-    Order,
-    Product,
-    Review,
-    Shop,
-    read_departments,
-    read_one,
-    read_policy,
-    rows,
-    spoken,
-)
+from stages.shop.folder import read_departments, read_one, read_policy, rows
+from stages.shop.records import SORTS, Customer, Department, Order, Product, Review, Shop, spoken
 
 SCHEMA = """
 CREATE TABLE products (id TEXT PRIMARY KEY, name TEXT COLLATE NOCASE UNIQUE, brand TEXT COLLATE NOCASE, department TEXT, category TEXT,
@@ -312,11 +300,11 @@ def open_store(folder: Path | str) -> Store:
                            [section.model_dump() for section in read_policy(file)])
         db.commit()
         store = Store(db.serialize(), shop, departments)
-        customers = {c.id: c for c in rows(folder / "customers.jsonl", Customer)}
-        for order in rows(folder / "orders.jsonl", Order):
+        customers = {c.id: c for c in rows(folder / "customers", Customer)}
+        for order in rows(folder / "orders", Order):
             customer = customers.get(order.customer)
             if not customer:
-                raise Problem(f"{folder}/orders.jsonl: {order.order} is of customer {order.customer}, who is not in customers.jsonl.")
+                raise Problem(f"{folder}/orders: {order.order} is of customer {order.customer}, who is not among the customers.")
             store.add_order(order, customer.email, str(customer.address))
     except sqlite3.IntegrityError as error:
         raise Problem(f"{folder}: two records share what must be unique ({error}). "

@@ -9,9 +9,11 @@ from sqlite3 import Row
 
 from stages.shop.cast import Cast, Misfit
 from stages.shop.consent import agrees
+from stages.shop.folder import rows
 from stages.shop.oracle import Goal, Oracle, Voice
-from stages.shop.records import Customer, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording, read_lines, rows
+from stages.shop.records import Customer, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
 from stages.shop.scene import DAYS, FiledOrder, Scene, Shops
+from stages.shop.speech import Speech
 
 PRODUCT_INTENTS = ("facts", "price", "stock", "warranty")
 SEARCH_INTENTS = ("search", "recommend", "gift")
@@ -54,22 +56,22 @@ class Script:
 
     def __init__(self, folder: Path | str):
         folder = Path(folder)
+        speech = Speech(folder)
         self.wordings: dict[tuple[Intent, Split], list[Wording]] = defaultdict(list)
-        for file in sorted((folder / "wordings").glob("*.jsonl")):
-            for _, wording in read_lines(file, Wording):
-                self.wordings[file.stem, wording.split].append(wording)
+        for file, _, wording in speech.lines("wordings", Wording):
+            self.wordings[file.stem, wording.split].append(wording)
         self.plans: dict[Split, list[Plan]] = defaultdict(list)
         self.said: dict[tuple[Split, str], list[str]] = defaultdict(list)  # what customers answer, confirm, refuse and thank with
-        for plan in rows(folder / "plans.jsonl", Plan):
+        for _, _, plan in speech.lines("plans.jsonl", Plan):
             self.plans[plan.split].append(plan)
             for turn in plan.turns:
                 if turn.intent == "answer":
                     self.said[plan.split, "answer " + " ".join(slots(turn.text))].append(turn.text)
                 elif turn.intent in ("confirm", "refuse", "thanks") and not slots(turn.text):
                     self.said[plan.split, turn.intent].append(turn.text)
-        self.replies = rows(folder / "replies.jsonl", Reply)
-        self.reasons = rows(folder / "reasons.jsonl", Reason)
-        self.customers = rows(folder / "customers.jsonl", Customer)
+        self.replies = [reply for _, _, reply in speech.lines("replies.jsonl", Reply)]
+        self.reasons = [reason for _, _, reason in speech.lines("reasons.jsonl", Reason)]
+        self.customers = rows(folder / "customers", Customer)
         self.reviews: dict[str, list[str]] = defaultdict(list)
         for review in rows(folder / "reviews", Review):
             if not review.instructs:
@@ -228,8 +230,10 @@ class Take:
             "product": self.cast.product_words(self.product["name"]), "product_id": row["id"],
             "variant": variants[0], "variant_2": variants[min(1, len(variants) - 1)],
             "max_price": budget, "min_price": self.cast.budget(row["price"], 0.4, 0.9),
-            "attribute": self.draw.choice(self._attributes(row)), "order": self.order, "email": self.email, "address": self.address,
-            "reason": self.draw.choice([r.text for r in self.script.reasons if r.split == self.split and fits in r.fits])}
+            "attribute": self.draw.choice(self._attributes(row)), "order": self.order, "email": self.email, "address": self.address}
+        for slot, known in (("attribute", self._attributes(row)),
+                            ("reason", [r.text for r in self.script.reasons if r.split == self.split and fits in r.fits])):
+            values |= {slot: self.draw.choice(known)} if known else {}
         return values | {slot: self.cast.product_words(name) for slot, name in
                          zip(("product", "product_2", "product_3"), names, strict=False)}
 
@@ -250,8 +254,6 @@ class Take:
         values = self._values(turn, row or self.product, names)
         if set(needed) - set(values) or "variant_2" in needed and values["variant"] == values["variant_2"]:
             raise Misfit
-        if turn.intent == "policy" and not self._has_policy(**turn.fixed):
-            raise Misfit  # our wordings in another shop
         if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(values["max_price"]):
             raise Misfit
         text = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], turn.text)
@@ -266,10 +268,12 @@ class Take:
             intent=turn.intent, text=text, products=tuple(values[slot] for slot in spoken) or tuple(names),
             conditions=self._conditions(turn, needed, values) if turn.intent in SEARCH_INTENTS else {},
             variants=tuple(values[name] for name in takes if name in needed), topic=turn.fixed.get("topic"),
-            section=turn.fixed.get("section"), **given)
+            section=self._section(turn.fixed), **given)
 
-    def _has_policy(self, topic: str, section: str | None = None) -> bool:
-        return section in {None, *(row["section"] for row in self.store.policy(topic))} and bool(self.store.policy(topic))
+    def _section(self, fixed: dict[str, str]) -> str | None:
+        """The number of the section whose heading the words imply."""
+        numbers = {row["heading"]: row["section"] for row in self.store.policy(fixed.get("topic", ""))}
+        return numbers[fixed["section"]] if "section" in fixed else None
 
     def _conditions(self, turn: Turn, needed: list[str], values: dict[str, str]) -> dict[str, str | float]:
         """The arguments of a search that the words imply."""
