@@ -301,6 +301,22 @@ def start(folder: Path, **options) -> subprocess.Popen:
     return process
 
 
+def test_code_edited_while_packages_are_imported_stops_the_stage(waiting):
+    """DVC would hash the new file and keep what the old one made. A comment changes nothing that runs."""
+    file = waiting / "stages" / "download.py"
+    slow = STAGE.replace("import time\n", "import time; print('importing', flush=True); time.sleep(1)\n").replace("sleep(60)", "sleep(0)")
+    for edit, status in (("# a comment\n", 0), ("LIMIT = 3\n", 1)):
+        file.write_text(slow)
+        process = subprocess.Popen([sys.executable, "-m", "stages.download"], cwd=waiting, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "importing\n"
+        file.write_text(slow + edit)
+        said = process.communicate()
+        assert process.returncode == status, said
+    assert "download.py changed while it was starting. Run it again." in said[1]
+    assert not (waiting / "data" / "out").exists()
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_stage_with_its_status_and_leaves_nothing(waiting, number, status):
     process = start(waiting)
