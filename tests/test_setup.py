@@ -93,6 +93,26 @@ def test_clean_leaves_what_git_has_and_removes_what_runs_make(project):
     assert left.split() == ["!!", ".venv"]
 
 
+@pytest.mark.parametrize(("skipped", "there", "status"), [(False, True, 0), (True, False, 0), (True, True, 1)])
+def test_ci_fails_if_a_test_was_skipped_for_want_of_a_folder_that_is_there(tmp_path, skipped, there, status):
+    """With a `make` whose tests end as pytest's do; the line is that of the fixture `shared_data`."""
+    ci = tmp_path / "project" / ".ci"
+    ci.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", ci)
+    if there:
+        (tmp_path / "shared").mkdir()
+    line = "SKIPPED [1] tests/test_download.py:196: needs ../shared: /x/shared/data is absent\n" * skipped
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin" / "make", f"printf '{line}7 passed, 2 deselected in 1.00s\\n'")
+    environment = ENVIRONMENT | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    said = subprocess.run([ci / "run"], env=environment, capture_output=True, text=True)
+    assert said.returncode == status, said.stdout + said.stderr
+    assert ("was skipped although the folder is there" in said.stdout) == bool(status)
+    assert "7 passed" in said.stdout
+    program(tmp_path / "bin" / "make", "printf '1 failed, 6 passed in 1.00s\\n'; exit 2")
+    assert subprocess.run([ci / "run"], env=environment, capture_output=True).returncode == 2
+
+
 def setup(folder: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
 
