@@ -249,7 +249,7 @@ def test_a_price_runs_no_pretraining(copy):
 
 
 def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
-    code = copy / "stages" / "router.py"
+    code, lock = copy / "stages" / "router.py", (copy / "dvc.lock").read_text()
     process = subprocess.Popen([DVC, "repro", "-s", "-f", "--no-run-cache", "router"], cwd=copy, env=ENVIRONMENT,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while "router: key" not in (line := process.stdout.readline()):
@@ -259,6 +259,8 @@ def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
     assert process.wait() != 0
     assert "stages/router.py changed while router was running" in said
     assert not (copy / "models" / "router").exists()
+    assert (copy / "dvc.lock").read_text() == lock, "nothing is recorded"
+    assert "router" in ran(dvc(copy, "repro", "-s", "router"))
 
 
 def test_an_experiment_runs_in_a_temporary_copy(copy):
