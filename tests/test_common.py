@@ -334,11 +334,16 @@ def test_two_runs_of_one_stage_do_not_share_files(waiting):
     assert "Another process is running download here" in second.stderr
 
 
-def test_a_stage_ends_with_the_process_that_started_it(waiting):
-    """DVC killed alone (a cancelled job) must not leave its trainer running."""
+ELSEWHERE = "import runpy, sys, stages.common.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \
+            "runpy.run_module('stages.download', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize("words", [["-m", "stages.download"], ["-c", ELSEWHERE]], ids=["Linux", "elsewhere"])
+def test_a_stage_ends_with_the_process_that_started_it(waiting, words):
+    """DVC killed alone (a cancelled job) must not leave its trainer running; only Linux tells a child of its parent's death."""
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys, time\n"
-         f"p = subprocess.Popen([{sys.executable!r}, '-m', 'stages.download'], stdout=subprocess.PIPE, text=True)\n"
+         f"p = subprocess.Popen([{sys.executable!r}, *{words!r}], stdout=subprocess.PIPE, text=True)\n"
          "while p.stdout.readline().strip() != 'working': pass\n"
          "print(p.pid, flush=True); time.sleep(60)"],
         cwd=waiting, env=os.environ | {"DVC_STAGE": "download"}, stdout=subprocess.PIPE, text=True)
