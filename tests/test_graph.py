@@ -173,7 +173,7 @@ OTHERS = ("filter", "build_sft", "build_prefs", "evaluate")
 
 @pytest.mark.parametrize("name", CHECKPOINTS + OTHERS)
 def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
-    """Before the first checkpoint, at the first, at the next; or in the middle three times where there are none."""
+    """Before the first checkpoint, at it, and soon after going on from it; or in the middle three times where there is none."""
     outs = definitions(copy, "smoke")[name].outs
     right = {out: digest(copy / out) for out in outs}
     seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
@@ -186,7 +186,7 @@ def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
     for kept in (".cache", ".ckpt"):
         shutil.rmtree(copy / kept, ignore_errors=True)
     folder = copy / ".ckpt" / name
-    moments = [(0.1, None), (0, folder), (0, folder)] if name in CHECKPOINTS else [(0.5, None), (0.3, None), (0.1, None)]
+    moments = [(0.1, None), (0, folder), (0.1, None)] if name in CHECKPOINTS else [(0.5, None), (0.3, None), (0.1, None)]
     for part, checkpoints in moments:
         without_outs()
         kill_at_work(command, copy, part * seconds, checkpoints)
