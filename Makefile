@@ -3,8 +3,9 @@
 PYTHON ?= python3
 PROFILE ?=
 JOBS ?= 2
+SEEDS ?= 7 8 9 10 11
 
-.PHONY: help setup repro test slow-test check parallel reproduce chat clean
+.PHONY: help setup repro test slow-test check lock parallel reproduce tolerances chat clean
 .DEFAULT_GOAL := help
 
 help:                 ## list the targets
@@ -14,7 +15,8 @@ setup:                ## make .venv with the pinned packages (nothing to do when
 	@$(PYTHON) setup/bootstrap.py
 
 repro: setup          ## run the graph from crawl to agent, print the results (PROFILE=smoke: all of it in two minutes)
-	@.venv/bin/python -m setup.repro $(PROFILE)
+	@$(if $(PROFILE),.venv/bin/python -m setup.choose $(PROFILE))
+	@.venv/bin/python -m setup.repro
 
 test: setup           ## run the quick tests
 	@.venv/bin/python -m pytest
@@ -25,18 +27,25 @@ slow-test: setup      ## run the slow tests: whole graphs, kills, resumes
 check: setup          ## say what this machine has and what the profile needs (PROFILE=cpu)
 	@.venv/bin/python -m setup.check $(PROFILE)
 
+lock: setup           ## check that dvc.lock belongs to this code and these parameters (seconds, runs nothing)
+	@.venv/bin/python -m setup.lock
+
 parallel: setup       ## like repro, with independent models trained side by side (JOBS=2)
+	@$(if $(PROFILE),.venv/bin/python -m setup.choose $(PROFILE))
 	@.venv/bin/dvc repro encode
 	@.venv/bin/dvc stage list --name-only pretrain | xargs -P $(JOBS) -I {} .venv/bin/dvc --wait-for-lock repro -s {}
 	@.venv/bin/python -m setup.repro
 
-reproduce: setup      ## prove the committed metrics: run the cpu profile from nothing in a clone and compare
+reproduce: setup      ## prove the committed metrics: run the graph from nothing in a clone and compare
 	@.venv/bin/python -m setup.reproduce
+
+tolerances: setup     ## measure how far metrics move with the seed (SEEDS="7 8 9 10 11" JOBS=2, a graph for each)
+	@.venv/bin/python -m setup.tolerances --jobs $(JOBS) $(SEEDS)
 
 chat: setup           ## talk with the released model in the terminal
 	@.venv/bin/crawl2cart chat
 
 clean:                ## remove what runs made (not .venv, not DVC's cache)
 	rm -rf data/raw data/corpus data/rejects data/tokens data/tokenizer data/sft data/prefs data/transcripts
-	rm -rf models metrics/report.html .cache .ckpt runs dvc_plots
-	find . -name '.*.partial' -not -path './.venv/*' -exec rm -rf {} +
+	rm -rf models metrics/report.html .cache .ckpt runs dvc_plots .dvc/tmp/rwlock .dvc/tmp/lock
+	find . -name '.*.partial' -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -12,7 +12,8 @@ import subprocess
 import sys
 
 OLDEST = (3, 11)
-DISK_GIB = 4  # a CPU environment takes 2.3 GiB, a CUDA one about 8
+DISK_GIB = 4  # a CPU environment takes 2.3 GiB
+DISK_GIB_CUDA = 10  # a CUDA one about 8
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -20,13 +21,21 @@ def fail(sentence):
     sys.exit("crawl2cart: " + sentence)
 
 
+def is_new_enough(python):
+    """Whether this is a Python that runs: a version manager's `python3.12` may only say that 3.12 is not chosen."""
+    test = "import sys; sys.exit(sys.version_info < (%d, %d))" % OLDEST
+    with open(os.devnull, "w") as nowhere:
+        return subprocess.call([python, "-c", test], stdout=nowhere, stderr=nowhere) == 0
+
+
 def find_interpreter():
     """An interpreter that is new enough: this one or a newer one on PATH."""
     if sys.version_info >= OLDEST:
         return sys.executable
     for name in ("python3.13", "python3.12", "python3.11"):
-        if shutil.which(name):
-            return shutil.which(name)
+        path = shutil.which(name)
+        if path and is_new_enough(path):
+            return path
     fail("Python 3.11 or newer is needed, but python3 here is %d.%d and no python3.11 to python3.13 is on PATH. "
          "Install one (Debian: apt install python3.11 python3.11-venv; macOS: brew install python@3.12) and run make "
          "again, or name it: make PYTHON=/path/to/python3.11" % sys.version_info[:2])
@@ -39,10 +48,10 @@ def check_machine(root):
     if inside.returncode or os.path.realpath(inside.stdout.strip()) != os.path.realpath(root):
         fail("this folder is not a git repository of its own (a ZIP download?), and DVC keeps its history in git. "
              "Get the project with `git clone`.")
-    free = shutil.disk_usage(root).free / 2**30
-    if free < DISK_GIB:
-        fail("%.1f GiB are free on the disk of %s, %d GiB are needed for the packages and the results." %
-             (free, root, DISK_GIB))
+    free, needed = shutil.disk_usage(root).free / 2**30, DISK_GIB_CUDA if has_cuda() else DISK_GIB
+    if free < needed:
+        fail("%.1f GiB are free on the disk of %s, %d GiB are needed for the packages and the results. Free some space and "
+             "run make again." % (free, root, needed))
 
 
 def has_cuda():
@@ -88,6 +97,8 @@ def install(root, base):
 def main():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     base = find_interpreter()
+    if base != sys.executable:
+        os.execv(base, [base, os.path.abspath(__file__)])
     stamp = os.path.join(root, ".venv", "installed")
     state = hashlib.sha256(base.encode())
     for name in ("requirements.txt", "pyproject.toml"):

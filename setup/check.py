@@ -4,25 +4,21 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 
 import psutil
 import torch
 
-from setup.repro import current_profile
+from setup.choose import ROOT, current_profile
 from stages.common.device import has_fast_bfloat16
-from stages.common.params import read_params
+from stages.common.params import NAMES, read_params
 from stages.common.problem import Problem
-
-ROOT = Path(__file__).parent.parent
 
 
 def findings(name: str) -> tuple[list[str], list[str]]:
     """(what was found against what is needed, what is missing) for a profile."""
-    profiles = read_params(ROOT / "params.yaml").profiles
-    profile = getattr(profiles, name, None)
-    if profile is None:
-        raise Problem(f"there is no profile {name} in params.yaml; there are {', '.join(profiles.model_dump())}.")
+    if name not in NAMES:
+        raise Problem(f"there is no profile {name} in params.yaml; there are {', '.join(NAMES)}.")
+    profile = getattr(read_params(ROOT / "params.yaml").profiles, name)
     memory = psutil.virtual_memory().available / 2**30
     disk = shutil.disk_usage(ROOT).free / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

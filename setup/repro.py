@@ -6,35 +6,16 @@ which no cached output may.
 
 import html
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+from setup.choose import ROOT, current_profile
 from stages.common.files import read_json
 from stages.common.graph import definitions
-from stages.common.params import NAMES
 from stages.common.problem import Problem
 
-ROOT = Path(__file__).parent.parent
 DVC = ROOT / ".venv" / "bin" / "dvc"
-
-
-def choose_profile(name: str) -> None:
-    """Writes the profile into params.yaml, the one place DVC and the stages read it from; comments stay."""
-    if name not in NAMES:
-        raise Problem(f"PROFILE={name} is not one of {', '.join(NAMES)}.")
-    path = ROOT / "params.yaml"
-    text = path.read_text()
-    changed = re.sub(r"^profile: *\w+", f"profile: {name}", text, count=1, flags=re.MULTILINE)
-    if changed != text:
-        path.write_text(changed)
-        print(f"params.yaml now says profile: {name}. `git checkout params.yaml dvc.lock metrics` and `dvc checkout` "
-              "bring the committed state back.")
-
-
-def current_profile() -> str:
-    return re.search(r"^profile: *(\w+)", (ROOT / "params.yaml").read_text(), flags=re.MULTILINE)[1]
 
 
 def results() -> list[tuple[str, str]]:
@@ -84,8 +65,6 @@ def report_copy() -> Path:
 
 
 def main() -> None:
-    if sys.argv[1:]:
-        choose_profile(sys.argv[1])
     if subprocess.run([DVC, "repro"], cwd=ROOT).returncode:
         raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
                       "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "

@@ -4,7 +4,6 @@ Markdown tables; `setup/readme.py` puts them between the marks of README.md.
 """
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from setup.prose import names_of, short, unique_share, xz_ratio
 from setup.repro import ROOT
-from stages.common.files import read_json, read_jsonl
+from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.crawl.labels import Label, read_labels, read_spans
 from stages.crawl.sites import Page, gold_text, plain_text, read_sites

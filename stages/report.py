@@ -135,7 +135,8 @@ def main(stage: Stage) -> None:
                for model in MODELS}
     environment = Environment(loader=FileSystemLoader("stages"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
-        filter=filtered, dpo=dpo, samples=samples, waterfall=waterfall(filtered), losses=losses(), tuning=tuning(),
+        filter=filtered, sft=read_json("metrics/sft.json")["sft"], prefs=read_json("metrics/prefs.json"), dpo=dpo,
+        samples=samples, waterfall=waterfall(filtered), losses=losses(), tuning=tuning(),
         pretrain_table=table([{"model": model} | pretrained[model] for model in MODELS]),
         guard_table=table([{"guard": name.replace("_", " "), "passed": passed}
                            for name, passed in dpo["guards"].items()]),

@@ -44,6 +44,26 @@ def test_a_bad_parameter_is_named(tmp_path, old, new, sentence):
         read_params(changed_params(tmp_path, old, new))
 
 
+@pytest.mark.parametrize(("old", "new"), [("min_words: 50", "min_wrods: 50"), ("seed: 7", "seed: seven"),
+                                          ("profile: cpu", "profile: gpuu")])
+def test_a_stage_stops_at_a_bad_parameter_before_anything_is_written(tmp_path, old, new):
+    changed_params(tmp_path, old, new)
+    for name in ("dvc.yaml", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    said = subprocess.run([sys.executable, "-m", "stages.encode"], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 1
+    assert re.match(r"encode: params\.yaml.*Nothing was run\.$", said.stderr.strip(), re.DOTALL)
+    assert {path.name for path in tmp_path.iterdir()} == {"dvc.yaml", "params.yaml", "stages", "runs"}
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(tmp_path):
+    for name in ("dvc.yaml", "params.yaml", "requirements.txt", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    said = subprocess.run([sys.executable, "-m", "stages.encode"], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 1
+    assert said.stderr.strip() == "encode: encode needs data/ranks, which is missing. `dvc repro encode` makes it."
+
+
 def test_small_numbers_that_dvc_writes_are_numbers(tmp_path):
     params = read_params(changed_params(tmp_path, "learning_rate: 0.003", "learning_rate: 1e-05"))
     assert params.pretrain.mlp.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
@@ -105,6 +125,45 @@ def test_a_full_disk_is_said_in_words(tmp_path):
     with pytest.raises(Problem, match="disk is full"), atomic_directory(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import sys
+import numpy, pyarrow, pyarrow.parquet, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from stages.common.files import atomic_directory
+from stages.common.problem import Problem
+
+many = numpy.random.default_rng(0).random(10**5)
+for write in (lambda path: save_file({"a": torch.from_numpy(many)}, path), lambda path: torch.save(torch.from_numpy(many), path),
+              lambda path: pyarrow.parquet.write_table(pyarrow.table({"a": many}), path), many.tofile,
+              lambda path: path.write_bytes(many.tobytes())):
+    try:
+        with atomic_directory(Path(sys.argv[1]) / "out") as folder:
+            write(folder / "a")
+    except Problem as problem:
+        print(problem)
+    assert not list(Path(sys.argv[1]).iterdir())
+"""
+
+
+def test_whoever_fills_the_disk_it_is_said_in_words(tmp_path):
+    """A real disk of 256 KiB, on which each library that writes our outs writes 800 kB."""
+    (tmp_path / "disk").mkdir()
+    mount = f"mount -t tmpfs -o size=256k none {tmp_path / 'disk'}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("needs a kernel that lets users mount a tmpfs in a namespace of their own")
+    (tmp_path / "full.py").write_text(FULL)
+    said = subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && {sys.executable} {tmp_path}/full.py {tmp_path}/disk"],
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("The disk is full while writing") == 5
+
+
+def test_an_error_that_is_no_full_disk_stays_itself(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "out"):
+        raise ZeroDivisionError
 
 
 def test_broken_inputs_are_named_with_file_and_line(tmp_path):
@@ -242,6 +301,22 @@ def start(folder: Path, **options) -> subprocess.Popen:
     return process
 
 
+def test_code_edited_while_packages_are_imported_stops_the_stage(waiting):
+    """DVC would hash the new file and keep what the old one made. A comment changes nothing that runs."""
+    file = waiting / "stages" / "download.py"
+    slow = STAGE.replace("import time\n", "import time; print('importing', flush=True); time.sleep(1)\n").replace("sleep(60)", "sleep(0)")
+    for edit, status in (("# a comment\n", 0), ("LIMIT = 3\n", 1)):
+        file.write_text(slow)
+        process = subprocess.Popen([sys.executable, "-m", "stages.download"], cwd=waiting, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "importing\n"
+        file.write_text(slow + edit)
+        said = process.communicate()
+        assert process.returncode == status, said
+    assert "download.py changed while it was starting. Run it again." in said[1]
+    assert not (waiting / "data" / "out").exists()
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_stage_with_its_status_and_leaves_nothing(waiting, number, status):
     process = start(waiting)
@@ -259,11 +334,16 @@ def test_two_runs_of_one_stage_do_not_share_files(waiting):
     assert "Another process is running download here" in second.stderr
 
 
-def test_a_stage_ends_with_the_process_that_started_it(waiting):
-    """DVC killed alone (a cancelled job) must not leave its trainer running."""
+ELSEWHERE = "import runpy, sys, stages.common.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \
+            "runpy.run_module('stages.download', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize("words", [["-m", "stages.download"], ["-c", ELSEWHERE]], ids=["Linux", "elsewhere"])
+def test_a_stage_ends_with_the_process_that_started_it(waiting, words):
+    """DVC killed alone (a cancelled job) must not leave its trainer running; only Linux tells a child of its parent's death."""
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys, time\n"
-         f"p = subprocess.Popen([{sys.executable!r}, '-m', 'stages.download'], stdout=subprocess.PIPE, text=True)\n"
+         f"p = subprocess.Popen([{sys.executable!r}, *{words!r}], stdout=subprocess.PIPE, text=True)\n"
          "while p.stdout.readline().strip() != 'working': pass\n"
          "print(p.pid, flush=True); time.sleep(60)"],
         cwd=waiting, env=os.environ | {"DVC_STAGE": "download"}, stdout=subprocess.PIPE, text=True)

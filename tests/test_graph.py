@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages.common.graph import definitions
 from tests.conftest import ROOT, copy_project
@@ -62,12 +63,6 @@ def copy(finished, tmp_path) -> Path:
     return folder
 
 
-def test_two_runs_from_nothing_give_one_lock(finished, tmp_path):
-    folder = copy_project(tmp_path / "again")
-    dvc(folder, "repro", "--no-run-cache")
-    assert (folder / "dvc.lock").read_text() == (finished / "dvc.lock").read_text()
-
-
 def test_a_repeated_run_does_nothing_in_three_seconds(finished):
     seconds = []
     for _ in range(3):
@@ -101,12 +96,84 @@ def test_the_report_needs_no_network(finished):
     assert len(page) < 2_000_000
 
 
-LOOPING = ("filter", "pretrain@mlp", "pretrain@lstm", "pretrain@gpt_oss", "build_sft", "midtrain", "sft", "build_prefs", "dpo",
-           "evaluate")
+def alone(finished: Path, folder: Path, name: str, drop: str = "", add: str = "") -> tuple[int, set[str]]:
+    """Runs a stage in a folder that holds what dvc.yaml lists for it and nothing else of the project.
+
+    drop, add: change that list first. Returns the exit status and the listed dependencies of which nothing was opened.
+    """
+    entry = name.split("@")[0]
+    graph = YAML(typ="safe").load(finished / "dvc.yaml")
+    deps = graph["stages"][entry]["deps"]
+    deps[:] = [dep for dep in deps if dep != drop] + [add] * bool(add)
+    folder.mkdir()
+    with (folder / "dvc.yaml").open("w") as file:
+        YAML().dump(graph, file)
+    shutil.copy(finished / "params.yaml", folder)
+    for package in ("stages", "stages/crawl", "stages/nn", "stages/shop", "demo"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").touch()
+    listed = definitions(folder, "smoke")[name].deps
+    for dep in listed:
+        (folder / dep).parent.mkdir(parents=True, exist_ok=True)
+        if (finished / dep).is_dir():
+            shutil.copytree(finished / dep, folder / dep, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(finished / dep, folder / dep)
+    note = folder / "opened.json"
+    said = subprocess.run([PYTHON, ROOT / "tests" / "opened.py", note, f"stages.{entry}", *name.split("@")[1:]], cwd=folder,
+                          env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True)
+    opened = [folder / path for path in json.loads(note.read_text())]
+    return said.returncode, {dep for dep in listed if not any(file == folder / dep or folder / dep in file.parents for file in opened)}
 
 
-@pytest.mark.parametrize("name", LOOPING)
+@pytest.mark.parametrize("name", definitions(ROOT, "smoke"))
+def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_path, name):
+    """requirements.txt stands for the packages, which DVC does not look into."""
+    status, idle = alone(finished, tmp_path / "alone", name)
+    assert status == 0, f"{name} does not run with the files that dvc.yaml lists for it"
+    assert idle == {"requirements.txt"}
+    for out in definitions(ROOT, "smoke")[name].outs:
+        assert digest(tmp_path / "alone" / out) == digest(finished / out), f"{out} depends on files that dvc.yaml does not list"
+
+
+def test_a_file_that_is_not_listed_and_one_that_is_not_opened_are_found(finished, tmp_path):
+    for number, missing in enumerate(("demo/local_router.py", "data/queries")):  # an import, and data
+        assert alone(finished, tmp_path / str(number), "router", drop=missing)[0] != 0
+    assert alone(finished, tmp_path / "native", "encode", drop="data/corpus")[0] != 0  # read by Arrow, not by Python
+    assert alone(finished, tmp_path / "idle", "router", add="data/ranks")[1] == {"requirements.txt", "data/ranks"}
+
+
+def kept_work(folder: Path) -> dict[str, int]:
+    """Every whole checkpoint below a folder and when it was written: ours, under any of its three names, and TRL's."""
+    return {str(file): file.stat().st_mtime_ns for pattern in ("[lno]*/tensors.safetensors", "trl/*/trainer_state.json")
+            for file in folder.glob(f"*/{pattern}")}
+
+
+def kill_at_work(command: list, folder: Path, seconds: float, checkpoints: Path | None) -> None:
+    """Kills a stage some seconds after it began its work, or as soon as there is a new checkpoint below `checkpoints`.
+
+    It must not have ended before: then the test would prove nothing.
+    """
+    before = kept_work(checkpoints) if checkpoints else {}
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while " key " not in process.stdout.readline():  # packages are imported and inputs hashed
+        assert process.poll() is None, "the stage ended before its work began"
+    time.sleep(seconds)
+    while checkpoints and kept_work(checkpoints) == before:
+        assert process.poll() is None, "the stage ended without a new checkpoint"
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the stage ended before it was killed"
+
+
+# How each looping stage keeps its work: in checkpoints, in finished files, or not at all (it starts again).
+CHECKPOINTS = ("pretrain@mlp", "pretrain@lstm", "pretrain@gpt_oss", "midtrain", "sft", "dpo")
+OTHERS = ("filter", "build_sft", "build_prefs", "evaluate")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS + OTHERS)
 def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
+    """Before the first checkpoint, at it, and soon after going on from it; or in the middle three times where there is none."""
     outs = definitions(copy, "smoke")[name].outs
     right = {out: digest(copy / out) for out in outs}
     seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
@@ -116,16 +183,20 @@ def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
         for out in outs:  # as DVC does before it runs a command
             shutil.rmtree(copy / out) if (copy / out).is_dir() else (copy / out).unlink(missing_ok=True)
 
-    shutil.rmtree(copy / ".cache", ignore_errors=True)
-    for part in (0.3, 0.6, 0.9):
+    for kept in (".cache", ".ckpt"):
+        shutil.rmtree(copy / kept, ignore_errors=True)
+    folder = copy / ".ckpt" / name
+    moments = [(0.1, None), (0, folder), (0.1, None)] if name in CHECKPOINTS else [(0.5, None), (0.3, None), (0.1, None)]
+    for part, checkpoints in moments:
         without_outs()
-        process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(part * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at_work(command, copy, part * seconds, checkpoints)
+    assert kept_work(folder) or name in OTHERS
     without_outs()
-    subprocess.run(command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True)
+    said = subprocess.run(command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     assert {out: digest(copy / out) for out in outs} == right
+    assert not kept_work(folder), "a finished stage leaves no checkpoint"
+    if name.startswith(("pretrain", "midtrain")):
+        assert "going on at step" in said
 
 
 def test_dvc_killed_alone_takes_its_trainer_along(copy):
@@ -178,7 +249,7 @@ def test_a_price_runs_no_pretraining(copy):
 
 
 def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
-    code = copy / "stages" / "router.py"
+    code, lock = copy / "stages" / "router.py", (copy / "dvc.lock").read_text()
     process = subprocess.Popen([DVC, "repro", "-s", "-f", "--no-run-cache", "router"], cwd=copy, env=ENVIRONMENT,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while "router: key" not in (line := process.stdout.readline()):
@@ -188,6 +259,8 @@ def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
     assert process.wait() != 0
     assert "stages/router.py changed while router was running" in said
     assert not (copy / "models" / "router").exists()
+    assert (copy / "dvc.lock").read_text() == lock, "nothing is recorded"
+    assert "router" in ran(dvc(copy, "repro", "-s", "router"))
 
 
 def test_an_experiment_runs_in_a_temporary_copy(copy):

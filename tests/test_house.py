@@ -1,8 +1,10 @@
 """The graph and the code say the same: dependencies against imports, parameters against reads, outs against .gitignore."""
 
 import ast
+import re
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +96,64 @@ def test_every_listed_parameter_is_read(name):
     unread = [leaf for key in stage.params for leaf in leaves(params.get(key), key.split(".")[-1])
               if leaf not in attributes and leaf not in texts]
     assert not unread, f"{name} lists {unread} and reads none of them"
+
+
+PATH = re.compile(r"(?:data|models|metrics)(?:/[\w.*-]+)+")
+
+
+def paths_in(path: Path) -> set[str]:
+    """The paths below data/, models/ and metrics/ that a file of ours has as texts, `*` for what an f-string fills in."""
+    found, inside = set(), set()
+    for node in ast.walk(tree(path)):  # an f-string comes before its parts
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values)
+            inside |= {id(part) for part in node.values}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            text = node.value
+        else:
+            continue
+        found |= {text} if PATH.fullmatch(text) else set()
+    return found
+
+
+def lies_in(path: str, listed: str) -> bool:
+    """Whether a path, which may hold `*`, means something that is listed or lies in a listed folder."""
+    pairs = list(zip(listed.split("/"), path.split("/"), strict=False))
+    return len(pairs) == listed.count("/") + 1 and all(fnmatchcase(word, pattern) for word, pattern in pairs)
+
+
+def path_faults(paths: set[str], deps: tuple[str, ...], outs: tuple[str, ...]) -> list[str]:
+    """Paths in the code that are not listed, and listed data that no path in the code leads to."""
+    faults = [f"{path} is not listed" for path in sorted(paths) if not any(lies_in(path, listed) for listed in deps + outs)]
+    return faults + [f"{dep} is not read" for dep in deps if PATH.fullmatch(dep)
+                     and not any(lies_in(path, dep) or dep.startswith(f"{path}/") for path in paths)]
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_path_in_the_code_is_listed_and_every_listed_one_is_read(name):
+    """What a stage really opens is heard by tests/test_graph.py."""
+    stage = GRAPH[name]
+    paths = set().union(*map(paths_in, reachable(entry(stage))))
+    assert not path_faults(paths, stage.deps, stage.outs), name
+
+
+def test_a_path_that_is_not_listed_and_one_that_is_not_read_are_found(tmp_path):
+    (tmp_path / "stage.py").write_text(
+        '"""in data/queries/README.md"""\nread(f"models/{name}/samples.json")\nread("data/raw")\n'
+        'raise Problem("data/store/x.json is missing")\n')
+    paths = paths_in(tmp_path / "stage.py")
+    assert paths == {"models/*/samples.json", "data/raw"}
+    assert path_faults(paths, ("models/gru", "stages/nn"), ("data/raw",)) == []
+    assert path_faults(paths, ("models/gru/config.json",), ()) == [
+        "data/raw is not listed", "models/*/samples.json is not listed", "models/gru/config.json is not read"]
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_template_among_the_dependencies_is_named_in_the_code(name):
+    texts = {node.value for file in reachable(entry(GRAPH[name])) for node in ast.walk(tree(file))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    templates = {Path(dep).name for dep in GRAPH[name].deps if dep.startswith("stages/") and Path(dep).suffix in (".jinja", ".j2")}
+    assert templates <= texts
 
 
 def test_every_stage_says_what_it_does():

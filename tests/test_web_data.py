@@ -17,7 +17,8 @@ from stages.crawl.labels import COLUMNS, Label, Span, read_labels, read_spans
 from stages.crawl.render import Renderer, Response
 from stages.crawl.sites import Page, gold_text, read_sites
 from stages.download import warc_response
-from stages.shop.records import Customer, Product, rows
+from stages.shop.folder import rows
+from stages.shop.records import Customer, Product
 from tests.conftest import ROOT
 from tests.invented import real_domains, real_names
 

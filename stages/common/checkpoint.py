@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.common.files import atomic_directory
+from stages.common.files import atomic_directory, disk_full_in_words
 from stages.common.problem import Problem
 from stages.common.stage import Stage, exclusive
 
@@ -57,5 +57,6 @@ def open_checkpoint(stage: Stage) -> Iterator[Checkpoint]:
     """Yields the checkpoint of this run under a lock against a second trainer; removes it when the block succeeds."""
     checkpoint = Checkpoint(stage)
     with exclusive(checkpoint.directory / "lock", f"{stage.name} with the same inputs"):
-        yield checkpoint
+        with disk_full_in_words(checkpoint.directory):  # a library's own checkpoints too
+            yield checkpoint
         shutil.rmtree(checkpoint.directory)

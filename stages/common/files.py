@@ -15,19 +15,35 @@ from pathlib import Path
 
 from stages.common.problem import Problem
 
+FULL_BYTES = 2**16  # less than one block of most writers
+
 
 def partial(path: Path) -> Path:
     """The name under which `path` is written until it is whole."""
     return path.with_name(f".{path.name}.partial")
 
 
+def is_disk_full(path: Path, error: Exception) -> bool:
+    """Whether an error while writing below `path` means that there is no space.
+
+    The system's own error says so, and safetensors quotes it; torch and numpy have other words, so the disk itself is asked.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes):
+        return True
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(there).free < FULL_BYTES
+
+
 @contextlib.contextmanager
 def disk_full_in_words(path: Path) -> Iterator[None]:
-    """Turns ENOSPC and EDQUOT into a Problem that names the place; other errors pass."""
+    """Turns what a full disk raises into a Problem that names the place; other errors pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Problem:
+        raise
+    except Exception as error:
+        if not is_disk_full(path, error):
             raise
         raise Problem(f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
                       "makes, `dvc gc -w` old versions) and run again; nothing half-written was left.") from error

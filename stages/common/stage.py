@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 
 from stages.common.files import file_hash, files_below, write_json
 from stages.common.graph import Definition, definitions
@@ -165,12 +166,21 @@ def run(main: Callable[..., None]) -> None:
             started = time.monotonic()
             stage = Stage(name)
             print(f"{name}: key {stage.key}", flush=True)
+            check_is_loaded(sys._getframe(1).f_code)
             main(stage, *words)
             stage.check_unchanged()
             note_cost(stage, time.monotonic() - started)
     except Problem as problem:
         remove_outs(name)
         sys.exit(f"{name}: {problem}")
+
+
+def check_is_loaded(code: CodeType) -> None:
+    """Raises Problem if a stage's file is not what runs: it was edited after Python read it and before it was hashed, while
+    packages were imported, which takes seconds. code: what Python made of the file."""
+    file = Path(code.co_filename)
+    if compile(file.read_bytes(), file, "exec", dont_inherit=True) != code:
+        raise Problem(f"{file.name} changed while it was starting. Run it again.")
 
 
 def note_cost(stage: Stage, seconds: float) -> None:
