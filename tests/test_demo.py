@@ -20,6 +20,7 @@ from demo.router import Route, Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.nn.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
+from stages.router import train
 from stages.shop import harmony
 from stages.shop.agent import COULD_NOT, Agent, Endpoint
 from stages.shop.schema import TOOLS, compact
@@ -37,9 +38,8 @@ OWNER = STORE.order(ORDER)["email"]
 
 @pytest.fixture(scope="module")
 def local() -> LocalRouter:
-    rows = {split: read_jsonl(ROOT / "data" / "queries" / f"{split}.jsonl") for split in ("train", "validation")}
     params = read_params(ROOT / "params.yaml").router
-    return LocalRouter.fit(rows["train"], rows["validation"], params.inverse_penalty, params.unclear_below)
+    return train(ROOT / "data" / "queries", ROOT / "data" / "store", params.inverse_penalty, params.unclear_below)
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,14 @@ from openai import OpenAI
 from demo.conversation import DOWN, Conversation
 from demo.decisions import DecisionLog, replay
 from demo.gpt import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt, retry_after
-from demo.local_router import LocalRouter, platt
+from demo.local_router import Lexicon, LocalRouter, common_words, form, platt, words
 from demo.router import AGAIN, PROMPT_VERSION, SECONDS_TO_CLASSIFY, Route, Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.common.problem import Problem
-from stages.router import calibration_error, measure
+from stages.router import calibration_error, measure, read_lexicon, train, wordings
 from stages.shop.agent import Agent, Endpoint
+from stages.shop.records import Product, Review, rows
 from stages.shop.store import open_store
 from stages.shop.tools import Session
 from tests.conftest import ROOT
@@ -32,13 +33,14 @@ from tests.openai_server import Reply, Server, completion, serve, verdict
 
 KEY = "sk-never-shown-4711"
 DEADLINE = 1.0
+STORE = ROOT / "data" / "store"
 QUERIES = {split: read_jsonl(ROOT / "data" / "queries" / f"{split}.jsonl") for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="session")
 def local() -> LocalRouter:
     params = read_params(ROOT / "params.yaml").router
-    return LocalRouter.fit(QUERIES["train"], QUERIES["validation"], params.inverse_penalty, params.unclear_below)
+    return train(ROOT / "data" / "queries", STORE, params.inverse_penalty, params.unclear_below)
 
 
 @pytest.fixture
@@ -109,14 +111,69 @@ def test_the_classifier_beats_the_majority_by_far(local):
 
 
 def test_labels_shuffled_at_random_teach_nothing():
-    rows = QUERIES["train"]
-    labels = np.random.default_rng(0).permutation([row["label"] for row in rows])
-    shuffled = [row | {"label": str(label)} for row, label in zip(rows, labels, strict=True)]
-    router = LocalRouter.fit(shuffled, QUERIES["validation"], 10.0, 0.6)
+    queries = QUERIES["train"]
+    labels = np.random.default_rng(0).permutation([row["label"] for row in queries])
+    shuffled = [row | {"label": str(label)} for row, label in zip(queries, labels, strict=True)]
+    router = LocalRouter.fit(shuffled, QUERIES["validation"], read_lexicon(STORE), 3.0, 0.6)
     truth = np.array([row["label"] == "shopping" for row in QUERIES["test"]])
     scores = router.scores([row["text"] for row in QUERIES["test"]])
     auroc = (scores[truth][:, None] > scores[~truth]).mean()
     assert 0.35 < auroc < 0.65
+
+
+def test_a_form_keeps_how_one_asks_and_drops_what_about():
+    lexicon = Lexicon(frozenset({"lamp"}), frozenset({"velm"}), frozenset({"brass", "dimmable"}), frozenset({"dimmable"}))
+    common = frozenset({"is", "the", "in", "which", "has", "most", "for"})
+    expected = {
+        "is the Velm Heron lamp dimmable in brass?": "^ is the <brand> <name> <thing> <shop> in <rare> ? $",
+        "which country has the most lakes": "^ which <rare> has the most <rare> $",
+        "TB-48213, jo@example.org, $5.50 for 3": "^ <code> <mail> <price> for <number> $",
+        "": "^ $"}
+    assert {text: " ".join(form(text, lexicon, common)) for text in expected} == expected
+
+
+def test_a_word_is_common_when_many_topics_use_it():
+    asked = [{"text": f"how {topic} does", "topic": topic} for topic in ("sleet", "sin", "tyres", "rhyme")]
+    assert common_words(asked) == {"how", "does"}
+    assert common_words(asked[:3] * 2) == frozenset()
+
+
+def test_forms_carry_over_to_topics_without_a_training_query(local):
+    """Words that no query uses, so that only how one asks can tell."""
+    assert local("do you have any splonkers under 40 dollars").shopping > 0.5 > local("which zorvian won the splonker of 1850").shopping
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_wordings_become_queries_whose_slots_are_filled(split):
+    queries = wordings(STORE, split)
+    assert queries == wordings(STORE, split) and {row["label"] for row in queries} == {"shopping", "other"}
+    assert not [row["text"] for row in queries if "{" in row["text"]]
+    named = {product.name: product.held_out for product in rows(STORE / "products", Product)}
+    found = [held_out for row in queries for name, held_out in named.items() if name in row["text"]]
+    assert found and set(found) == {split != "train"}
+
+
+def test_another_shop_has_a_lexicon_of_its_own():
+    ours, theirs = read_lexicon(STORE), read_lexicon(ROOT / "tests" / "second_shop")
+    assert "violins" in theirs.things - ours.things and "kettle" in ours.things - theirs.things
+    assert theirs.brands and theirs.often <= theirs.used
+
+
+def test_the_lexicon_knows_nothing_of_held_out_products():
+    products = rows(STORE / "products", Product)
+    held_out = {word for product in products if product.held_out for word in words(product.name)}
+    others = {word for product in products if not product.held_out for word in words(f"{product.name} {product.description}")}
+    told = {word for file in (STORE / "policies").glob("*.md") for word in words(file.read_text())}
+    told |= {word for review in rows(STORE / "reviews", Review) for word in words(review.text)}
+    lexicon = read_lexicon(STORE)
+    assert held_out - others - told - lexicon.things and not (held_out - others - told - lexicon.things) & lexicon.used
+
+
+def test_no_training_query_is_nearly_one_that_is_measured():
+    bags = {split: [frozenset(words(row["text"])) for row in found] for split, found in QUERIES.items()}
+    held = bags["validation"] + bags["test"]
+    near = [(set(bag), set(other)) for bag in bags["train"] for other in held if len(bag & other) >= 0.6 * len(bag | other) > 0]
+    assert not near
 
 
 def test_no_query_stands_in_two_splits():
@@ -134,12 +191,12 @@ def test_doubt_is_said_as_unclear(local):
 
 
 def test_a_query_takes_less_than_5_ms(local):
-    taken = []
-    for row in QUERIES["test"][:100]:
+    def seconds(text: str) -> float:
         started = time.perf_counter()
-        local(row["text"])
-        taken.append(time.perf_counter() - started)
-    assert statistics.median(taken) < 0.005
+        local(text)
+        return time.perf_counter() - started
+    # The best of three: whatever else runs on the machine is not the classifier's time.
+    assert statistics.median(min(seconds(row["text"]) for _ in range(3)) for row in QUERIES["test"][:100]) < 0.005
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "🐕🐕", "日本語", "\x00\ud800", "word " * 50_000])
@@ -398,7 +455,7 @@ def no_model() -> Agent:
 
 def test_every_fault_of_every_service_ends_in_an_answer(local, server, tmp_path):
     """P(answered) = 1: each fault of GPT-4, alone or of the shop's model too, for a shopping and another query, and repeated."""
-    shop = open_store(ROOT / "data" / "store")
+    shop = open_store(STORE)
     asked = answered = 0
     for agent_fails in (False, True):
         for name, reply in FAULTS.items():
