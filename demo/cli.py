@@ -3,9 +3,11 @@
   crawl2cart chat                                  a conversation; Ctrl-D or `exit` ends it
   crawl2cart chat --email someone@example.com      as a customer who is signed in
   crawl2cart ask "do you have a kettle under 60 dollars?" [--json]
+  crawl2cart replay                                decides every recorded query again and shows what differs
 
 Every query is classified first: by GPT-4 when OPENAI_API_KEY is set, by the local classifier otherwise. Shopping questions
-go to models/released, which calls tools on a copy of the shop in data/store, so that nothing it changes is kept.
+go to models/released, which calls tools on a copy of the shop in data/store, so that nothing it changes is kept. Each decision is
+recorded in runs/decisions.jsonl, without the text unless demo.log_text of params.yaml says so.
 """
 
 import argparse
@@ -18,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from demo.conversation import Answer, Conversation, plain
+from demo.decisions import DECISIONS, DecisionLog, replay
+from demo.gpt import Gpt
 from demo.local_router import LocalRouter
 from demo.router import Router
 from stages.common.models import check_model
@@ -45,9 +49,17 @@ def open_agent(email: str | None) -> Agent:
         return Agent(Session(store, signed_in=email), open_writer(RELEASED))
 
 
+def open_router() -> Router:
+    demo = read_params(Path("params.yaml")).demo
+    router = Router(LocalRouter.load("models/router"), Gpt(demo.openai_model, demo.input_price, demo.output_price))
+    if router.notice:
+        print(router.notice, file=sys.stderr)
+    return router
+
+
 def open_conversation(email: str | None) -> Conversation:
-    params = read_params(Path("params.yaml"))
-    return Conversation(Router(LocalRouter.load("models/router"), params.demo.openai_model), lambda: open_agent(email))
+    keep_text = read_params(Path("params.yaml")).demo.log_text
+    return Conversation(open_router(), lambda: open_agent(email), DecisionLog(keep_text=keep_text))
 
 
 def show_steps(answer: Answer) -> None:
@@ -79,12 +91,35 @@ def chat(email: str | None) -> int:
             answer = conversation(query)
             show_steps(answer)
             print(plain(answer.text), flush=True)
+            show_problem(answer)
+
+
+def show_problem(answer: Answer) -> None:
+    if answer.problem:
+        print(f"crawl2cart: {answer.problem}", file=sys.stderr)
 
 
 def ask(query: str, email: str | None, as_json: bool) -> int:
     answer = open_conversation(email)(query)
     print(json.dumps({"query": query} | asdict(answer), ensure_ascii=False) if as_json else plain(answer.text))
+    show_problem(answer)
     return int(answer.failed)
+
+
+def replay_decisions(log: Path, texts: Path | None, as_json: bool) -> int:
+    """Prints each decision that the router of today would make differently, and a summary. Returns 1 if there is one."""
+    counts = {"same": 0, "changed": 0, "unknown_text": 0}
+    for line in replay(log, texts, open_router()):
+        outcome = "unknown_text" if line["now"] is None else "same" if line["same"] else "changed"
+        counts[outcome] += 1
+        if as_json:
+            print(json.dumps(line))
+        elif outcome == "changed":
+            was, now = (f"{side['route']} ({side['source']}, {side['confidence']:.2f})" for side in (line["was"], line["now"]))
+            print(f"{line['hash'][:12]}  was {was}, now {now}")
+    print(f"{counts['same']} as before, {counts['changed']} changed, {counts['unknown_text']} whose text is not known "
+          "(--texts names a file that has it)", file=sys.stderr)
+    return int(counts["changed"] > 0)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--email", help="the customer who is signed in (an e-mail of data/store/customers.jsonl)")
     command.add_argument("--json", action="store_true", help="print route, tool calls and answer as one line of JSON")
     command.add_argument("query")
+    text = "decide every recorded query again; exit code 1 if a decision differs"
+    command = commands.add_parser("replay", help=text, description=text)
+    command.add_argument("log", nargs="?", type=Path, default=DECISIONS, help=f"the records, {DECISIONS} by default")
+    command.add_argument("--texts", type=Path, help="JSON lines with a `text`, found by their hashes")
+    command.add_argument("--json", action="store_true", help="print one line of JSON for each record")
     return whole
 
 
@@ -106,6 +146,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.command == "chat":
             return chat(arguments.email)
+        if arguments.command == "replay":
+            return replay_decisions(arguments.log, arguments.texts, arguments.json)
         return ask(arguments.query, arguments.email, arguments.json)
     except Problem as problem:
         print(f"crawl2cart: {problem}", file=sys.stderr)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from demo.router import Route, Router
+from stages.common.problem import Problem
 from stages.shop.agent import COULD_NOT, TOO_LONG, Agent
 from stages.shop.tools import Call
 
 POLITE = "I can only help with things of this shop: products, orders, returns and how we do things. What do you need?"
+DOWN = "Our shopping assistant is not available just now, so I can't look up products or orders. Please try again in a few minutes."
 CLARIFY = "Is this about something in our shop: a product, an order, a return or how we do things?"
 # The local classifier sees one query at a time, and `yes` or `the second one` does not look like shopping. Within a shopping
 # conversation it must be this sure to leave it: at 0.5 it would lose three of ten later turns of data/store/plans.jsonl, at
@@ -24,7 +26,8 @@ SURE_TO_LEAVE = 0.8
 class Answer:
     """by: `agent`, `gpt` or, for a fixed sentence, `shop`. calls: the tools that the agent used for it, in order.
 
-    failed: the one whom the query is for could not answer it, and the text says so.
+    failed: the one whom the query is for could not answer it, and the text says so. problem: what was wrong with the agent, for
+    whoever runs the shop.
     """
 
     text: str
@@ -32,6 +35,7 @@ class Answer:
     route: Route
     calls: tuple[Call, ...] = ()
     failed: bool = False
+    problem: str | None = None
 
 
 def plain(text: str) -> str:
@@ -41,10 +45,14 @@ def plain(text: str) -> str:
 
 
 class Conversation:
-    """open_agent is called at the first shopping query: other ones are answered without the model."""
+    """open_agent is called at the first shopping query: other ones are answered without the model.
 
-    def __init__(self, router: Router, open_agent: Callable[[], Agent]):
-        self.router, self.open_agent = router, open_agent
+    log: told of every decision: query, earlier queries, route, and where the query went (None: the customer was asked).
+    """
+
+    def __init__(self, router: Router, open_agent: Callable[[], Agent],
+                 log: Callable[[str, tuple[str, ...], Route, str | None], None] | None = None):
+        self.router, self.open_agent, self.log = router, open_agent, log
         self.agent: Agent | None = None
         self.queries: list[str] = []
         self.place: str | None = None  # where the conversation is: shopping or other
@@ -56,11 +64,13 @@ class Conversation:
         self.agent = self.agent or self.open_agent()
 
     def __call__(self, query: str) -> Answer:
-        """The answer to the customer's next turn. Raises Problem if the agent cannot be opened."""
-        query = plain(query)
-        route = self.router(query, tuple(self.queries))
+        """The answer to the customer's next turn. There is always one."""
+        query, before = plain(query), tuple(self.queries)
+        route = self.router(query, before)
         self.queries.append(query)
         place = self.goes_to(query, route)
+        if self.log:
+            self.log(query, before, route, place)
         if place is None:
             self.asked = True
             return Answer(CLARIFY, "shop", route)
@@ -71,16 +81,26 @@ class Conversation:
         """`shopping` or `other`; None if the customer must be asked, which happens once."""
         if route.label == "unclear":
             return self.place or ("shopping" if self.asked else None)
-        if self.place == "shopping" and route.source == "local":
+        if self.place == "shopping" and route.source == "local" and self.agent:
             answers = "?" in self.agent.messages[-1]["content"] and "?" not in query
             if answers or route.confidence < SURE_TO_LEAVE:
                 return "shopping"
         return route.label
 
     def _shopping(self, query: str, route: Route) -> Answer:
-        self.open()
+        """The agent's answer, or that there is none: nobody else can see stock and orders, so nobody else may answer."""
+        try:
+            self.open()
+        except Problem as problem:
+            return Answer(DOWN, "shop", route, failed=True, problem=str(problem))
         before = len(self.agent.session.calls)
-        text = self.agent(query)
+        try:
+            text = self.agent(query)
+        except Exception as error:  # an endpoint may be gone or answer anything, torch be out of memory
+            self.agent.messages.append({"role": "assistant", "content": DOWN})
+            self.agent.session.say(DOWN)
+            calls = tuple(self.agent.session.calls[before:])
+            return Answer(DOWN, "shop", route, calls, failed=True, problem=f"The shopping model failed ({type(error).__name__}).")
         return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG))
 
     def _other(self, query: str, route: Route) -> Answer:

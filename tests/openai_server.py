@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def completion(content: str | None, **message: object) -> bytes:
-    """The body of a chat completion whose assistant says `content`."""
+    """The body of a chat completion whose assistant says `content`, and which says it read 1,000 tokens and wrote 50."""
     return json.dumps({
         "id": "c-1", "object": "chat.completion", "created": 0, "model": "gpt-test",
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050},
         "choices": [{"index": 0, "finish_reason": "stop",
                      "message": {"role": "assistant", "content": content, "refusal": None} | message}]}).encode()
 
@@ -22,13 +23,18 @@ def verdict(label: str = "shopping", confidence: float = 0.9) -> str:
 
 @dataclass
 class Reply:
-    """What the server sends: body after `wait` seconds, or one byte every `drip` seconds."""
+    """What the server sends: body after `wait` seconds, or one byte every `drip` seconds. cut: it hangs up instead. cut_short: it
+    promises more than the body and hangs up.
+    """
 
     body: bytes = b""
     status: int = 200
     type: str = "application/json"
     wait: float = 0.0
     drip: float = 0.0
+    retry_after: str | None = None
+    cut: bool = False
+    cut_short: bool = False
 
 
 @dataclass
@@ -50,10 +56,14 @@ def serve() -> Iterator[Server]:
             server.requests.append(body)
             reply = server.answer(body, self.headers["Authorization"])
             closing.wait(reply.wait)
+            if reply.cut:
+                return self.connection.close()
             with contextlib.suppress(OSError):  # the client may have given up
                 self.send_response(reply.status)
                 self.send_header("Content-Type", reply.type)
-                self.send_header("Content-Length", str(len(reply.body)))
+                self.send_header("Content-Length", str(len(reply.body) + 100 * reply.cut_short))
+                if reply.retry_after is not None:
+                    self.send_header("Retry-After", reply.retry_after)
                 self.end_headers()
                 for i in range(len(reply.body)) if reply.drip else ():
                     self.wfile.write(reply.body[i:i + 1])

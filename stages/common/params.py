@@ -15,6 +15,7 @@ from stages.common.problem import Problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 NAMES = ("cpu", "smoke", "gpu")
 
@@ -135,6 +136,9 @@ class Router(Section):
 
 class Demo(Section):
     openai_model: str
+    input_price: NotNegative
+    output_price: NotNegative
+    log_text: bool
 
 
 class Evaluate(Section):
