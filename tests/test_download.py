@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -34,15 +35,14 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def choose(folder: Path, **values: str) -> None:
+def choose(folder: Path, **values: object) -> None:
     """Sets keys of the section `download`."""
-    text = (folder / "params.yaml").read_text()
-    for key, old, new in (("source", "embedded", values.get("source")), ("paths", '""', values.get("paths")),
-                          ("pages_per_file", "100", values.get("pages_per_file"))):
-        if new:
-            assert f"  {key}: {old}\n" in text
-            text = text.replace(f"  {key}: {old}\n", f"  {key}: {new}\n")
-    (folder / "params.yaml").write_text(text)
+    path = folder / "params.yaml"
+    text = path.read_text()
+    for key, value in values.items():
+        text, count = re.subn(rf"^  {key}: .*$", lambda _, key=key, value=value: f"  {key}: {value}", text, count=1, flags=re.M)
+        assert count, key
+    path.write_text(text)
 
 
 def run_stage() -> dict:
