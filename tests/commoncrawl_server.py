@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 import threading
 import zlib
 from collections import Counter
@@ -238,8 +239,14 @@ def serve() -> Iterator[Server]:
         def log_message(self, *_words: object) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listener.daemon_threads = True
+    class Listener(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client: object) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is none
+                super().handle_error(request, client)
+
+    listener = Listener(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{listener.server_port}/")
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import os
+import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +22,7 @@ from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.crawl.web import retry_after
 from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, serve, storm
+from tests.conftest import ROOT
 from tests.test_crawl import BODIES, http_block, members, page_body, warc_record
 from tests.test_download import choose, run_stage, workplace  # noqa: F401  a folder in which a stage runs
 
@@ -227,6 +231,29 @@ def test_a_file_that_changes_between_attempts_starts_over(later_size, place, ser
 
     server.misbehave = misbehave
     assert fetched() == [other]
+
+
+def test_attempts_that_bring_much_are_no_failures(place, server):
+    """A large file over a line that breaks every few MiB comes in the end, however few failures in a row are allowed."""
+    draw = random.Random(5)
+    large = members([warc_record("https://shop.example/large", http_block(draw.randbytes(6 << 20)))])
+    server.files[first(server)] = large
+    server.misbehave = lambda request: Wrong(cut=1200 << 10) if request.method == "GET" and "/warc/" in request.path else None
+    choose(place, attempts=2)
+    assert fetched() == [large]
+    assert len(server.asked(first(server))) == 6
+
+
+def test_ctrl_c_ends_it_at_once_though_a_server_is_silent(place, server):
+    choose(place, files=4, stall_seconds=20.0)
+    server.misbehave = lambda request: Wrong(silent=True) if request.method == "GET" and "/warc/" in request.path else None
+    process = subprocess.Popen([sys.executable, "-m", "stages.download"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while len(server.asked(".warc.gz")) < 4:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 130, process.stderr.read()
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("wrong", [Wrong(silent=True), Wrong(drip=0.02)], ids=["silent", "drip"])
@@ -457,3 +484,64 @@ def test_latest_prints_the_newest_crawl_and_writes_only_its_line(place, server):
     choose(place, index="http://127.0.0.1:9/", attempts=1)
     said = subprocess.run([sys.executable, "-m", "stages.download", "--latest"], capture_output=True, text=True)
     assert said.returncode == 1 and said.stderr.startswith("download: list of crawls: no answer")
+
+
+README = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("dvc ") and "source=commoncrawl" in line]
+
+
+@pytest.fixture
+def web_at_large(server, monkeypatch) -> Server:
+    """A crawl of 20,000 names (a share of 0.0001 is two files), all with the contents of six."""
+    server.add_crawl(WARCS, WETS)
+    for kind, contents in (("warc", WARCS), ("wet", WETS)):
+        names = [f"crawl-data/{CRAWL}/segments/1/{kind}/{number:05}.{kind}.gz" for number in range(20_000)]
+        server.files[f"crawl-data/{CRAWL}/{kind}.paths.gz"] = gzip.compress("\n".join(names).encode(), mtime=0)
+        server.files |= {name: contents[number % len(contents)] for number, name in enumerate(names)}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    return server
+
+
+def aim(folder: Path, server: Server) -> None:
+    """Puts this machine's server where the default parameters name Common Crawl's, and leaves out the pauses."""
+    choose(folder, base=server.url, index=server.url, seconds_between_requests=0.0)
+
+
+def came(command: str, folder: Path) -> bool:
+    """Whether what lies in data/raw is what the command asked for."""
+    contents = [file.read_bytes() for file in sorted((folder / "data/raw").glob("*.gz"))]
+    match re.search(r"(files|urls|base)=(\S+)", command).groups():
+        case ("files", "1"):
+            return contents == WETS[:1]
+        case ("files", "100-103"):
+            return contents == [WARCS[number % 6] for number in range(100, 104)]
+        case ("files", share):
+            return float(share) == 0.0001 and len(contents) == 2 and all(content in WARCS for content in contents)
+        case ("urls", _):
+            return {url for url in URLS if "shop.example" in url or "garden.example/blog" in url} == {
+                record.headers["WARC-Target-URI"] for content in contents for record in ArchiveIterator(io.BytesIO(content))}
+        case ("base", _):
+            return contents == WARCS[:1]
+
+
+@pytest.mark.parametrize("command", README)
+def test_what_the_readme_says_about_common_crawl_works(command, workplace, web_at_large):  # noqa: F811
+    aim(workplace, web_at_large)
+    words = shlex.split(command.replace("https://mirror.example/", web_at_large.url))
+    choose(workplace, **{word.partition("=")[0].removeprefix("download."): word.partition("=")[2] for word in words if "=" in word})
+    run_stage()
+    assert came(command, workplace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", README)
+def test_dvc_runs_what_the_readme_says_about_common_crawl(command, project, web_at_large):
+    """As written, in a copy of the project; only `download` itself, since the rest of the graph is the same for any crawl."""
+    aim(project, web_at_large)
+    words = shlex.split(command.replace("https://mirror.example/", web_at_large.url))
+    said = subprocess.run([project / ".venv/bin/dvc", *words[1:], "download"], cwd=project, capture_output=True, text=True,
+                          env=os.environ | {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.com",
+                                            "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.com"})
+    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
+    assert came(command, project)

@@ -39,7 +39,7 @@ class Capture:
 
 def list_files(fetcher: Fetcher, crawl: str, kind: str) -> list[str]:
     """The names of all WARC or WET files of a crawl, below the base, in the order of Common Crawl."""
-    listed = fetcher.file(f"crawl-data/{crawl}/{kind}.paths.gz", starts=b"crawl-data/").path
+    listed = fetcher.file(f"crawl-data/{crawl}/{kind}.paths.gz", starts=b"crawl-data/")
     names = zlib.decompress(listed.read_bytes(), zlib.MAX_WBITS | 16).decode().split()
     for name in names:
         if not is_name(name):

@@ -66,21 +66,33 @@ class Fetcher:
 
     def files(self, names: list[str], starts: bytes) -> list[Kept]:
         """All of these files, in this order. starts: how each must begin when unpacked."""
+        self.in_parallel(self.check_kept, [name for name in names if self.is_kept(name)], "checking what is kept", "file")
         missing = [name for name in names if not self.is_kept(name)]
         versions = dict(zip(missing, self.in_parallel(
             lambda name: self.patience.insist(name, lambda: self.remote.version(name)), missing, "asking for sizes", "file"),
             strict=True))
         self.check_space(versions)
         total = sum(version.bytes for version in versions.values())
-        here = sum(size_of(part_path(self.place(name))) for name in missing)
+        here = {name: size_of(part_path(self.place(name))) for name in missing}
         arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         with self.workers() as pool:
-            futures = [pool.submit(self.file, name, starts, versions.get(name), high_water(size_of(part_path(self.place(name))), arrived))
-                       for name in names]
-            mebibytes = each_mebibyte(futures, arrived)
-            for _ in progress(mebibytes, "fetching", "MiB", total=max(1, total // MIB), first=here // MIB) if missing else mebibytes:
+            futures = [pool.submit(self.fetch, name, starts, versions[name], high_water(here[name], arrived)) for name in missing]
+            for _ in progress(each_mebibyte(futures, arrived), "fetching", "MiB", total=total // MIB, first=sum(here.values()) // MIB):
                 pass
-            return [future.result() for future in futures]
+        return [Kept(name, self.place(name), self.note(name)["sha256"]) for name in names]
+
+    def file(self, name: str, starts: bytes) -> Path:
+        """One small file."""
+        self.check_kept(name)
+        if not self.is_kept(name):
+            self.fetch(name, starts, None, lambda size: None)
+        return self.place(name)
+
+    def check_kept(self, name: str) -> None:
+        """Removes a finished file that is not what it was: nothing of it can be used."""
+        if self.is_kept(name) and file_hash(self.place(name)) != self.note(name)["sha256"]:
+            print(f"{self.place(name)} has changed since it was fetched, and is fetched again", flush=True)
+            self.place(name).unlink()
 
     def check_space(self, versions: dict[str, Version]) -> None:
         """Raises Problem if the files that are still to come are larger than the free space."""
@@ -91,20 +103,13 @@ class Fetcher:
                           f"free where {self.folder} lies (and DVC keeps a copy where the file system can not share one). "
                           "Nothing was fetched. Free some space, or choose fewer files (download.files).")
 
-    def file(self, name: str, starts: bytes, expected: Version | None = None, reached: Callable[[int], None] = lambda size: None) -> Kept:
-        """One file. expected: the version that a look at it has shown. reached: is told how many bytes have come."""
-        place = self.place(name)
-        if self.is_kept(name):
-            digest = file_hash(place)
-            if digest == self.note(name)["sha256"]:
-                return Kept(name, place, digest)
-            place.unlink()  # damaged since; nothing of it can be used
+    def fetch(self, name: str, starts: bytes, expected: Version | None, reached: Callable[[int], None]) -> None:
+        """expected: the version that a look at the file has shown. reached: is told how many bytes of it are here."""
         said = Counter([expected]) if expected else None
-        digest = self.patience.insist(name, lambda: self.attempt(name, starts, said, reached))
-        return Kept(name, place, digest)
+        self.patience.insist(name, lambda: self.attempt(name, starts, said, reached))
 
-    def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> str:
-        """One more request for what is missing of a file; returns its sha256 when it is whole. Raises Fault."""
+    def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> None:
+        """One more request for what is missing of a file; returns when it is whole. Raises Fault."""
         place, note = self.place(name), self.note(name)
         part = part_path(place)
         have = size_of(part)
@@ -125,7 +130,6 @@ class Fetcher:
         part.chmod(0o444)
         write_json(note_path(place), {"name": name, "bytes": begun.bytes, "mark": begun.mark, "sha256": digest})
         os.replace(part, place)
-        return digest
 
     def receive(self, name: str, part: Path, have: int, begun: Version | None, said: Counter[Version] | None,
                 reached: Callable[[int], None]) -> Version:
@@ -174,13 +178,14 @@ class Fetcher:
 
     @contextlib.contextmanager
     def workers(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads that stop within a piece when the block is left by an error or a signal."""
+        """Threads that stop at once when the block is left by an error or a signal, also where a server is silent."""
         with ThreadPoolExecutor(self.connections) as pool:
             try:
                 yield pool
             except BaseException:
                 self.patience.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.remote.hang_up()
                 raise
 
 

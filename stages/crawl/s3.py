@@ -48,6 +48,9 @@ class S3:
             raise Fault("cut", f"{len(content):,} bytes came instead of {length:,}")
         return content
 
+    def hang_up(self) -> None:
+        """Nothing: Arrow gives no handle on a request, and `stall_seconds` ends it."""
+
     @contextlib.contextmanager
     def _file(self, name: str) -> Iterator[NativeFile]:
         with s3_in_words(self.base + name):

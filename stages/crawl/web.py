@@ -50,6 +50,7 @@ class Web:
 
     def __init__(self, base: str, contact: str, stall_seconds: float, connections: int):
         self.base, self.stall_seconds = base.rstrip("/") + "/", stall_seconds
+        self.answers: set[requests.Response] = set()
         self.session = requests.Session()
         self.session.headers = {"User-Agent": f"crawl2cart ({contact or 'no contact given'})", "Accept": "*/*",
                                 "Accept-Encoding": "identity"}
@@ -121,7 +122,17 @@ class Web:
             raise Fault("no answer", f"no answer ({error.__class__.__name__})") from error
         with answer:
             judge(answer, absent)
-            yield answer
+            self.answers.add(answer)
+            try:
+                yield answer
+            finally:
+                self.answers.discard(answer)
+
+    def hang_up(self) -> None:
+        """Ends the answers that other threads are reading."""
+        for answer in list(self.answers):
+            with contextlib.suppress(RuntimeError, ValueError, OSError):  # it has just ended by itself
+                answer.raw.shutdown()
 
     def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
         """The body as it comes. Raises Fault when the connection breaks, falls silent or only drips."""
