@@ -16,12 +16,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fastwarc.warc import ArchiveIterator
+from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.crawl.web import retry_after
-from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, serve, storm
+from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, name_of, serve, storm
 from tests.conftest import ROOT
 from tests.test_crawl import BODIES, http_block, members, page_body, warc_record
 from tests.test_download import choose, run_stage, workplace  # noqa: F401  a folder in which a stage runs
@@ -171,7 +171,7 @@ def test_more_files_than_there_are_is_a_problem(place):
     [Wrong(cut=2000), Wrong(status=416)], [Wrong(cut=2000, without=("ETag", "Last-Modified"))], [Wrong(cut=2000, without=("ETag",))],
     [Wrong(body=WARCS[0][:5000])], [Wrong(body=WARCS[0][:5000], chunked=True)], [Wrong(body=WARCS[0] + b"more")], [Wrong(body=b"")],
     [Wrong(unsaid=True)], [Wrong(body=WARCS[0][:-1] + b"x")], [Wrong(body=members(RECORDS[:9]))],
-], ids=lambda wrongs: str(wrongs[0])[:60])
+], ids=lambda wrongs: " then ".join(map(name_of, wrongs)))
 def test_what_fails_for_now_is_asked_again_until_it_is_right(wrongs, place, server):
     server.misbehave = only(first(server), *wrongs)
     assert fetched() == WARCS[:1]
@@ -368,7 +368,7 @@ def test_of_two_hundred_files_in_a_storm_none_is_wrong(place, server, capsys):
 def pages() -> dict[str, bytes]:
     found = {}
     for file in sorted(Path("data/raw").glob("*.warc.gz")):
-        for record in ArchiveIterator(io.BytesIO(file.read_bytes()), parse_http=True):
+        for record in ArchiveIterator(io.BytesIO(file.read_bytes()), record_types=WarcRecordType.response):
             found[record.headers["WARC-Target-URI"]] = record.reader.read()
     return found
 
@@ -400,7 +400,7 @@ def test_at_most_so_many_pages_and_only_those_that_pass_the_filters(place, serve
 
 @pytest.mark.parametrize("wrong", [
     later(503), later(429, "0"), Wrong(cut=10), Wrong(body=HTML), Wrong(length=5), Wrong(length=-5), Wrong(ignore_range=True),
-    Wrong(range_off=1), Wrong(body=b"{broken\n"), Wrong(cut=400), Wrong(chunked=True), Wrong(unsaid=True)], ids=str)
+    Wrong(range_off=1), Wrong(body=b"{broken\n"), Wrong(cut=400), Wrong(chunked=True), Wrong(unsaid=True)], ids=name_of)
 def test_single_records_survive_what_files_survive(wrong, place, server):
     met = Counter()
 
@@ -438,6 +438,22 @@ def test_a_choice_of_pages_that_means_nothing_is_named(values, word, place):
     choose(place, **values)
     with pytest.raises(Problem, match=word):
         run_stage()
+
+
+def test_real_records_of_common_crawl_come_by_file_and_by_url(shared_data, place, server):
+    """16 pages of CC-MAIN-2020-34 as Common Crawl wrote them, offsets and all."""
+    real = (shared_data / "web/cc_real/chatnoir-resiliparse__warcfile.warc.gz").read_bytes()
+    server.add_crawl([real], [(shared_data / "web/cc_real/whirlwind-python__whirlwind.warc.wet.gz").read_bytes()], "CC-MAIN-2020-34")
+    choose(place, crawl="CC-MAIN-2020-34")
+    assert fetched() == [real]
+    run_stage()
+    whole = pages()
+    choose(place, urls='"*.com, *.org, *.net, *.de, *.ru"')
+    run_stage()
+    picked = pages()
+    assert len(picked) >= 8 and picked.items() <= whole.items()
+    choose(place, urls='""', kind="wet")
+    assert len(fetched()) == 1
 
 
 # ---- S3, the newest crawl, the README ----
