@@ -173,7 +173,8 @@ def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
 
 def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
     """The pages that match `urls`, packed in the order of the index."""
-    found = captures(web(params.index, params), fetcher.patience, params.crawl, words(params.urls), words(params.filters), params.records)
+    found = captures(web(params.index, params), fetcher.patience, params.crawl, words(params.urls), words(params.index_filters),
+                     params.records)
     members = records(fetcher, found)
     entries = []
     for number, start in enumerate(range(0, len(members), params.pages_per_file)):

@@ -20,6 +20,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from stages.common.params import read_params
 from stages.common.problem import Problem
+from stages.common.stage import exclusive
 from stages.crawl.web import retry_after
 from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, name_of, serve, storm
 from tests.conftest import ROOT
@@ -209,6 +210,17 @@ def test_a_file_cut_on_the_server_is_not_asked_for_for_ever(place, server):
     assert len(server.asked(first(server))) == 2
 
 
+def test_an_empty_file_is_never_a_crawl(place, server):
+    server.files[first(server)] = b""
+    with pytest.raises(Problem, match="after 0 bytes.*twice"):
+        run_stage()
+
+
+def test_two_downloads_do_not_write_to_one_part(place):
+    with exclusive(place / ".cache/download/lock", "another"), pytest.raises(Problem, match="Another process is running a download"):
+        run_stage()
+
+
 def test_a_cut_file_goes_on_where_it_broke_off(place, server):
     server.misbehave = only(first(server), Wrong(cut=4000), Wrong(cut=3000))
     assert fetched() == WARCS[:1]
@@ -245,14 +257,14 @@ def test_attempts_that_bring_much_are_no_failures(place, server):
 
 
 def test_ctrl_c_ends_it_at_once_though_a_server_is_silent(place, server):
-    choose(place, files=4, stall_seconds=20.0)
+    choose(place, files=4, stall_seconds=60.0)
     server.misbehave = lambda request: Wrong(silent=True) if request.method == "GET" and "/warc/" in request.path else None
     process = subprocess.Popen([sys.executable, "-m", "stages.download"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while len(server.asked(".warc.gz")) < 4:
         time.sleep(0.02)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 130, process.stderr.read()
+    assert process.wait(timeout=25) == 130, process.stderr.read()
     process.stderr.close()
 
 
@@ -268,8 +280,8 @@ def test_a_connection_that_stalls_is_given_up(wrong, place, server):
 def test_retry_after_is_heeded_by_all_connections(place, server):
     choose(place, files=4)
     run_stage()
-    asked, shutil_cache = len(server.requests), place / ".cache"
-    shutil.rmtree(shutil_cache)
+    asked = len(server.requests)
+    shutil.rmtree(place / ".cache")
     times: list[float] = []
 
     def misbehave(request) -> Wrong | None:
@@ -388,7 +400,7 @@ def test_pages_are_picked_through_the_index(patterns, wanted, place, server):
 def test_at_most_so_many_pages_and_only_those_that_pass_the_filters(place, server):
     for number, entry in enumerate(server.index[CRAWL]):
         entry["languages"] = "eng" if number % 2 else "nor,eng"
-    choose(place, urls='"*.example"', filters='"=status:200, !~languages:nor.*"', records=13)
+    choose(place, urls='"*.example"', index_filters='"=status:200, !~languages:nor.*"', records=13)
     run_stage()
     english = [entry["url"] for entry in server.index[CRAWL] if entry["languages"] == "eng"]
     assert list(pages()) == english[:13]

@@ -49,7 +49,7 @@ class Download(Section):
     files: Annotated[int | float | str, PlainValidator(which_files)]
     seed: Annotated[int, Field(ge=0)]
     urls: str
-    filters: str
+    index_filters: str
     records: Count
     base: Annotated[str, Field(pattern=r"^(https?|s3)://[^/\s]+")]
     index: Annotated[str, Field(pattern=r"^https?://[^/\s]+")]

@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -114,7 +114,7 @@ class Fetcher:
         part = part_path(place)
         have = size_of(part)
         begun = Version(note["bytes"], note["mark"]) if {"bytes", "mark"} <= note.keys() else None
-        if not begun or not begun.mark or have > begun.bytes:
+        if not begun or not begun.mark or not part.exists() or have > begun.bytes:
             begun, have = None, 0
         if not begun or have < begun.bytes:
             try:
@@ -211,14 +211,10 @@ def high_water(size: int, arrived: queue.SimpleQueue) -> Callable[[int], None]:
     return reached
 
 
-def each_finished(futures: list[Future]) -> Iterator[Future]:
-    """Each future as it is done; the error of the first that failed is raised."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-            yield future
+def each_finished(futures: list[Future]) -> Iterator[object]:
+    """The result of each as it is done; the error of the first that failed is raised."""
+    for future in as_completed(futures):
+        yield future.result()
 
 
 def each_mebibyte(futures: list[Future], arrived: queue.SimpleQueue) -> Iterator[None]:
