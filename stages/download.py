@@ -1,31 +1,39 @@
-"""Put the crawl in place: the embedded web packed into WARC files, or WARC and WET files of your own.
+"""Put the crawl in place: the embedded web packed into WARC files, files of your own, or a part of Common Crawl.
 
-in   data/web/sites, data/web/designs (`source: embedded`) or the files of `paths` (`source: files`)
-out  data/raw/: the WARC files and manifest.json (source; of each file name, bytes, sha256, and records if embedded)
+in   data/web/sites, data/web/designs (`source: embedded`), the files of `paths` (`source: files`), or the network
+     (`source: commoncrawl`: whole WARC or WET files, or the single pages that match `urls`)
+out  data/raw/: the WARC files and manifest.json (source; of each file name, bytes, sha256, and records if we packed it)
 
-Each page becomes a response record as a crawler would have stored it, one gzip member a record, sorted by URL.
-ISO 28500:2017, https://iipc.github.io/warc-specifications/
+`python -m stages.download --latest` prints the newest crawl's name and writes it into params.yaml.
+An embedded page becomes a response record as a crawler would have stored it, one gzip member a record, sorted by URL.
+What was fetched is kept in .cache/download. ISO 28500:2017, https://iipc.github.io/warc-specifications/
 """
 
 import glob
 import io
 import os
 import shutil
-import zlib
-from pathlib import Path
+import sys
+from pathlib import Path, PurePosixPath
 from uuid import NAMESPACE_URL, uuid5
 
-from fastwarc.stream_io import GzipWriter, ZstdReader
+from fastwarc.stream_io import GzipWriter
 from fastwarc.warc import WarcRecord, WarcRecordType
 
 from stages.common.files import atomic_directory, file_hash, write_json
+from stages.common.params import Download, read_params
 from stages.common.problem import Problem
 from stages.common.progress import progress
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, exclusive, run
+from stages.crawl.commoncrawl import captures, choose, list_files, newest, records, set_crawl
+from stages.crawl.fetch import Fetcher
+from stages.crawl.magic import check_is_warc
+from stages.crawl.patience import Patience
 from stages.crawl.render import CRAWL_DAY, Renderer, Response
+from stages.crawl.s3 import S3
 from stages.crawl.sites import Page, read_sites
+from stages.crawl.web import Web
 
-FIRST_BYTES = 1 << 16
 WRITE_BITS = 0o222
 
 
@@ -94,7 +102,7 @@ def pack_web(sites: Path, designs: Path, pages_per_file: int, folder: Path) -> l
 def find_files(patterns: str) -> list[Path]:
     """The files that the comma-separated names or globs mean, in sorted order. One that means none is a Problem."""
     found: set[Path] = set()
-    for pattern in (part.strip() for part in patterns.split(",") if part.strip()):
+    for pattern in words(patterns):
         files = {Path(name).resolve() for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)}
         files = {file for file in files if file.is_file()}
         if not files:
@@ -105,40 +113,6 @@ def find_files(patterns: str) -> list[Path]:
         raise Problem("download.source is `files`, but download.paths is empty. Name your WARC or WET files there, "
                       "separated by commas, or use `source: embedded`.")
     return sorted(found)
-
-
-def check_is_warc(path: Path) -> None:
-    """Raises Problem unless the file begins like a WARC or WET file. Damage further on is the filter's to mend."""
-    first = first_bytes(path)
-    if first.startswith(b"WARC/"):
-        return
-    start = first.lstrip()[:500].lower()
-    if not first:
-        what = "is empty, or compressed and broken from its first byte on"
-    elif b"<html" in start or b"<!doctype" in start:
-        what = "is an HTML page: the server most likely answered with an error page when it was fetched"
-    elif start.startswith(b"<?xml"):
-        what = "is XML: most likely the error message of a storage server"
-    elif start.startswith(b"filedesc:"):
-        what = "is in the older ARC format; `warcio recompress` turns it into WARC"
-    else:
-        what = f"begins with {first[:24]!r} instead of WARC/"
-    raise Problem(f"{path} is no WARC file: it {what}. Fetch it again or take it out of download.paths.")
-
-
-def first_bytes(path: Path) -> bytes:
-    """The start of the file, unpacked if it is gzip or zstd, up to what is broken."""
-    with path.open("rb") as file:
-        packed = file.read(FIRST_BYTES)
-        try:
-            if packed.startswith(b"\x1f\x8b"):
-                return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed, FIRST_BYTES)
-            if packed[1:4] in (b"\xb5\x2f\xfd", b"\x2a\x4d\x18"):  # a zstd frame, a skippable one
-                file.seek(0)
-                return ZstdReader(file).read(FIRST_BYTES)
-        except (zlib.error, OSError):
-            return b""
-    return packed
 
 
 def take_files(patterns: str, folder: Path) -> list[dict]:
@@ -153,27 +127,99 @@ def take_files(patterns: str, folder: Path) -> list[dict]:
     taken = []
     for number, file in enumerate(progress(files, "taking files", "file")):
         target = folder / f"{number:05}-{file.name}"
-        if file.stat().st_mode & WRITE_BITS or file.stat().st_dev != folder.stat().st_dev:
-            shutil.copyfile(file, target)
-        else:
-            os.link(file, target)
+        put(file, target)
         taken.append({"file": target.name})
     return taken
+
+
+def put(file: Path, target: Path) -> None:
+    if file.stat().st_mode & WRITE_BITS or file.stat().st_dev != target.parent.stat().st_dev:
+        shutil.copyfile(file, target)
+    else:
+        os.link(file, target)
+
+
+def patience(params: Download) -> Patience:
+    return Patience(params.seconds_between_requests, params.attempts)
+
+
+def web(base: str, params: Download) -> Web:
+    return Web(base, params.contact, params.stall_seconds, params.connections)
+
+
+def fetch_common_crawl(params: Download, cache: Path, folder: Path) -> list[dict]:
+    """Puts the chosen part of Common Crawl into `folder`, fetching what `cache` does not hold."""
+    if params.urls and params.kind == "wet":
+        raise Problem("download.urls picks single pages, and the index knows those of WARC files only. Set download.kind=warc.")
+    if not params.contact:
+        print("download.contact is empty: with an address in it you can be told when your requests are a burden.", flush=True)
+    remote = S3(params.base, params.stall_seconds) if params.base.startswith("s3://") else web(params.base, params)
+    fetcher = Fetcher(remote, patience(params), cache, params.connections)
+    with exclusive(cache / "lock", "a download with the same .cache"):
+        files = fetch_pages(params, fetcher, folder) if params.urls else fetch_files(params, fetcher, folder)
+    print(f"on the way: {fetcher.patience.told()}", flush=True)
+    return files
+
+
+def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
+    names = choose(list_files(fetcher, params.crawl, params.kind), params.files, params.seed)
+    entries = []
+    for kept in fetcher.files(names, starts=b"WARC/"):
+        target = folder / PurePosixPath(kept.name).name
+        put(kept.path, target)
+        entries.append({"file": target.name, "path": kept.name, "sha256": kept.sha256})
+    return entries
+
+
+def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
+    """The pages that match `urls`, packed in the order of the index."""
+    found = captures(web(params.index, params), fetcher.patience, params.crawl, words(params.urls), words(params.index_filters),
+                     params.records)
+    members = records(fetcher, found)
+    entries = []
+    for number, start in enumerate(range(0, len(members), params.pages_per_file)):
+        part = members[start:start + params.pages_per_file]
+        with (folder / part_name(number)).open("wb") as file:
+            for member in part:
+                file.write(member.read_bytes())
+        entries.append({"file": part_name(number), "records": len(part)})
+    return entries
+
+
+def words(text: str) -> list[str]:
+    """The values of a comma-separated parameter."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def choose_latest(path: Path) -> str:
+    params = read_params(path).download
+    crawl = newest(web(params.index, params), patience(params))
+    set_crawl(path, crawl)
+    return crawl
 
 
 def main(stage: Stage) -> None:
     params = stage.params.download
     with atomic_directory("data/raw") as folder:
-        if params.source == "embedded":
-            files = pack_web(Path("data/web/sites"), Path("data/web/designs"), params.pages_per_file, folder)
-        else:
-            files = take_files(params.paths, folder)
+        match params.source:
+            case "embedded":
+                files = pack_web(Path("data/web/sites"), Path("data/web/designs"), params.pages_per_file, folder)
+            case "files":
+                files = take_files(params.paths, folder)
+            case "commoncrawl":
+                files = fetch_common_crawl(params, stage.cache, folder)
         for entry in files:
             path = folder / entry["file"]
-            entry |= {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+            entry |= {"bytes": path.stat().st_size, "sha256": entry.get("sha256") or file_hash(path)}
         write_json(folder / "manifest.json", {"source": params.source, "files": files})
     print(f"{len(files)} files, {sum(entry['bytes'] for entry in files):,} bytes")
 
 
 if __name__ == "__main__":
-    run(main)
+    if sys.argv[1:] == ["--latest"]:
+        try:
+            print(choose_latest(Path("params.yaml")))
+        except Problem as problem:
+            sys.exit(f"download: {problem}")
+    else:
+        run(main)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from stages.common.stage import Stage
 from stages.crawl.render import Renderer
 from stages.crawl.sites import read_sites
 from tests.conftest import ROOT
-from tests.test_crawl import RECORDS, members, write_site, written
+from tests.test_crawl import BODIES, RECORDS, members, warc_record, write_site, written
+
+TEXTS = [warc_record(url, b"Text of a page.", "conversion", content_type="text/plain") for url in list(BODIES)[:4]]
 
 
 @pytest.fixture
@@ -34,15 +37,14 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def choose(folder: Path, **values: str) -> None:
+def choose(folder: Path, **values: object) -> None:
     """Sets keys of the section `download`."""
-    text = (folder / "params.yaml").read_text()
-    for key, old, new in (("source", "embedded", values.get("source")), ("paths", '""', values.get("paths")),
-                          ("pages_per_file", "100", values.get("pages_per_file"))):
-        if new:
-            assert f"  {key}: {old}\n" in text
-            text = text.replace(f"  {key}: {old}\n", f"  {key}: {new}\n")
-    (folder / "params.yaml").write_text(text)
+    path = folder / "params.yaml"
+    text = path.read_text()
+    for key, value in values.items():
+        text, count = re.subn(rf"^  {key}: .*$", lambda _, key=key, value=value: f"  {key}: {value}", text, count=1, flags=re.M)
+        assert count, key
+    path.write_text(text)
 
 
 def run_stage() -> dict:
@@ -145,11 +147,13 @@ def test_a_page_that_does_not_parse_leaves_nothing(workplace):
 def test_files_of_your_own_are_taken(workplace):
     crawl = workplace / "crawl"
     contents = {"a/x.warc.gz": members(RECORDS[:5]), "b/x.warc.gz": members(RECORDS[5:9]), "plain.warc": b"".join(RECORDS[:2]),
-                "z.warc.zst": zstandard.compress(b"".join(RECORDS[:3])), "cut.warc.gz": members(RECORDS)[:3000]}
+                "z.warc.zst": zstandard.compress(b"".join(RECORDS[:3])), "cut.warc.gz": members(RECORDS)[:3000],
+                "text.warc.wet.gz": members(TEXTS), "plain.warc.wet": b"".join(TEXTS),
+                "z.warc.wet.zst": zstandard.compress(b"".join(TEXTS))}
     for name, content in contents.items():
         (crawl / name).parent.mkdir(parents=True, exist_ok=True)
         (crawl / name).write_bytes(content)
-    choose(workplace, source="files", paths='"crawl/**/*.gz, crawl/plain.warc,crawl/*.zst"')
+    choose(workplace, source="files", paths='"crawl/**/*.gz, crawl/plain.*,crawl/*.zst"')
     manifest = run_stage()
     taken = {entry["file"]: (workplace / "data/raw" / entry["file"]).read_bytes() for entry in manifest["files"]}
     assert sorted(taken.values()) == sorted(contents.values())

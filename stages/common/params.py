@@ -5,10 +5,11 @@ anything is written. A stage sees only what dvc.yaml lists for it (`Listed`), so
 parameter that DVC does not watch.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from stages.common.graph import read_yaml
 from stages.common.problem import Problem
@@ -26,10 +27,38 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def which_files(value: object) -> int | float | str:
+    """Checks `download.files`: a number, a range such as "100-119", or a share of all."""
+    match value:
+        case bool():
+            pass
+        case int() if value >= 1:
+            return value
+        case float() if 0 < value < 1:
+            return value
+        case str() if (ends := re.fullmatch(r"(\d+)-(\d+)", value)) and int(ends[1]) <= int(ends[2]):
+            return value
+    raise ValueError("should be a number of files (3), a range counted from 0 (100-119) or a share of all files (0.001)")
+
+
 class Download(Section):
-    source: Literal["embedded", "files"]
+    source: Literal["embedded", "files", "commoncrawl"]
     paths: str
     pages_per_file: Count
+    crawl: Annotated[str, Field(pattern=r"^CC-MAIN-\d{4}-\d{2}$")]
+    kind: Literal["warc", "wet"]
+    files: Annotated[int | float | str, PlainValidator(which_files)]
+    seed: Annotated[int, Field(ge=0)]
+    urls: str
+    index_filters: str
+    records: Count
+    base: Annotated[str, Field(pattern=r"^(https?|s3)://[^/\s]+")]
+    index: Annotated[str, Field(pattern=r"^https?://[^/\s]+")]
+    contact: Annotated[str, Field(pattern=r"^[ -~]*$")]
+    connections: Annotated[int, Field(ge=1, le=4)]
+    seconds_between_requests: Annotated[float, Field(ge=0)]
+    stall_seconds: Positive
+    attempts: Count
 
 
 class Filter(Section):
