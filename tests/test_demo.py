@@ -154,7 +154,8 @@ def test_later_turns_of_shopping_conversations_stay_with_the_agent(local):
     stay = [conversation.goes_to(turn, route) == "shopping" for turn, route in zip(turns, routes, strict=True)]
     alone = [route.label != "other" for route in routes]
     assert sum(stay) / len(stay) > 0.85
-    assert sum(stay) > sum(alone) + 0.1 * len(turns), "the rule earns nothing"
+    lost, lost_alone = len(turns) - sum(stay), len(turns) - sum(alone)
+    assert lost < 0.6 * lost_alone, "the rule earns nothing"
     agent.messages[-1]["content"] = "Shall I cancel it?"
     assert conversation.goes_to("correct", Route("other", "local", 0.99, "")) == "shopping"
     assert conversation.goes_to("who wrote Hamlet?", Route("other", "local", 0.99, "")) == "other"
