@@ -17,7 +17,7 @@ POLITE = "I can only help with things of this shop: products, orders, returns an
 DOWN = "Our shopping assistant is not available just now, so I can't look up products or orders. Please try again in a few minutes."
 CLARIFY = "Is this about something in our shop: a product, an order, a return or how we do things?"
 # The local classifier sees one query at a time, and `yes` or `the second one` does not look like shopping. Within a shopping
-# conversation it must be this sure to leave it: at 0.5 it would lose three of ten later turns of data/store/plans.jsonl, at
+# conversation it must be this sure to leave it: at 0.5 it would lose two of ten later turns of data/store/plans.jsonl, at
 # 0.8 one. The opposite error costs less: the agent declines.
 SURE_TO_LEAVE = 0.8
 

@@ -154,7 +154,8 @@ def test_later_turns_of_shopping_conversations_stay_with_the_agent(local):
     stay = [conversation.goes_to(turn, route) == "shopping" for turn, route in zip(turns, routes, strict=True)]
     alone = [route.label != "other" for route in routes]
     assert sum(stay) / len(stay) > 0.85
-    assert sum(stay) > sum(alone) + 0.1 * len(turns), "the rule earns nothing"
+    lost, lost_alone = len(turns) - sum(stay), len(turns) - sum(alone)
+    assert lost < 0.6 * lost_alone, "the rule earns nothing"
     agent.messages[-1]["content"] = "Shall I cancel it?"
     assert conversation.goes_to("correct", Route("other", "local", 0.99, "")) == "shopping"
     assert conversation.goes_to("who wrote Hamlet?", Route("other", "local", 0.99, "")) == "other"
@@ -344,3 +345,23 @@ def test_help_says_how_to_use_it(capsys):
         assert end.value.code == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("crawl2cart chat", "crawl2cart ask", "--email", "--json", "OPENAI_API_KEY"))
+
+
+def test_what_was_asked_is_recorded_and_replayed(world, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "world"
+    shutil.copytree(world, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    texts = ["what is the capital of France", "how do I read a payslip"]
+    for text in texts:
+        assert cli.main(["ask", text]) == 0
+        assert capsys.readouterr().err.count("OPENAI_API_KEY is not set") == 1
+    log = Path("runs") / "decisions.jsonl"
+    assert not [text for text in texts if text in log.read_text()]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert cli.main(["replay", "--texts", "texts.jsonl"]) == 0
+    assert "2 as before, 0 changed, 0 whose text is not known" in capsys.readouterr().err
+    log.write_text(log.read_text().replace('"route": "other"', '"route": "shopping"'))
+    assert cli.main(["replay", "--texts", "texts.jsonl", "--json"]) == 1
+    assert [json.loads(line)["same"] for line in capsys.readouterr().out.splitlines()] == [False, False]
+    assert cli.main(["replay"]) == 0
+    assert "2 whose text is not known" in capsys.readouterr().err
