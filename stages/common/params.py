@@ -32,6 +32,9 @@ class Download(Section):
 
 
 class Filter(Section):
+    engine: Literal["native", "ray"]
+    ray_address: Annotated[str, Field(min_length=1)]
+    workers: Count
     language: Annotated[str, Field(pattern="^[a-z]{2}$")]
     language_threshold: Share
     max_page_bytes: Count
@@ -57,6 +60,15 @@ class Filter(Section):
     max_duplicate_8gram_characters: Share
     max_duplicate_9gram_characters: Share
     max_duplicate_10gram_characters: Share
+    near_words: Count
+    near_bands: Count
+    near_rows: Count
+    near_similarity: Share
+    repeated_line_pages: Annotated[int, Field(ge=2)]
+    repeated_line_letters: Count
+    contamination_words: Count
+    contamination_least_words: Count
+    rejects_per_reason: Count
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
 
 
