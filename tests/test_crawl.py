@@ -20,7 +20,7 @@ from fastwarc.warc import ArchiveIterator
 
 from stages.common.params import read_params
 from stages.common.problem import Problem
-from stages.crawl.dedup import first_copies, text_key, unit_interval
+from stages.crawl.dedup import text_key, unit_interval
 from stages.crawl.extract import TooDeep, decode, depth, depth_bound, html_to_text
 from stages.crawl.labels import keep_quality, read_labels, token_f1
 from stages.crawl.language import language, may_be
@@ -709,16 +709,6 @@ def test_a_page_that_says_one_thing_over_and_over_is_a_repetition():
 
 
 # ---- copies and labels ----
-
-
-def test_the_kept_copy_does_not_depend_on_the_order():
-    pages = [("https://b.example/", "Same  text!"), ("https://a.example/", "same text"), ("https://c.example/", "other"),
-             ("https://d.example/", "SAME, text.")]
-    for _ in range(10):
-        random.Random(_).shuffle(pages)
-        stays = first_copies([url for url, _ in pages], [text_key(text) for _, text in pages])
-        assert sorted(url for (url, _), keep in zip(pages, stays, strict=True) if keep) == [
-            "https://a.example/", "https://c.example/"]
 
 
 def test_the_hash_spreads_texts_evenly():

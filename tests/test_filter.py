@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,24 +21,29 @@ from stages import download, filter
 from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.common.stage import Stage
+from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
 from stages.crawl.sites import gold_text, read_sites
 from tests.conftest import ROOT
 from tests.test_crawl import RECORDS, http_block, members, warc_record
 
-OUTS = ("data/corpus", "data/rejects", "metrics/filter.json")
+OUTS = ("data/corpus", "data/rejects", "metrics/filter.json", "metrics/filter.tsv")
 LIMITS = read_params(ROOT / "params.yaml").filter
-MANY = "pages_per_file: 3"
+# Three pages a file, and all files in one process unless a test is about several: starting them takes seconds.
+SMALL = {"pages_per_file: 100": "pages_per_file: 3", "  workers: 2\n": "  workers: 1\n"}
 
 
 def make_workplace(folder: Path, sites: list[Path]) -> Path:
     """A folder in which stages run: the project's code and parameters and the given sites, three pages a file. A page is
     labelled keep if its gold text is long; that is truth enough for what is tested here."""
     (folder / "data/web/sites").mkdir(parents=True)
-    for name in ("stages", "requirements.txt", "data/web/designs"):
+    for name in ("stages", "requirements.txt", "data/web/designs", "data/store"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("pages_per_file: 100", MANY))
+    params = (ROOT / "params.yaml").read_text()
+    for ours, theirs in SMALL.items():
+        params = params.replace(ours, theirs)
+    (folder / "params.yaml").write_text(params)
     for site in sites:
         shutil.copytree(site, folder / "data/web/sites" / site.name)
     rows = [f"{page.url},{'keep' if len(gold_text(page).split()) > 120 else 'drop'},,en,,0"
@@ -151,7 +158,81 @@ def test_quality_is_measured_on_held_out_sites_only(workplace):
     assert 0.75 < metrics["extraction"]["f1"] <= 1
 
 
-def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace):
+def set_params(folder: Path, **changed: str) -> None:
+    """Other values for keys that stand once in params.yaml."""
+    text = (folder / "params.yaml").read_text()
+    for key, value in changed.items():
+        text, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {value}", text)
+        assert count == 1, key
+    (folder / "params.yaml").write_text(text)
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_the_stage(workplace, end):
+    set_params(workplace, workers="2")
+    download.main(Stage("download"))
+    process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(Path(".cache").glob("filter/*.parquet")):
+        time.sleep(0.02)
+    workers = processes_below(process.pid)
+    assert len(workers) == 2
+    process.send_signal(end)
+    assert process.wait(20) == (-signal.SIGKILL if end == signal.SIGKILL else 128 + signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "a worker went on without its stage"
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_costs_its_file_only(workplace):
+    set_params(workplace, workers="2")
+    run_both()
+    whole = digest(workplace)
+    shutil.rmtree(".cache")
+    process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (before := list(Path(".cache").glob("filter/*.parquet"))):
+        time.sleep(0.005)
+    times = {file: file.stat().st_mtime_ns for file in before}
+    processes_below(process.pid)[0].kill()
+    assert process.wait(60) == 0
+    assert digest(workplace) == whole
+    assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in times.items()), "a finished shard was made again"
+
+
+def test_a_file_that_kills_its_workers_stops_the_stage_by_name(workplace, tmp_path):
+    sources = [tmp_path / name for name in ("good", "deadly")]
+    for source in sources:
+        source.write_text(source.name)
+    tasks = [Task(str(source), str(source.with_suffix(".done"))) for source in sources]
+    with pytest.raises(Problem, match="deadly"):
+        run_tasks(die_of_one, tasks, LIMITS, "dying")
+    assert (tmp_path / "good.done").exists()
+
+
+def die_of_one(source: Path, target: Path) -> None:
+    """A task as a worker gets it: one kind of file ends the process as a fault in C would."""
+    if source.name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    target.write_text(source.read_text())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, workers):
+    set_params(workplace, workers=workers)
     run_both()
     whole = digest(workplace)
     shards = set(Path(".cache/filter").iterdir())
@@ -250,7 +331,7 @@ def test_two_pages_make_a_corpus_of_one_and_one(workplace):
 
 
 def test_the_embedded_web_is_filtered_in_seconds(tmp_path, monkeypatch):
-    for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web"):
+    for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web", "data/store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

@@ -38,7 +38,8 @@ class Task(NamedTuple):
 class Worker:
     """What runs in a worker process: `work(source, target)` for one task after the other.
 
-    parent: the process that must be there for the worker to go on, None on Ray, which ends its workers itself.
+    parent: the process that must be there for the worker to go on; None where it is this one, and on Ray, which ends
+    its workers itself.
     """
 
     def __init__(self, work: Callable[[Path, Path], None], parent: int | None):
@@ -120,9 +121,12 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
 
 
 def query(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter) -> daft.DataFrame:
+    """The tasks as a query, a row for each that is done. One at a time needs no process of its own, which takes more than
+    a second to start."""
     workers = min(limits.workers, len(tasks))
-    parent = os.getpid() if limits.engine == "native" else None
-    worker = daft.cls(Worker, use_process=True, max_concurrency=workers)(work, parent)
+    apart_from_here = workers > 1 or limits.engine == "ray"
+    parent = os.getpid() if apart_from_here and limits.engine == "native" else None
+    worker = daft.cls(Worker, use_process=apart_from_here, max_concurrency=workers)(work, parent)
     listed = daft.from_pydict({"source": [task.source for task in tasks], "target": [task.target for task in tasks]})
     if limits.engine == "ray":
         listed = listed.into_partitions(len(tasks))

@@ -15,8 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from stages.crawl.engine import apart, daft
 
@@ -43,8 +41,9 @@ def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similar
     text is compared with the one of the smallest id only, so the work grows with the texts and not with the pairs.
     scratch: a folder that all machines see; the signatures lie there while this runs, 4 bytes a hash.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="signatures-", dir=scratch))
+    folder = scratch / "signatures"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
     try:
         signed = texts.select("id", signature(words, bands * rows).alias("signature"))
         apart(lambda: signed.write_parquet(str(folder), compression="zstd"))
@@ -115,9 +114,16 @@ def agreement(files: list[Path], pairs: np.ndarray, hashes: int) -> np.ndarray:
 
 
 def components(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The number of its cluster for each of `count` places: what pairs join, directly or over others, is one."""
-    edges = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
-    return connected_components(edges, directed=False)[1]
+    """For each of `count` places the smallest place of its cluster: what pairs join, directly or over others, is one."""
+    lowest = np.arange(count)
+    while True:
+        low = np.minimum(lowest[first], lowest[second])
+        before = lowest.copy()
+        for side in (first, second):
+            np.minimum.at(lowest, side, low)
+        lowest = lowest[lowest]
+        if np.array_equal(lowest, before):
+            return lowest
 
 
 def minhash_dedup(files: list[Path], hashes: int, bands: int, words: int, similarity: float, out: Path) -> dict[str, int]:
@@ -141,7 +147,7 @@ def minhash_dedup(files: list[Path], hashes: int, bands: int, words: int, simila
     order = np.argsort(ids)
     first, second = (order[np.searchsorted(ids[order], side)] for side in pairs[:2])
     clusters = components(len(files), first, second)
-    stays = np.unique(clusters, return_index=True)[1]
+    stays = np.unique(clusters)  # the smallest place is the first name
     for place in stays:
         shutil.copyfile(files[place], out / files[place].name)
     sizes = np.bincount(clusters)
