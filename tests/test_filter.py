@@ -167,11 +167,9 @@ def set_params(folder: Path, **changed: str) -> None:
     (folder / "params.yaml").write_text(text)
 
 
-def processes_below(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes in which a stage's tasks run, without those that Python keeps for shared memory."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if "daft.execution.udf_worker" in child.cmdline()]
 
 
 def alive(process: psutil.Process) -> bool:
@@ -188,7 +186,7 @@ def test_no_worker_outlives_the_stage(workplace, end):
     process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(Path(".cache").glob("filter/*.parquet")):
         time.sleep(0.02)
-    workers = processes_below(process.pid)
+    workers = workers_of(process.pid)
     assert len(workers) == 2
     process.send_signal(end)
     assert process.wait(20) == (-signal.SIGKILL if end == signal.SIGKILL else 128 + signal.SIGTERM)
@@ -207,7 +205,7 @@ def test_a_killed_worker_costs_its_file_only(workplace):
     while process.poll() is None and not (before := list(Path(".cache").glob("filter/*.parquet"))):
         time.sleep(0.005)
     times = {file: file.stat().st_mtime_ns for file in before}
-    processes_below(process.pid)[0].kill()
+    workers_of(process.pid)[0].kill()
     assert process.wait(60) == 0
     assert digest(workplace) == whole
     assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in times.items()), "a finished shard was made again"
