@@ -74,11 +74,11 @@ class Account:
     def waterfall(self) -> list[dict]:
         """The steps from all pages to those kept: the rules for one page by what they took, then those across pages."""
         left = sum(self.pages.values())
-        steps = [{"step": "crawled", "pages": left, "removed": 0, "removed_bytes": 0, "removed_words": 0}]
+        steps = [{"rule": "crawled", "pages": left, "removed": 0, "removed_bytes": 0, "removed_words": 0}]
         for_one = sorted(self.removed().keys() - set(RULES), key=lambda reason: (-self.pages[reason], reason))
         for reason in [*for_one, *(rule for rule in RULES if self.pages[rule])]:
             left -= self.pages[reason]
-            steps.append({"step": reason, "pages": left, "removed": self.pages[reason],
+            steps.append({"rule": reason, "pages": left, "removed": self.pages[reason],
                           "removed_bytes": self.text_bytes[reason], "removed_words": self.words[reason]})
         return steps
 
