@@ -21,6 +21,7 @@ from stages import download, filter
 from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.common.stage import Stage
+from stages.crawl.decontaminate import read_held_out
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
 from stages.crawl.sites import gold_text, read_sites
@@ -356,3 +357,92 @@ def test_real_crawls_go_through(shared_data, workplace):
     assert metrics["documents"]["in"] == 812
     assert metrics["documents"]["kept"] > 150
     assert metrics["removed"]["language"] > 100
+
+
+def test_a_page_can_be_asked_why(workplace, capsys):
+    text = english(1)
+    line = "<p>Subscribe to the weekly letter of the harbour today.</p>"
+    held_out = next(text for text in read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl")
+                    if "{" not in text and len(text.split()) >= 12)
+    pages = [warc_record(f"https://{host}.example/", http_block(f"<html><body>{body}</body></html>".encode()))
+             for host, body in (("a", text), ("b", text.replace("The ", "the ")), ("short", "<p>The kettle is of the harbour.</p>"),
+                                ("shop", english(2) + f"<p>{held_out}</p>"),
+                                ("near", text.replace("carried", "lifted", 3)),
+                                *((f"l{number}", line + english(10 + number)) for number in range(6)))]
+    take_files(workplace, crawl=members(pages))
+    metrics = run_both()
+    assert metrics["removed"] == {"duplicate": 1, "near_duplicate": 1, "words": 1, "contaminated": 1}
+    assert metrics["repeated_lines"] == {"pages": 6, "lines": 6, "bytes": 6 * len(line.removeprefix("<p>").removesuffix("</p>") + "\n")}
+    assert not any("weekly letter" in row["text"] for row in corpus("train") + corpus("val"))
+    for host, words in (("b", "word by word a copy of https://a.example/"), ("near", "https://a.example/ stays"),
+                        ("short", "removed by the rule words"), ("shop", "held-out wording"), ("a", "-> kept"),
+                        ("l3", "weekly letter")):
+        assert filter.show([f"https://{host}.example/"]) is None
+        assert words in capsys.readouterr().out
+    assert "saw no page" in filter.show(["https://nowhere.example/"])
+    assert {row["url"]: row["because"] for row in rejects() if row["because"].startswith("https://")} == {
+        "https://b.example/": "https://a.example/", "https://near.example/": "https://a.example/"}
+
+
+def test_asking_before_the_first_run_says_what_to_do(workplace):
+    assert "has not run here" in filter.show(["https://a.example/"])
+
+
+def test_rejects_are_a_sample_of_each_reason(workplace):
+    set_params(workplace, rejects_per_reason="2")
+    short = [warc_record(f"https://s.example/{number}", http_block(b"<html>The kettle is of the harbour.")) for number in range(9)]
+    german = warc_record("https://g.example/", http_block(("<p>Der Hafen ist heute leer, niemand weiß warum. " * 30).encode()))
+    take_files(workplace, crawl=members([*short, german, page(1), page(2)]))
+    metrics = run_both()
+    assert metrics["removed"] == {"words": 9, "language": 1}
+    assert Counter(row["reason"] for row in rejects()) == {"words": 2, "language": 1}
+
+
+def test_the_waterfall_leads_from_all_pages_to_those_kept(workplace):
+    metrics = run_both()
+    steps = [line.split("\t") for line in Path("metrics/filter.tsv").read_text().splitlines()]
+    assert steps[0] == ["rule", "pages", "removed", "removed_bytes", "removed_words"]
+    left = [int(step[1]) for step in steps[1:]]
+    assert (left[0], left[-1]) == (metrics["documents"]["in"], metrics["documents"]["kept"])
+    assert all(before - int(step[2]) == after for before, after, step in zip(left, left[1:], steps[2:], strict=False))
+    assert {step[0]: int(step[2]) for step in steps[2:]} == metrics["removed"]
+    assert {step[0]: int(step[3]) for step in steps[2:]} == metrics["removed_bytes"]
+
+
+def test_a_large_corpus_lies_in_several_files(workplace, monkeypatch):
+    monkeypatch.setattr(filter, "SMALLEST_PART", 2000)
+    monkeypatch.setattr(filter, "PARTS", 10**6)
+    monkeypatch.setattr("stages.crawl.shards.ROWS_AT_ONCE", 2)
+    take_files(workplace, crawl=members([page(number) for number in range(40)]))
+    run_both()
+    files = sorted(Path("data/corpus/train").iterdir())
+    assert len(files) > 5 and files[0].name == "part-00000.parquet"
+    urls = [url for file in files for url in pq.read_table(file)["url"].to_pylist()]
+    assert urls == sorted(urls) and len(urls) == len(set(urls)) > 30
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(workplace, tmp_path, sites, monkeypatch):
+    """In a process of its own: an engine is chosen once in a process. Two workers of a cluster that it starts here."""
+    run_both()
+    whole = digest(workplace)
+    other = make_workplace(tmp_path / "on ray", sites)
+    set_params(other, engine="ray", workers="2")
+    monkeypatch.chdir(other)
+    download.main(Stage("download"))
+    said = subprocess.run([sys.executable, "-m", "stages.filter"], capture_output=True, text=True, timeout=600)
+    if said.returncode and "ray.init" in said.stderr:
+        pytest.skip(f"Ray does not start on this machine: {said.stderr[-300:]}")
+    assert said.returncode == 0, said.stderr
+    assert digest(other) == whole
+
+
+@pytest.mark.parametrize(("module", "tells"), [("stages.crawl.engine", False), ("daft", True)])
+def test_nothing_is_reported_to_the_makers_of_the_engine(module, tells):
+    """Daft tells its makers of each import and start; imported through our module it must not."""
+    code = ("import threading, urllib.request; asked = []; urllib.request.urlopen = lambda *words, **more: asked.append(words); "
+            f"import {module}; import daft; daft.from_pydict({{'a': [1]}}).collect(); "
+            "[thread.join(5) for thread in threading.enumerate() if thread.daemon]; print(len(asked))")
+    free = {name: value for name, value in os.environ.items() if not name.startswith(("DAFT_", "DO_NOT", "SCARF_"))}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=free)
+    assert (int(said.stdout) > 0) == tells

@@ -5,8 +5,10 @@ again, and a worker that dies costs the file it was at. What a task does must be
 and on several machines they must see the same folders.
 """
 
+import atexit
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +27,6 @@ from stages.common.progress import progress  # noqa: E402
 Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
-NAMED = 3
 
 
 class Task(NamedTuple):
@@ -94,37 +95,45 @@ def start(limits: Filter) -> None:
 def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str) -> None:
     """Runs every task whose target is not there yet, `limits.workers` at a time.
 
-    A worker that dies is replaced as long as that brings more files; a file that fails for a reason the user can mend
-    is a Problem, raised when the others are done.
+    A worker that dies is replaced. When one dies before any task is done, those that were at work are tried alone, and
+    a file that ends its worker even so is left out. What was left out, and what failed for a reason that the user can
+    mend, is a Problem at the end, when all others are done.
     """
     start(limits)
     left = [task for task in tasks if not Path(task.target).exists()]
-    done = len(tasks) - len(left)
+    apart_from_here = limits.engine == "ray" or min(limits.workers, len(left)) > 1
+    faults, done = [], len(tasks) - len(left)
     while left:
-        faults = []
-        try:
-            for row in progress(stream(query(work, left, limits).iter_rows), name, "file", len(tasks), done):
-                faults += filter(None, [row["said"]])
-        except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
-            died = error
-        else:
-            died = None
-        if faults:
-            raise Problem(faults[0])
-        before, left = len(left), [task for task in left if not Path(task.target).exists()]
+        said = stream(query(work, left, limits, apart_from_here).iter_rows)
+        fault = attempt(progress(said, name, "file", len(tasks), done))
+        left, before = [task for task in left if not Path(task.target).exists()], len(left)
+        if fault is None:
+            break
+        if isinstance(fault, Problem) or len(left) == before:
+            for task in left[:limits.workers]:
+                alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
+                faults += [f"{Path(task.source).name}: {alone}"] if alone else []
+            left = left[limits.workers:]
         done = len(tasks) - len(left)
-        if left and len(left) == before:
-            named = ", ".join(Path(task.source).name for task in left[:NAMED])
-            raise Problem(f"A worker died twice before one more file was done; {len(left)} are left, the first of them "
-                          f"{named}. Run again: what is done is kept. If it dies again, memory may be short (set "
-                          f"filter.workers lower) or the file hostile. It said: {str(died)[-300:]}") from died
+    if faults:
+        raise Problem(f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
+                      f"{faults[0]}")
 
 
-def query(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter) -> daft.DataFrame:
-    """The tasks as a query, a row for each that is done. One at a time needs no process of its own, which takes more than
-    a second to start."""
+def attempt(said: Iterator[dict]) -> Exception | None:
+    """Why not all tasks of a query were done, None if they were."""
+    try:
+        return next((Problem(row["said"]) for row in said if row["said"]), None)
+    except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
+        return error
+
+
+def query(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, apart_from_here: bool) -> daft.DataFrame:
+    """The tasks as a query, a row for each that is done.
+
+    apart_from_here: in processes of their own; one task at a time needs none, and starting it takes more than a second.
+    """
     workers = min(limits.workers, len(tasks))
-    apart_from_here = workers > 1 or limits.engine == "ray"
     parent = os.getpid() if apart_from_here and limits.engine == "native" else None
     worker = daft.cls(Worker, use_process=apart_from_here, max_concurrency=workers)(work, parent)
     listed = daft.from_pydict({"source": [task.source for task in tasks], "target": [task.target for task in tasks]})
@@ -147,11 +156,25 @@ def stream(items: Callable[[], Iterable[Item]]) -> Iterator[Item]:
             found.put((None, error))
 
     threading.Thread(target=compute, daemon=True).start()
-    while (entry := found.get()) is not None:
-        item, error = entry
-        if error is not None:
-            raise error
-        yield item
+    try:
+        while (entry := found.get()) is not None:
+            item, error = entry
+            if error is not None:
+                raise error
+            yield item
+    except SystemExit as stop:
+        atexit.register(leave, stop.code)
+        raise
+
+
+def leave(status: int) -> None:
+    """Ends the process as the last of its steps. Python would take the computing thread down in the middle of Daft,
+    which aborts the process instead of ending it with this status."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def apart(compute: Callable[[], Item]) -> Item:
