@@ -1,6 +1,7 @@
 """Keep the readable pages of the crawl in the wanted language and count why the others went.
 
-in   data/raw/ (WARC or WET files and manifest.json); data/web/labels.csv and data/web/sites for the measured quality
+in   data/raw/ (WARC or WET files and manifest.json), data/web/blocked_hosts.txt; data/web/labels.csv, data/web/personal.csv
+     and data/web/sites for the measured quality
 out  data/corpus/{train,val}/part-00000.parquet (url, text, language_score, key), data/rejects/part-00000.parquet (url,
      reason, score, text: its first 200 characters), metrics/filter.json
 
@@ -23,9 +24,11 @@ from stages.common.params import Filter
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.stage import Stage, run
+from stages.crawl.blocklist import read_hosts
 from stages.crawl.dedup import first_copies, unit_interval
 from stages.crawl.judge import SHARD, judge
-from stages.crawl.labels import keep_quality, read_labels, token_f1
+from stages.crawl.labels import keep_quality, measure_pii, read_labels, read_personal, token_f1
+from stages.crawl.pii import mask
 from stages.crawl.sites import gold_text, read_sites
 from stages.crawl.warc import read
 
@@ -33,33 +36,34 @@ COUNTS = b"counts"
 HEAD_CHARACTERS = 200
 
 
-def filter_warc(path: Path, limits: Filter) -> pa.Table:
+def filter_warc(path: Path, limits: Filter, hosts: frozenset[str]) -> pa.Table:
     """All pages of one WARC or WET file, judged. What the reader counted stands in the table's metadata.
 
-    It depends on nothing but its two arguments, so that one task a file can run anywhere.
+    It depends on nothing but its arguments, so that one task a file can run anywhere.
     """
     counts: Counter = Counter()
     rows = []
     for record in read(path, limits.max_page_bytes, counts):
-        rows.append(judge(record, limits))
+        rows.append(judge(record, limits, hosts))
         counts["page_bytes"] += len(record.body)
     return pa.Table.from_pylist(rows, SHARD.with_metadata({COUNTS: json.dumps(counts, sort_keys=True).encode()}))
 
 
-def shard_key(digest: str, limits: Filter, code: dict[str, str]) -> str:
-    """What a shard depends on: the file's sha256, the parameters and the code."""
-    text = json.dumps([digest, limits.model_dump(), code], sort_keys=True)
+def shard_key(digest: str, limits: Filter, hosts: frozenset[str], code: dict[str, str]) -> str:
+    """What a shard depends on: the file's sha256, the parameters, the blocked hosts and the code."""
+    text = json.dumps([digest, limits.model_dump(), sorted(hosts), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def filter_all(raw: Path, files: list[dict], limits: Filter, code: dict[str, str], cache: Path) -> list[pa.Table]:
     """The judged pages of every file; a file that an earlier run has finished is read from the cache."""
+    hosts = read_hosts(Path(limits.blocked_hosts))
     shards = []
     for entry in progress(files, "filtering", "file"):
-        shard = cache / f"{shard_key(entry['sha256'], limits, code)}.parquet"
+        shard = cache / f"{shard_key(entry['sha256'], limits, hosts, code)}.parquet"
         if not shard.exists():
             with atomic_file(shard) as temporary:
-                pq.write_table(filter_warc(raw / entry["file"], limits), temporary, compression="zstd")
+                pq.write_table(filter_warc(raw / entry["file"], limits, hosts), temporary, compression="zstd")
         shards.append(pq.read_table(shard))
     return shards
 
@@ -103,19 +107,20 @@ def by_reason(counts: Counter, name: str) -> dict[str, int]:
     return {key.removeprefix(f"{name}."): count for key, count in counts.items() if key.startswith(f"{name}.")}
 
 
-def measure(pages: pa.Table, labels: Path, sites: Path) -> dict:
+def measure(pages: pa.Table, labels: Path, personal: Path, sites: Path) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
-    extraction.f1: mean token F1 of the text with the page's gold text, over its pages labelled keep.
+    extraction.f1: mean token F1 of the text with the page's gold text, both masked, over its pages labelled keep.
     """
     said = read_labels(labels)
     held_out = {page.url: page for page in read_sites(sites) if page.site.held_out}
     texts = dict(zip(pages["url"].to_pylist(), pages["text"].to_pylist(), strict=True))
     kept = set(pages.filter(pc.equal(pages["reason"], ""))["url"].to_pylist())
-    scores = [token_f1(texts.get(url, ""), gold_text(page)) for url, page in held_out.items()
-              if url in said and said[url].keep]
+    good = [page for url, page in held_out.items() if url in said and said[url].keep]
+    scores = [token_f1(texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
-    return {"keep": keep_quality(kept, said, set(held_out)), "extraction": extraction | {"n": len(scores)}}
+    return {"keep": keep_quality(kept, said, set(held_out)), "extraction": extraction | {"n": len(scores)},
+            "pii": measure_pii(good, read_personal(personal))}
 
 
 def main(stage: Stage) -> None:
@@ -152,7 +157,7 @@ def main(stage: Stage) -> None:
         "bytes": {"raw": sum(entry["bytes"] for entry in files), "pages": counts["page_bytes"]} | text_bytes,
     }
     if manifest["source"] == "embedded":
-        metrics |= measure(pages, Path("data/web/labels.csv"), Path("data/web/sites"))
+        metrics |= measure(pages, Path("data/web/labels.csv"), Path("data/web/personal.csv"), Path("data/web/sites"))
     write_metrics("metrics/filter.json", metrics)
     print(f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
           f"kept {len(kept):,} of {len(pages):,} pages")
