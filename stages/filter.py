@@ -1,7 +1,8 @@
 """Keep the readable pages of the crawl in the wanted language and count why the others went.
 
-in   data/raw/ (WARC or WET files and manifest.json); data/store/wordings and plans.jsonl, of which no page may hold what
-     is for testing; data/web/labels.csv and data/web/sites for the measured quality
+in   data/raw/ (WARC or WET files and manifest.json), data/web/blocked_hosts.txt; data/store/wordings and plans.jsonl, of
+     which no page may hold what is for testing; data/web/labels.csv, data/web/personal.csv and data/web/sites for the
+     measured quality
 out  data/corpus/{train,val}/part-*.parquet (url, text, language_score, key), data/rejects/part-00000.parquet (url,
      reason, score, because, text: its first 200 characters; a sample of each reason), metrics/filter.json,
      metrics/filter.tsv (the steps of the waterfall: pages left, and pages, bytes and words removed)
@@ -29,12 +30,14 @@ from stages.common.problem import Problem
 from stages.common.stage import Stage, run
 from stages.crawl.account import Account, copy_counts
 from stages.crawl.across import Across, look_across
+from stages.crawl.blocklist import read_hosts
 from stages.crawl.decontaminate import HeldOut, read_held_out
 from stages.crawl.dedup import unit_interval
 from stages.crawl.explain import explain, last_run
 from stages.crawl.judge import SHARD
-from stages.crawl.labels import Label, copy_quality, keep_quality, read_labels, token_f1
+from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_personal, token_f1
 from stages.crawl.parts import Parts
+from stages.crawl.pii import mask
 from stages.crawl.shards import batches, make_shards, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
 
@@ -111,14 +114,15 @@ def by_reason(counts: Counter, name: str) -> dict[str, int]:
 def measure(account: Account, across: Across, labels: dict[str, Label], sites: list[Page]) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
-    extraction.f1: mean token F1 of the text with the page's gold text, over its pages labelled keep.
+    extraction.f1: mean token F1 of the text with the page's gold text, both masked, over its pages labelled keep.
     """
     held_out = {page.url: page for page in sites if page.site.held_out}
-    scores = [token_f1(account.texts.get(url, ""), gold_text(page)) for url, page in held_out.items()
-              if url in labels and labels[url].keep]
+    good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
+    scores = [token_f1(account.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
     return {"keep": keep_quality(account.kept, labels, set(held_out)), "extraction": extraction | {"n": len(scores)},
-            "near_duplicates": copy_quality(across.copies.urls, account.compared, labels, set(held_out))}
+            "near_duplicates": copy_quality(across.copies.urls, account.compared, labels, set(held_out)),
+            "pii": measure_pii(good, read_personal(Path("data/web/personal.csv"))) | {"masked": dict(account.masked)}}
 
 
 def main(stage: Stage) -> None:
@@ -126,7 +130,7 @@ def main(stage: Stage) -> None:
     manifest = read_json("data/raw/manifest.json")
     code = {file: digest for group, found in stage.inputs.items() if not group.startswith("data/")
             for file, (_, _, digest) in found.items()}
-    shards = make_shards(Path("data/raw"), manifest["files"], limits, code, stage.cache)
+    shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), code, stage.cache)
     held_out = HeldOut(read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
                        limits.contamination_words, limits.contamination_least_words)
     across = look_across(shards, held_out, limits, stage.cache)

@@ -84,12 +84,12 @@ class Account:
 
     def metrics(self) -> dict:
         """removed: pages. The same reasons in removed_bytes and removed_words, of text. languages: pages by language,
-        of those whose language was looked at. pii: spans masked in kept pages, where there are such rules."""
+        of those whose language was looked at. pii: spans masked in kept pages."""
         removed = self.removed()
         return {"removed": dict(removed), "removed_bytes": {reason: self.text_bytes[reason] for reason in removed},
                 "removed_words": {reason: self.words[reason] for reason in removed}, "languages": dict(self.languages),
-                "repeated_lines": {name: self.cut[name] for name in ("pages", "lines", "bytes")}
-                } | ({"pii": {"masked": dict(self.masked)}} if COUNTED else {})
+                "repeated_lines": {name: self.cut[name] for name in ("pages", "lines", "bytes")},
+                "pii": {"masked": dict(self.masked)}}
 
 
 def copy_counts(copies: Copies) -> dict:

@@ -27,6 +27,7 @@ from stages.common.progress import progress  # noqa: E402
 Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
+LONGEST_FAULT = 300  # characters; Daft adds stacks of its own
 
 
 class Task(NamedTuple):
@@ -112,7 +113,7 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
         if isinstance(fault, Problem) or len(left) == before:
             for task in left[:limits.workers]:
                 alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
-                faults += [f"{Path(task.source).name}: {alone}"] if alone else []
+                faults += [f"{Path(task.source).name}: {str(alone)[:LONGEST_FAULT]}"] if alone else []
             left = left[limits.workers:]
         done = len(tasks) - len(left)
     if faults:

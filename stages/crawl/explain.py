@@ -1,13 +1,14 @@
 """One page's way through all rules in the last run of the filter, in words.
 
-Nothing is judged by other rules than the run's: what each rule measured is measured again on the page's record, what
-was decided across pages stands in the note that the run left in runs/.
+What each rule for one page measured is measured again on the page's record, with the parameters as they are now; how the
+run decided stands in its shards and, for the rules across pages, in the note that it left in runs/.
 """
 
 import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 from stages.common.files import atomic_file
 from stages.common.params import Filter
 from stages.common.problem import Problem
-from stages.crawl.quality import gopher_quality, gopher_repetition
+from stages.crawl.blocklist import read_hosts
+from stages.crawl.judge import Page, checks
 from stages.crawl.shards import batches
 from stages.crawl.warc import read
 
@@ -26,7 +28,6 @@ SHARDS = b"shards"
 # What the rules across pages did: the page's number, why it went if it did, and the lines that were cut.
 DECIDED = pa.schema([("page", pa.int64()), ("url", pa.string()), ("reason", pa.string()), ("score", pa.float32()),
                      ("because", pa.string()), ("cut", pa.list_(pa.string()))])
-RULES_WITH_SCORES = (gopher_quality, gopher_repetition)
 LONGEST_SHOWN = 2000
 
 
@@ -44,11 +45,11 @@ def find(url: str, listed: list[list[str]]) -> Iterator[tuple[int, str, int, dic
     """Each page of this URL: its number, its file, which of the file's pages of this URL it is, and its row."""
     number = 0
     for file, shard in listed:
-        again = 0
+        turn = 0
         for batch in batches([Path(shard)], pq.read_schema(shard).names):
             for row in pc.indices_nonzero(pc.equal(batch["url"], url)).to_pylist():
-                yield number + row, file, again, batch.slice(row, 1).to_pylist()[0]
-                again += 1
+                yield number + row, file, turn, batch.slice(row, 1).to_pylist()[0]
+                turn += 1
             number += len(batch)
 
 
@@ -65,41 +66,37 @@ def explain(url: str, root: Path, limits: Filter) -> Iterator[str]:
         raise Problem(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
                       "data/rejects and data/corpus list some.")
     decided = {row["page"]: row for row in note.read().filter(pc.equal(note.read()["url"], url)).to_pylist()}
-    for number, file, again, row in found:
+    for number, file, turn, row in found:
         yield f"{url}: page {number:,} of the crawl, in {file}"
-        yield from story(row, decided.get(number), limits)
-        yield from record(root / "data/raw" / file, url, again, limits)
+        if (root / "data/raw" / file).exists():
+            yield from again(root / "data/raw" / file, url, turn, limits)
+        yield from ending(row, decided.get(number), limits)
         yield ""
         yield row["text"][:LONGEST_SHOWN] or "(no text was taken from it)"
         yield ""
 
 
-def record(path: Path, url: str, again: int, limits: Filter) -> Iterator[str]:
-    if not path.exists():
+def again(path: Path, url: str, turn: int, limits: Filter) -> Iterator[str]:
+    """What each rule for one page measures on the record, the turn-th of this URL in the file, and what it would take."""
+    records = (found for found in read(path, limits.max_page_bytes, Counter()) if found.url == url)
+    record = next(islice(records, turn, None), None)
+    if record is None:
         return
-    records = (record for record in read(path, limits.max_page_bytes, Counter()) if record.url == url)
-    for number, found in enumerate(records):
-        if number == again:
-            yield (f"  the record: status {found.status}, {found.content_type or 'no content type'}, "
-                   f"{len(found.body):,} bytes{' or more' if len(found.body) > limits.max_page_bytes else ''}")
-            return
+    yield f"  the record: status {record.status}, {record.content_type or 'no content type'}, {len(record.body):,} bytes"
+    page = Page(record)
+    for check in checks(page, limits, read_hosts(Path(limits.blocked_hosts))):
+        span = "" if check.ok and check.low == check.high else f" ({check.low:g} to {check.high:g})"
+        yield f"  {'passes' if check.ok else 'FAILS '} {check.rule}: {check.score:.4g}{span}"
 
 
-def story(row: dict, decided: dict | None, limits: Filter) -> Iterator[str]:
-    """The rules in their order, what each measured, and where the page's way ended."""
-    for name, value in row.items():
-        if name not in ("url", "text", "key", "reason", "score") and value not in ("", 0):
-            yield f"  {name.replace('_', ' ')}: {value if isinstance(value, str | int) else round(value, 3)}"
-    for rule in RULES_WITH_SCORES if row["text"] else ():
-        verdict = rule(row["text"], limits)
-        measured = ", ".join(f"{name} {round(score, 3):g}" for name, score in verdict.scores.items())
-        yield f"  {rule.__name__}: {'passes' if verdict.ok else 'fails ' + verdict.reason}; {measured}"
-        if not verdict.ok:
-            break
+def ending(row: dict, decided: dict | None, limits: Filter) -> Iterator[str]:
+    """Where the page's way ended, and what the rules across pages did to it before."""
+    masked = {name.removeprefix("pii_"): row[name] for name in row if name.startswith("pii_") and row[name]}
+    if masked:
+        yield f"  personal data masked: {', '.join(f'{kind} {count}' for kind, count in masked.items())}"
     if row["reason"]:
-        yield f"-> removed by the rule {row['reason']}, score {round(row['score'], 4):g}{bound(row['reason'], limits)}"
+        yield f"-> removed by the rule {row['reason']}, which measured {row['score']:.4g}"
         return
-    yield "  the rules for one page: passes all"
     if decided is None:
         yield "  copies, repeated lines, held-out wordings: none"
         yield "-> kept"
@@ -119,10 +116,3 @@ def story(row: dict, decided: dict | None, limits: Filter) -> Iterator[str]:
             yield f"-> removed by the rule contaminated: a held-out wording or plan has \"{decided['because']}\" too"
         case _:
             yield "-> kept, without these lines"
-
-
-def bound(reason: str, limits: Filter) -> str:
-    """The parameters that a rule compares its score with, as far as their names tell."""
-    values = limits.model_dump()
-    named = [f"{name} {values[name]}" for name in (f"min_{reason}", f"max_{reason}", f"{reason}_threshold") if name in values]
-    return f" ({', '.join(named)})" if named else ""

@@ -1,7 +1,8 @@
 """What people said about the embedded pages, and how near the filter comes to it.
 
-data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. Only pages of sites that are held out
-count: nothing of the filter was chosen by looking at them.
+data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. data/web/personal.csv: url,kind,text,mask, the
+personal data on these pages (mask: yes) and what only looks like it. Only pages of sites that are held out count: nothing
+of the filter was chosen by looking at them.
 """
 
 import csv
@@ -12,8 +13,11 @@ from pathlib import Path
 
 from stages.common.metrics import share_interval
 from stages.common.problem import Problem
+from stages.crawl.pii import FINDERS
+from stages.crawl.sites import Page, plain_text
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
+PERSONAL = ["url", "kind", "text", "mask"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,47 @@ def read_labels(path: Path) -> dict[str, Label]:
     return labels
 
 
-def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
-    """Precision and recall of keeping, over the labelled pages among `urls`, with 95 % intervals; n pages.
+def read_personal(path: Path) -> dict[str, set[tuple[str, str]]]:
+    """For each URL the personal data on its page as (kind, text). A line that is not one is a Problem with its number."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != PERSONAL:
+        raise Problem(f"{path}:1: the first line must be {','.join(PERSONAL)}.")
+    marked: dict[str, set[tuple[str, str]]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(PERSONAL) or row[1] not in FINDERS or row[3] not in ("yes", "no"):
+            raise Problem(f"{path}:{number}: {','.join(row)!r} needs {len(PERSONAL)} fields, one of "
+                          f"{', '.join(FINDERS)} in the second and yes or no in the last.")
+        if row[3] == "yes":
+            marked.setdefault(row[0], set()).add((row[1], row[2]))
+    return marked
 
-    Shares over no page are left out.
-    """
+
+def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
+    """Precision and recall of keeping, over the labelled pages among `urls`; n pages."""
     judged = {url: labels[url].keep for url in urls if url in labels}
     right = sum(keep for url, keep in judged.items() if url in kept)
-    quality: dict[str, float | int] = {"n": len(judged)}
-    for name, among in (("precision", sum(url in kept for url in judged)), ("recall", sum(judged.values()))):
+    return {"n": len(judged)} | precision_recall(right, sum(url in kept for url in judged), sum(judged.values()))
+
+
+def measure_pii(pages: list[Page], marked: dict[str, set[tuple[str, str]]]) -> dict[str, float | int]:
+    """Precision and recall of finding personal data in what was written on these pages, comments included; n marked.
+
+    A text counts once a page, and only under its own kind.
+    """
+    n = found = right = 0
+    for page in pages:
+        text = "\n".join(plain_text(said) for said in [page.body, *(spoken.body for spoken in page.posts + page.comments)])
+        spans = {(kind, text[start:end]) for kind, finder in FINDERS.items() for start, end in finder(text)}
+        wanted = marked.get(page.url, set())
+        n, found, right = n + len(wanted), found + len(spans), right + len(spans & wanted)
+    return {"n": n} | precision_recall(right, found, n)
+
+
+def precision_recall(right: int, found: int, wanted: int) -> dict[str, float]:
+    """Both shares with 95 % intervals. Shares over nothing are left out."""
+    quality = {}
+    for name, among in (("precision", found), ("recall", wanted)):
         if among:
             low, high = share_interval(right, among)
             quality |= {name: right / among, f"{name}_low": low, f"{name}_high": high}

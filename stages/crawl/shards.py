@@ -25,34 +25,36 @@ ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "ne
              "rejects_per_reason", "validation_share"}
 
 
-def make_shards(raw: Path, files: list[dict], limits: Filter, code: dict[str, str], cache: Path) -> list[Path]:
+def make_shards(raw: Path, files: list[dict], limits: Filter, hosts: frozenset[str], code: dict[str, str],
+                cache: Path) -> list[Path]:
     """The shards of the files in their order, those made that an earlier run has not finished. Equal files share one."""
-    targets = {entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, code)}.parquet" for entry in files}
+    targets = {entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, hosts, code)}.parquet" for entry in files}
     sources = {entry["sha256"]: raw / entry["file"] for entry in reversed(files)}
     tasks = [Task(str(sources[digest].resolve()), str(target.resolve())) for digest, target in targets.items()]
-    run_tasks(partial(write_shard, limits=limits), tasks, limits, "filtering")
+    run_tasks(partial(write_shard, limits=limits, hosts=hosts), tasks, limits, "filtering")
     return [targets[entry["sha256"]] for entry in files]
 
 
-def shard_key(digest: str, limits: Filter, code: dict[str, str]) -> str:
-    """What a shard depends on: the file's sha256, the parameters of the rules for one page and the code.
+def shard_key(digest: str, limits: Filter, hosts: frozenset[str], code: dict[str, str]) -> str:
+    """What a shard depends on: the file's sha256, the parameters of the rules for one page, the blocked hosts and
+    the code.
 
     code: sha256 by file name.
     """
-    text = json.dumps([digest, limits.model_dump(exclude=ELSEWHERE), code], sort_keys=True)
+    text = json.dumps([digest, limits.model_dump(exclude=ELSEWHERE), sorted(hosts), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def write_shard(source: Path, target: Path, limits: Filter) -> None:
+def write_shard(source: Path, target: Path, limits: Filter, hosts: frozenset[str]) -> None:
     """All pages of one file, judged, a block of rows at a time; what the reader counted stands in the file's metadata.
 
-    It depends on nothing but the file and the limits, so that it can run anywhere.
+    It depends on nothing but its arguments, so that it can run anywhere.
     """
     counts: Counter = Counter()
     rows, characters = [], 0
     with atomic_file(target) as temporary, pq.ParquetWriter(temporary, SHARD, compression="zstd") as writer:
         for record in read(source, limits.max_page_bytes, counts):
-            rows.append(judge(record, limits))
+            rows.append(judge(record, limits, hosts))
             characters += len(rows[-1]["text"])
             counts["page_bytes"] += len(record.body)
             if characters >= CHARACTERS_AT_ONCE or len(rows) >= ROWS_AT_ONCE:
