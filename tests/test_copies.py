@@ -159,6 +159,14 @@ def test_the_place_that_copies_least_keeps_its_text(tmp_path):
     assert gone == {f"https://all.example/{number}": pages[number][0] for number in (0, 1, 6, 7)}
 
 
+def test_a_page_that_names_its_source_gives_way(tmp_path):
+    text = " ".join(words(random.Random(9), 300))
+    pages = [("https://a.example/", f"{text} Reprinted by kind permission of the author.", ""), ("https://b.example/", text, "")]
+    assert stays([write_shard(tmp_path / "shard", pages)], tmp_path) == {"https://a.example/": "https://b.example/"}
+    both = [(url, text + " It first appeared in the Gazette.", "") for url, _, _ in pages]
+    assert stays([write_shard(tmp_path / "both", both)], tmp_path) == {"https://b.example/": "https://a.example/"}
+
+
 def test_removed_pages_make_no_copies(tmp_path):
     text = " ".join(words(random.Random(1), 100))
     shard = write_shard(tmp_path / "shard", [("https://a.example/", text, "language"), ("https://b.example/", text, "")])

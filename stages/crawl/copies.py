@@ -4,6 +4,7 @@ A page is a number, its place in the crawl: memory holds about 30 bytes for each
 Texts stay in the shards.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,11 @@ from stages.crawl.engine import daft, start
 from stages.crawl.minhash import components, near_pairs
 from stages.crawl.shards import batches
 
+NAMES_A_SOURCE = re.compile(
+    r"\b(?:(?:re)?(?:printed|posted|published|produced)|lifted|copied|borrowed|taken|translated|adapted|shared) (?:here )?"
+    r"(?:from|by (?:kind )?permission|with (?:kind )?permission|courtesy)\b|\bcourtesy of\b|\b(?:originally|first) "
+    r"(?:appeared|published|posted|printed|ran)\b|\bsource:|\bvia:", re.IGNORECASE)
+
 
 class Copy(NamedTuple):
     """A page that goes because another says the same. similarity: the largest share of shingles that it has in common
@@ -31,10 +37,12 @@ class Copy(NamedTuple):
 class Member(NamedTuple):
     """A page that has copies. In the order of its fields, the smallest of a cluster stays.
 
+    sources_named: how often its text says that it comes from elsewhere; what the original says of that, copies say too.
     copied_share: how much of the page's host has copies on other hosts. A mirror has nearly all of its pages from
     elsewhere, the place where a text comes from only a few. text: a hash, so that nothing depends on the order of files.
     """
 
+    sources_named: int
     copied_share: float
     url: str
     text: int
@@ -98,7 +106,8 @@ def read_members(shards: list[Path], cluster_of: np.ndarray) -> list[list[Member
     for batch in batches(shards, ["url", "text"]):
         for row in np.flatnonzero(cluster_of[page:page + len(batch)] >= 0).tolist():
             url, text = batch["url"][row].as_py(), batch["text"][row].as_py()
-            found.append(Member(0.0, url, xxhash.xxh3_64_intdigest(text.encode()), page + row, int(cluster_of[page + row])))
+            named = len(NAMES_A_SOURCE.findall(text))
+            found.append(Member(named, 0.0, url, xxhash.xxh3_64_intdigest(text.encode()), page + row, int(cluster_of[page + row])))
         page += len(batch)
     hosts: dict[int, set[str]] = {}
     for member in found:
