@@ -1,12 +1,9 @@
-"""The parts of the crawl: pages as they are written and served, damaged WARC files, text, language, rules, copies."""
+"""The parts of the crawl: pages as they are written and served, damaged WARC files, copies, labels."""
 
-import codecs
 import gzip
 import html.parser
-import math
 import random
 import re
-import time
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -18,20 +15,16 @@ import pytest
 import zstandard
 from fastwarc.warc import ArchiveIterator
 
-from stages.common.params import read_params
 from stages.common.problem import Problem
-from stages.crawl.dedup import first_copies, text_key, unit_interval
-from stages.crawl.extract import TooDeep, decode, depth, depth_bound, html_to_text
+from stages.crawl.dedup import text_key, unit_interval
+from stages.crawl.extract import html_to_text
 from stages.crawl.labels import keep_quality, read_labels, read_spans, token_f1
-from stages.crawl.language import language, may_be
-from stages.crawl.quality import gopher, gopher_quality, gopher_repetition
 from stages.crawl.render import Renderer, to_html
 from stages.crawl.sites import gold_text, plain_text, read_sites
 from stages.crawl.warc import frames, read
 from tests.conftest import ROOT
 
 DESIGNS = sorted(file.name.removesuffix(".html.j2") for file in (ROOT / "data/web/designs").glob("*.j2"))
-LIMITS = read_params(ROOT / "params.yaml").filter
 ALL_BYTES = 10**9
 
 SITE = """
@@ -502,223 +495,7 @@ def test_real_bodies_are_those_that_fastwarc_decodes(shared_data):
     assert ours == others
 
 
-# ---- text ----
-
-SENTENCES = {
-    "en": "Nobody at the harbour remembers who painted the boathouse yellow, but everyone agrees that it was done at night.",
-    "de": "Niemand am Hafen weiß noch, wer das Bootshaus gelb gestrichen hat, aber alle sagen, dass es nachts geschah.",
-    "fr": "Personne au port ne se souvient de qui a peint le hangar en jaune, mais tout le monde dit que c'était la nuit.",
-    "es": "Nadie en el puerto recuerda quién pintó de amarillo el cobertizo, pero todos dicen que lo hicieron de noche.",
-    "it": "Nessuno al porto ricorda chi abbia dipinto di giallo la rimessa, ma tutti dicono che è stato fatto di notte.",
-    "pl": "Nikt w porcie nie pamięta, kto pomalował szopę na żółto, ale wszyscy mówią, że stało się to w nocy.",
-    "nl": "Niemand in de haven weet nog wie het botenhuis geel heeft geverfd, maar iedereen zegt dat het 's nachts gebeurde.",
-    "ru": "Никто в гавани не помнит, кто выкрасил сарай в жёлтый цвет, но все говорят, что это было ночью.",
-    "ja": "港の誰も、誰が船小屋を黄色に塗ったのか覚えていないが、夜のうちに塗られたことだけは皆が知っている。",
-    "tr": "Limanda kayıkhaneyi kimin sarıya boyadığını kimse hatırlamıyor, ama herkes bunun gece yapıldığını söylüyor.",
-}
-
-
-@pytest.mark.parametrize("code", SENTENCES)
-def test_ten_languages_are_told_apart(code):
-    found, score = language(SENTENCES[code])
-    assert found == code and 0.6 < score <= 1
-    assert may_be(SENTENCES[code] * 3, code)
-
-
-def test_the_gate_refuses_what_is_far_off_and_passes_what_is_short():
-    assert not may_be(SENTENCES["ru"] * 4, "en") and not may_be(SENTENCES["ja"] * 6, "en")
-    assert may_be(SENTENCES["ru"], "en")
-    assert language("  \n ") == ("", 0.0)
-
-
-@pytest.mark.parametrize(("text", "charset", "declared"), [
-    (SENTENCES["fr"], "utf-8", "iso-8859-1"),
-    (SENTENCES["fr"], "utf-8", ""),
-    (SENTENCES["de"], "windows-1252", "windows-1252"),
-    (SENTENCES["de"], "windows-1252", "utf-8"),
-    (SENTENCES["ru"], "koi8-r", "koi8-r"),
-    (SENTENCES["ru"], "windows-1251", ""),
-    (SENTENCES["ja"], "shift_jis", "shift_jis"),
-    (SENTENCES["ja"], "euc-jp", "no-such-charset"),
-    (SENTENCES["ja"], "iso-2022-jp", "iso-2022-jp"),
-    (SENTENCES["pl"], "utf-16", ""),
-    ("The “pawl” – £3", "windows-1252", "latin-1"),
-])
-def test_charsets_are_found_whatever_is_claimed(text, charset, declared):
-    page = f"<html><head><title>x</title></head><body><p>{text * 3}</p></body></html>"
-    assert decode(page.encode(charset), declared) == page
-
-
-def test_a_page_cut_within_a_character_or_with_few_wrong_bytes_stays_utf8():
-    text = SENTENCES["ru"] * 3
-    assert decode(text.encode() + "é".encode()[:1], "") == text
-    rotten = text.encode()[:99] + b"\xff" + text.encode()[99:]
-    assert "гавани" in decode(rotten, "")
-    assert codecs.BOM_UTF8.decode() not in decode(codecs.BOM_UTF8 + text.encode(), "")
-
-
-@pytest.mark.parametrize("page", [
-    "<div>" * 190_000, "<div>x" * 5000 + "</div>" * 5000, "<i><b><u><a>" * 80_000, "<table><tr><td>" * 5000])
-def test_a_page_nested_without_end_is_refused_at_once(page):
-    """Resiliparse takes minutes for the first of these: one such page in a crawl would stop it."""
-    started = time.monotonic()
-    with pytest.raises(TooDeep):
-        html_to_text(page.encode(), "")
-    assert time.monotonic() - started < 2
-
-
-@pytest.mark.parametrize("page", [
-    "<p>word" * 5000, "<br>word" * 5000, "<ul>" + "<li>word" * 5000, "<div><b>word</b></div>" * 5000,
-    "<p>word<script>" + "document.write('<div><div>');" * 3000 + "</script>", "<p>word<!-- " + "<div>" * 3000 + " -->",
-    "<table>" + "<tr><td>word" * 3000])
-def test_a_long_page_is_not_a_deep_one(page):
-    page = f"<html><body><div><p>Start.</p>{page}</div></body></html>"
-    assert depth(page) < 20
-    assert "Start." in html_to_text(page.encode(), "")
-
-
-def test_gold_pages_of_others_come_out(shared_data):
-    scores = []
-    for source in sorted((shared_data / "extraction_gold").glob("*__source.html.gz")):
-        page = gzip.decompress(source.read_bytes()).decode()
-        assert depth(page) <= depth_bound(page) and depth(page) < 400, source.name
-        expected = gzip.decompress(source.with_name(source.name.replace("__source", "__expected")).read_bytes())
-        gold = lxml.html.fromstring(expected.decode()).text_content()
-        scores.append(token_f1(html_to_text(page.encode(), "utf-8"), gold))
-    assert len(scores) >= 130
-    assert sum(scores) / len(scores) > 0.85
-
-
-# ---- rules ----
-
-
-def plain_gopher(text: str) -> str:
-    """The rules once more, word by word as the paper says them: the first that fails, or ""."""
-    words = text.split()
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    paragraphs = [part.strip() for part in re.split(r"\n{2,}", text) if part.strip()]
-
-    def share(parts, holds):
-        return sum(1 for part in parts if holds(part)) / max(1, len(parts))
-
-    if not LIMITS.min_words <= len(words) <= LIMITS.max_words:
-        return "words"
-    if not LIMITS.min_mean_word_length <= sum(len(word) for word in words) / len(words) <= LIMITS.max_mean_word_length:
-        return "mean_word_length"
-    if max(text.count("#"), text.count("...") + text.count("…")) / len(words) > LIMITS.max_symbols_per_word:
-        return "symbols_per_word"
-    if share(lines, lambda line: line[0] in "•‣▪◦·●-*–") > LIMITS.max_bullet_lines:
-        return "bullet_lines"
-    if share(lines, lambda line: line.endswith("...") or line.endswith("…")) > LIMITS.max_ellipsis_lines:
-        return "ellipsis_lines"
-    if share(words, lambda word: any(letter.isalpha() for letter in word)) < LIMITS.min_alphabetic_words:
-        return "alphabetic_words"
-    bare = [word.strip(".,;:!?\"'()").lower() for word in words]
-    if sum(stop in bare for stop in ("the", "be", "to", "of", "and", "that", "have", "with")) < LIMITS.min_stop_words:
-        return "stop_words"
-
-    def again(parts):
-        return [part for number, part in enumerate(parts) if part in parts[:number]]
-
-    for name, parts in (("lines", lines), ("paragraphs", paragraphs)):
-        if len(again(parts)) / len(parts) > getattr(LIMITS, f"max_duplicate_{name}"):
-            return f"duplicate_{name}"
-    for name, parts in (("line", lines), ("paragraph", paragraphs)):
-        if sum(map(len, again(parts))) / len(text) > getattr(LIMITS, f"max_duplicate_{name}_characters"):
-            return f"duplicate_{name}_characters"
-    for n in (2, 3, 4):
-        (gram, count), = Counter(" ".join(words[at:at + n]) for at in range(len(words) - n + 1)).most_common(1)
-        if count > 1 and len(gram) * count / len(text) > getattr(LIMITS, f"max_top_{n}gram_characters"):
-            return f"top_{n}gram_characters"
-    for n in range(5, 11):
-        seen, characters, at = set(), 0, 0
-        while at + n <= len(words):
-            gram = tuple(words[at:at + n])
-            if gram in seen:
-                characters += sum(map(len, gram))
-                at += n
-            else:
-                seen.add(gram)
-                at += 1
-        if characters / len(text) > getattr(LIMITS, f"max_duplicate_{n}gram_characters"):
-            return f"duplicate_{n}gram_characters"
-    return ""
-
-
-def random_text(seed: int) -> str:
-    """Texts that pass, fail and nearly fail: few or many words, repeats of phrases, lines and paragraphs."""
-    draw = random.Random(seed)
-    vocabulary = ["the", "of", "and", "to"] + ["".join(draw.choices("aeioulnrst", k=draw.randint(1, 9)))
-                                               for _ in range(draw.choice([8, 40, 400]))]
-    phrases = [" ".join(draw.choices(vocabulary, k=draw.randint(3, 14))) for _ in range(draw.choice([2, 5, 60]))]
-    lines = []
-    for _ in range(draw.randint(5, 60)):
-        line = draw.choice(phrases) if draw.random() < 0.3 else " ".join(draw.choices(vocabulary, k=draw.randint(2, 20)))
-        lines.append(draw.choice(["", "", "", "- ", "# ", "7 "]) + line + draw.choice(["", "", "", ".", "...", "\n"]))
-    return "\n".join(lines)
-
-
-def test_verdicts_are_those_of_the_plain_rules_on_random_texts():
-    verdicts = Counter()
-    for seed in range(400):
-        text = random_text(seed)
-        assert gopher(text, LIMITS).reason == plain_gopher(text), seed
-        verdicts[plain_gopher(text)] += 1
-    assert verdicts[""] > 20 and len(verdicts) > 10, verdicts
-
-
-def test_verdicts_are_those_of_the_plain_rules_on_real_texts(shared_data):
-    texts = [html_to_text(gzip.decompress(file.read_bytes()), "utf-8")
-             for file in sorted((shared_data / "extraction_gold").glob("*__source.html.gz"))]
-    for file in sorted(file for file in (shared_data / "text").rglob("*") if file.is_file()):
-        text = file.read_text(errors="replace")
-        texts += [text[start:start + 3000] for start in range(0, min(len(text), 300_000), 6000)]
-    assert len(texts) > 200
-    verdicts = Counter()
-    for text in texts:
-        assert gopher(text, LIMITS).reason == plain_gopher(text)
-        verdicts[plain_gopher(text)] += 1
-    assert verdicts[""] > len(texts) / 3 and len(verdicts) > 2
-
-
-@pytest.mark.parametrize(("reason", "text"), [
-    ("words", "too short to be of use to anybody"),
-    ("mean_word_length", "a b c d e f " * 20),
-    ("symbols_per_word", PROSE * 2 + "#tag " * 60),
-    ("bullet_lines", "\n".join(f"- the {word} and the other" for word in PROSE.split()[:40])),
-    ("ellipsis_lines", "\n".join(f"{part.strip()}..." for part in PROSE.split(".") if len(part.split()) > 12)),
-    ("alphabetic_words", "the and " + " ".join(f"{number} {number + 17}" for number in range(1000, 1060)) + " kettle" * 20),
-    ("stop_words", " ".join(word for word in PROSE.replace("|", "").split() if len(word) > 4)),
-])
-def test_each_quality_rule_names_itself(reason, text):
-    verdict = gopher_quality(text, LIMITS)
-    assert (verdict.ok, verdict.reason) == (False, reason)
-    assert math.isfinite(verdict.scores[reason])
-    assert gopher_quality(PROSE.replace("|", "").replace("---", ""), LIMITS).ok
-
-
-def test_stop_words_are_asked_of_english_only():
-    german = LIMITS.model_copy(update={"language": "de"})
-    assert gopher_quality(SENTENCES["de"] * 5, german).ok
-    assert gopher_quality(SENTENCES["de"] * 5, LIMITS).reason == "stop_words"
-
-
-def test_a_page_that_says_one_thing_over_and_over_is_a_repetition():
-    assert not gopher_repetition("buy the best kettle here today for less " * 30, LIMITS).ok
-    assert gopher_repetition(PROSE, LIMITS).ok
-
-
 # ---- copies and labels ----
-
-
-def test_the_kept_copy_does_not_depend_on_the_order():
-    pages = [("https://b.example/", "Same  text!"), ("https://a.example/", "same text"), ("https://c.example/", "other"),
-             ("https://d.example/", "SAME, text.")]
-    for _ in range(10):
-        random.Random(_).shuffle(pages)
-        stays = first_copies([url for url, _ in pages], [text_key(text) for _, text in pages])
-        assert sorted(url for (url, _), keep in zip(pages, stays, strict=True) if keep) == [
-            "https://a.example/", "https://c.example/"]
 
 
 def test_the_hash_spreads_texts_evenly():

@@ -62,9 +62,17 @@ class Download(Section):
 
 
 class Filter(Section):
-    language: Annotated[str, Field(pattern="^[a-z]{2}$")]
-    language_threshold: Share
+    engine: Literal["native", "ray"]
+    ray_address: Annotated[str, Field(min_length=1)]
+    workers: Count
+    blocked_hosts: Annotated[str, Field(min_length=1)]
+    max_url_words: Annotated[int, Field(ge=0)]
     max_page_bytes: Count
+    max_page_nodes: Count
+    extractor: Literal["cascade", "resiliparse", "trafilatura"]
+    languages: Annotated[str, Field(pattern="^[a-z]{2,3}(, ?[a-z]{2,3})*$")]
+    language_threshold: Share
+    compat: Literal["none", "datatrove"]
     min_words: Count
     max_words: Count
     min_mean_word_length: Positive
@@ -87,6 +95,26 @@ class Filter(Section):
     max_duplicate_8gram_characters: Share
     max_duplicate_9gram_characters: Share
     max_duplicate_10gram_characters: Share
+    max_lorem_ipsum: Annotated[int, Field(ge=0)]
+    max_curly_brackets: Annotated[int, Field(ge=0)]
+    min_sentences: Annotated[int, Field(ge=0)]
+    min_punctuated_lines: Share
+    max_short_lines: Share
+    max_repeated_line_characters: Share
+    max_lines_per_word: Share
+    min_function_words: Share
+    min_joined_words: Share
+    max_adult_words: Share
+    max_legal_phrases: Share
+    near_words: Count
+    near_bands: Count
+    near_rows: Count
+    near_similarity: Share
+    repeated_line_pages: Annotated[int, Field(ge=2)]
+    repeated_line_letters: Count
+    contamination_words: Count
+    contamination_least_words: Count
+    rejects_per_reason: Count
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
 
 

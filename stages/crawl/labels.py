@@ -13,10 +13,11 @@ from pathlib import Path
 
 from stages.common.metrics import share_interval
 from stages.common.problem import Problem
+from stages.crawl.pii import FINDERS
+from stages.crawl.sites import Page, plain_text
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
 SPAN_COLUMNS = ["url", "kind", "text", "mask"]
-KINDS = ("email", "phone", "ip", "card")
 
 
 @dataclass(frozen=True)
@@ -64,26 +65,61 @@ def read_spans(path: Path) -> dict[str, list[Span]]:
         raise Problem(f"{path}:1: the first line must be {','.join(SPAN_COLUMNS)}.")
     spans: dict[str, list[Span]] = {}
     for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(SPAN_COLUMNS) or row[1] not in KINDS or not row[2] or row[3] not in ("yes", "no"):
+        if len(row) != len(SPAN_COLUMNS) or row[1] not in FINDERS or not row[2] or row[3] not in ("yes", "no"):
             raise Problem(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
-                          f"{', '.join(KINDS)} in the second, and yes or no in the last.")
+                          f"{', '.join(FINDERS)} in the second, and yes or no in the last.")
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
 
 
 def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
-    """Precision and recall of keeping, over the labelled pages among `urls`, with 95 % intervals; n pages.
-
-    Shares over no page are left out.
-    """
+    """Precision and recall of keeping, over the labelled pages among `urls`; n pages."""
     judged = {url: labels[url].keep for url in urls if url in labels}
     right = sum(keep for url, keep in judged.items() if url in kept)
-    quality: dict[str, float | int] = {"n": len(judged)}
-    for name, among in (("precision", sum(url in kept for url in judged)), ("recall", sum(judged.values()))):
+    return {"n": len(judged)} | precision_recall(right, sum(url in kept for url in judged), sum(judged.values()))
+
+
+def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:
+    """Precision and recall of finding personal data in what was written on these pages, comments included; n marked.
+
+    A text counts once a page, and only under its own kind.
+    """
+    n = found = right = 0
+    for page in pages:
+        text = "\n".join(plain_text(said) for said in [page.body, *(spoken.body for spoken in page.posts + page.comments)])
+        spans = {(kind, text[start:end]) for kind, finder in FINDERS.items() for start, end in finder(text)}
+        wanted = {(span.kind, span.text) for span in marked.get(page.url, []) if span.mask}
+        n, found, right = n + len(wanted), found + len(spans), right + len(spans & wanted)
+    return {"n": n} | precision_recall(right, found, n)
+
+
+def precision_recall(right: int, found: int, wanted: int) -> dict[str, float]:
+    """Both shares with 95 % intervals. Shares over nothing are left out."""
+    quality = {}
+    for name, among in (("precision", found), ("recall", wanted)):
         if among:
             low, high = share_interval(right, among)
             quality |= {name: right / among, f"{name}_low": low, f"{name}_high": high}
     return quality
+
+
+def copy_quality(clusters: list[list[str]], compared: set[str], labels: dict[str, Label], urls: set[str]) -> dict:
+    """How many of the copies that people marked among `urls` were found, and how many pages went that are no copies.
+
+    clusters: URLs of pages found to say the same, the one that stays first. recall: over the n labelled copies that
+    were compared with their originals (another rule may have removed either before), those in one cluster with them,
+    whichever of the two stays. false_merges: pages of a cluster that no label joins to the page that stays, where
+    either is among `urls`.
+    """
+    def source(url: str) -> str:
+        return labels[url].duplicate_of or url if url in labels else url
+
+    cluster_of = {url: number for number, cluster in enumerate(clusters) for url in cluster}
+    marked = [(url, source(url)) for url in sorted(urls & labels.keys()) if labels[url].duplicate_of]
+    marked = [(copy, original) for copy, original in marked if {copy, original} <= compared]
+    found = sum(cluster_of.get(copy, -1) == cluster_of.get(original, -2) for copy, original in marked)
+    false = sum(source(url) != source(stays) for stays, *others in clusters for url in others if {url, stays} & urls)
+    return {"n": len(marked), "false_merges": false} | ({"recall": found / len(marked)} if marked else {})
 
 
 def token_f1(text: str, gold: str) -> float:
