@@ -27,12 +27,13 @@ RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
 VOCABULARY = 309
 SIZES = {
     "mlp": {"window": 5, "embedding": 16, "hidden": 32},
-    "rnn": {"width": 24, "layers": 2},
-    "lstm": {"width": 24, "layers": 2},
-    "gru": {"width": 24, "layers": 2},
+    "rnn": {"width": 24, "layers": 2, "dropout": 0.0},
+    "lstm": {"width": 24, "layers": 2, "dropout": 0.0},
+    "gru": {"width": 24, "layers": 2, "dropout": 0.0},
     # Widths that differ from each other where a transposed or swapped tensor would otherwise fit.
     "gpt_oss": {"layers": 4, "width": 48, "heads": 6, "key_value_heads": 2, "head_size": 16, "expert_width": 40, "experts": 8,
-                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0},
+                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0,
+                "z_loss": 0.0},
 }
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -63,54 +64,65 @@ def some_tokens(rows: int, length: int, seed: int = 3) -> torch.Tensor:
 # Recurrent cells against torch.nn
 
 
-def torch_twin(name: str, model: nn.Module) -> nn.Module:
+def torch_twin(name: str, layer: nn.Module) -> nn.Module:
     """torch.nn's module with the same weights; its second bias, which only the GRU's candidate needs, is zero elsewhere."""
-    width = model.config["width"]
-    twin = TORCH[name](width, width, model.config["layers"]).to(model.head.dtype)
+    width = layer.input.size(1)
+    twin = TORCH[name](width, width).to(layer.input.dtype)
     with torch.no_grad():
-        for number, layer in enumerate(model.layers):
-            getattr(twin, f"weight_ih_l{number}").copy_(layer.input)
-            getattr(twin, f"weight_hh_l{number}").copy_(layer.recurrent)
-            getattr(twin, f"bias_ih_l{number}").copy_(layer.bias)
-            getattr(twin, f"bias_hh_l{number}").zero_()
-            if name == "gru":
-                getattr(twin, f"bias_hh_l{number}")[2 * width:] = layer.recurrent_bias
-    return twin
-
-
-def twin_gradients(name: str, model: nn.Module, twin: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pairs = []
-    for number, layer in enumerate(model.layers):
-        pairs += [(layer.input.grad, getattr(twin, f"weight_ih_l{number}").grad),
-                  (layer.recurrent.grad, getattr(twin, f"weight_hh_l{number}").grad),
-                  (layer.bias.grad, getattr(twin, f"bias_ih_l{number}").grad)]
+        twin.weight_ih_l0.copy_(layer.input)
+        twin.weight_hh_l0.copy_(layer.recurrent)
+        twin.bias_ih_l0.copy_(layer.bias)
+        twin.bias_hh_l0.zero_()
         if name == "gru":
-            pairs.append((layer.recurrent_bias.grad, getattr(twin, f"bias_hh_l{number}").grad[2 * model.config["width"]:]))
-    return pairs
+            twin.bias_hh_l0[2 * width:] = layer.recurrent_bias
+    return twin
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", TORCH)
-def test_recurrent_layers_equal_torch_s_in_outputs_states_and_gradients(name, dtype, tolerance):
-    model = shaken(make(name, layers=3)).to(dtype)
-    twin = torch_twin(name, model)
-    tokens = some_tokens(5, 21)
-    state = torch.randn(model.start(5).shape, dtype=dtype).requires_grad_()
-    twin_state = state.detach().clone().requires_grad_()
-    hidden, after = model(tokens, state)
+def test_a_recurrent_layer_equals_torch_s_in_outputs_states_and_gradients(name, dtype, tolerance):
+    layer = shaken(make(name)).layers[0].to(dtype)
+    twin = torch_twin(name, layer)
+    steps, batch_size, width = 21, 5, layer.input.size(1)
+    given = [torch.randn(shape, dtype=dtype) for shape in [(steps, batch_size, width)] + [(batch_size, width)] * (1 + (name == "lstm"))]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    results = layer(*ours)
+    states = [state[None] for state in theirs[1:]]
+    hidden, after = twin(theirs[0], tuple(states) if name == "lstm" else states[0])
+    expected = [hidden, *(state[0] for state in (after if name == "lstm" else [after]))]
 
-    embedding = model.embedding.detach().clone().requires_grad_()
-    given = (twin_state[:, 0].contiguous(), twin_state[:, 1].contiguous()) if name == "lstm" else twin_state
-    twin_hidden, twin_after = twin(embedding[tokens.T], given)
-    twin_hidden, twin_after = twin_hidden.transpose(0, 1), torch.stack(twin_after, 1) if name == "lstm" else twin_after
-    torch.testing.assert_close(hidden, twin_hidden, rtol=0, atol=tolerance)
-    torch.testing.assert_close(after, twin_after, rtol=0, atol=tolerance)
+    weights = [torch.randn_like(result) for result in results]   # every output pulls in its own direction
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=0, atol=tolerance)
+    sum((result * weight).sum() for result, weight in zip(results, weights, strict=True)).backward()
+    sum((reference * weight).sum() for reference, weight in zip(expected, weights, strict=True)).backward()
+    pairs = [*zip(ours, theirs, strict=True), (layer.input, twin.weight_ih_l0), (layer.recurrent, twin.weight_hh_l0),
+             (layer.bias, twin.bias_ih_l0)]
+    if name == "gru":
+        pairs.append((layer.recurrent_bias, twin.bias_hh_l0))
+    for mine, reference in pairs:
+        gradient = reference.grad[-len(mine):] if mine.dim() == 1 else reference.grad
+        torch.testing.assert_close(mine.grad, gradient, rtol=tolerance, atol=tolerance * gradient.abs().max().item())
 
-    weights, state_weights = torch.randn_like(hidden), torch.randn_like(after)   # every output pulls in its own direction
-    ((hidden * weights).sum() + (after * state_weights).sum()).backward()
-    ((twin_hidden * weights).sum() + (twin_after * state_weights).sum()).backward()
-    for ours, theirs in [(state.grad, twin_state.grad), (model.embedding.grad, embedding.grad), *twin_gradients(name, model, twin)]:
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+
+@pytest.mark.parametrize("name", TORCH)
+def test_layers_are_stacked_with_norms_and_skips(name):
+    model = shaken(make(name, layers=3)).double()
+    tokens = some_tokens(2, 9)
+    x = model.embedding[tokens].transpose(0, 1)
+    for layer in model.layers:
+        x = x + torch_twin(name, layer)(x / x.square().mean(-1, keepdim=True).sqrt())[0]
+    expected = (x / x.square().mean(-1, keepdim=True).sqrt()).transpose(0, 1)
+    torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_dropout_is_for_training_only(name):
+    model, tokens = make(name, dropout=0.5), some_tokens(2, 9)
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    model.eval()
+    plain = make(name)
+    assert torch.equal(model(tokens)[0], plain(tokens)[0])
 
 
 def test_gru_with_the_reset_before_the_product_would_not_pass():
@@ -475,16 +487,18 @@ def test_cross_entropy_of_nothing_is_zero():
 
 
 def test_balance_is_transformers_auxiliary_loss_over_k():
-    logits = torch.randn(500, 8, generator=torch.Generator().manual_seed(8))
+    logits = torch.randn(4, 500, 8, generator=torch.Generator().manual_seed(8))
     chosen = logits.topk(3).indices
-    assert balance(logits, chosen).item() == pytest.approx(load_balancing_loss_func((logits,), 8, 3).item() / 3, rel=1e-5)
+    theirs = sum(load_balancing_loss_func((row,), 8, 3).item() for row in logits) / 4
+    assert balance(logits, chosen).item() == pytest.approx(theirs / 3, rel=1e-5)
 
 
-def test_balance_changes_the_gradient_and_not_the_loss():
+@pytest.mark.parametrize("which", ["balance", "z_loss"])
+def test_the_routers_losses_change_the_gradient_and_not_the_loss(which):
     tokens, targets = some_tokens(2, 20), some_tokens(2, 20, seed=9)
     routers, losses = [], []
     for weight in (0.0, 1.0):
-        model = shaken(make("gpt_oss", balance=weight))
+        model = shaken(make("gpt_oss", **{which: weight}))
         loss, _ = model.loss(tokens, targets)
         loss.backward()
         losses.append(loss.item())

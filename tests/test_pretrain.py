@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(encoded):
 @pytest.mark.parametrize(("tokens", "context", "rows"), [(4096, 256, [16]), (524_288, 1024, [64] * 8), (131_072, 65_536, [1, 1]),
                                                         (131_072, 131_072, [1]), (3 * 65_536, 1024, [64] * 3)])
 def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
-    parts = pretrain.split_rows(tokens, context)
+    parts = pretrain.split_rows(tokens, context, 0, 1)
     assert [part.stop - part.start for part in parts] == rows
     assert parts[0].start == 0
     assert all(before.stop == after.start for before, after in zip(parts, parts[1:], strict=False))
@@ -128,7 +128,7 @@ def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
 
 def test_rows_that_do_not_fill_a_step_are_refused():
     with pytest.raises(Problem, match="must be a multiple of the 1,000 tokens"):
-        pretrain.split_rows(4096, 1000)
+        pretrain.split_rows(4096, 1000, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lstm"])

@@ -69,7 +69,7 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
         rope_parameters={"rope_type": "yarn", "rope_theta": THETA, "factor": config["rope_factor"],
                          "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS, "truncate": False,
                          "original_max_position_embeddings": round(config["max_context"] / config["rope_factor"])},
-        router_aux_loss_coef=config["balance"], output_router_logits=False, use_cache=True,
+        router_aux_loss_coef=config["balance"], router_z_loss_coef=config["z_loss"], output_router_logits=False, use_cache=True,
         bos_token_id=ids["<|startoftext|>"], eos_token_id=ids["<|return|>"], pad_token_id=ids[END_OF_TEXT],
     ).to_dict()
 
@@ -90,7 +90,8 @@ def imported_config(config: dict) -> dict:
             "expert_width": config["intermediate_size"], "experts": config["num_local_experts"],
             "experts_per_token": config["num_experts_per_tok"], "window": config["sliding_window"],
             "max_context": config["max_position_embeddings"], "rope_factor": rope["factor"],
-            "balance": config["router_aux_loss_coef"]}
+            # transformers has no z-loss; ours is kept in its config, where it is ignored.
+            "balance": config["router_aux_loss_coef"], "z_loss": config.get("router_z_loss_coef", 0.0)}
 
 
 def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encoding) -> None:
