@@ -20,7 +20,7 @@ from benchmarks.report import FOLDER, write_report
 from stages.common.files import read_json
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
-RATES = (0.0008, 0.0016, 0.0032, 0.0064, 0.0128)
+RATES = (0.0016, 0.0032, 0.0064, 0.0128)
 ROOT = Path(__file__).parent.parent
 
 
@@ -52,7 +52,7 @@ def bits_per_byte(model: str, rate: float, steps: int, threads: int) -> float | 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=MODELS, metavar="model", help="mlp, rnn, lstm, gru, gpt_oss (all)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
     kept = read_json(FOLDER / "tune.json") if (FOLDER / "tune.json").is_file() else {}

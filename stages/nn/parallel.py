@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -83,13 +81,14 @@ def joined(model: nn.Module, world: World, sharded: bool) -> Callable:
         return model.loss
     if not sharded:
         return DistributedDataParallel(Loss(model))
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method   # a second, which one process need not wait
+
     for layer in model.children():
         if isinstance(layer, nn.ModuleList):
             for block in layer:
                 fully_shard(block)
     fully_shard(model)
-    for method in ("loss", "run"):
-        register_fsdp_forward_method(model, method) if hasattr(model, method) else None
+    register_fsdp_forward_method(model, "loss")
     return model.loss
 
 
@@ -102,9 +101,13 @@ def averaging(loss: Callable, last: bool) -> contextlib.AbstractContextManager:
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of one that is split among processes; any other as it is. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor split among processes as `like` is; as it is where `like` is not split."""
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
