@@ -81,7 +81,7 @@ def joined(model: nn.Module, world: World, sharded: bool) -> Callable:
         return model.loss
     if not sharded:
         return DistributedDataParallel(Loss(model))
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method   # a second, which one process need not wait
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second, which one process need not wait
 
     for layer in model.children():
         if isinstance(layer, nn.ModuleList):
