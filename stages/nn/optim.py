@@ -67,13 +67,13 @@ class Muon(Optimizer):
 def orthogonalised(x: Tensor) -> Tensor:
     """U V' for each matrix U S V' of x (…, rows, columns), about: singular values end between 0.7 and 1.2. bfloat16."""
     tall = x.size(-2) > x.size(-1)
-    y = (x.mT if tall else x).bfloat16()
+    y = (x.mT if tall else x).bfloat16().reshape(-1, *sorted(x.shape[-2:]))
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = y @ y.mT
-        y = a * y + (b * gram + c * gram @ gram) @ y
-    return (y.mT if tall else y).to(x.dtype)
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return (y.mT if tall else y).reshape(x.shape).to(x.dtype)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_share: float, final_share: float, schedule: str = "cosine") -> float:
