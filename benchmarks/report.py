@@ -23,7 +23,7 @@ def machine() -> dict:
     return {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else (names or [platform.machine()])[0],
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
-            "command": shlex.join(["python", *sys.argv])}
+            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
 
 
 def write_report(name: str, results: dict) -> None:
