@@ -118,6 +118,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
         if "state" in tensors:
             states = [tensors["state"][part].to(device.kind) for part in parts]
         print(f"{name}: going on at step {start}", flush=True)
+        del saved, tensors, state   # as large as the model and its optimizer together
     world.meet()   # all have read before the first may write
     started, first = time.monotonic(), start
     for step in progress(range(start, scale.steps), name, "step", total=scale.steps, first=start):
@@ -164,7 +165,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
     weights = {key: whole(value) for key, value in model.state_dict().items()}
     if not world.first:
         return
-    if seconds and start < scale.steps:
+    if start < scale.steps:
         speed = (scale.steps - first) * scale.tokens_per_step / seconds
         peak = product_rate(device.kind, device.dtype) * world.size
         print(f"{name}: {seconds:,.0f} s, {speed:,.0f} tokens/s, {flops * speed / peak:.1%} of the rate of large matrix products "
