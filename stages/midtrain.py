@@ -28,7 +28,7 @@ from stages.nn import tokenizer as tokenizers
 from stages.nn.data import open_tokens
 from stages.nn.export import load_gpt_oss, save_model
 from stages.nn.losses import IGNORE
-from stages.nn.optim import adamw, learning_rate, load_optimizer, optimizer_tensors
+from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
 from stages.shop import harmony
 
 ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\|>|<\|return\|>))", re.DOTALL)
@@ -106,7 +106,7 @@ def practise(stage: Stage, model, rows: np.ndarray, device) -> list[dict]:
             tensors, state = saved
             model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()
                                    if name.startswith("model.")})
-            load_optimizer(optimizer, tensors)
+            load_optimizers(tensors, optimizer)
             start, curve, loss_sum = state["step"], state["curve"], state["loss_sum"]
             print(f"going on at step {start}")
         for step in progress(range(start, scale.steps), "midtrain", "step", total=scale.steps, first=start):

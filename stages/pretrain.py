@@ -3,18 +3,19 @@
 in   data/tokens/{train,val}.bin, data/tokenizer
 out  models/pretrain/<name> (weights, config, tokenizer, samples.json), metrics/pretrain/<name>.json (result) and .tsv (curve)
 
-AdamW with warmup and a cosine, a fixed number of tokens a step, the same for all five models; recurrent ones carry their
-state from step to step (truncated backpropagation through time, Williams & Peng 1990,
-https://doi.org/10.1162/neco.1990.2.4.490).
+A fixed number of tokens a step, the same for all five models; recurrent ones carry their state from step to step (truncated
+backpropagation through time, Williams & Peng 1990, https://doi.org/10.1162/neco.1990.2.4.490). On several processes
+`torchrun --nproc_per_node=N -m stages.pretrain gpt_oss` gives the same curve.
 """
 
+import contextlib
 import time
 
 import numpy as np
 import torch
 from torch import nn
 
-from stages.common.checkpoint import open_checkpoint
+from stages.common.checkpoint import Checkpoint, open_checkpoint
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, write_json
 from stages.common.metrics import write_curve, write_metrics
@@ -27,32 +28,43 @@ from stages.nn.export import MODELS, save_model
 from stages.nn.generate import generate
 from stages.nn.initial import initialise
 from stages.nn.losses import IGNORE, bits_per_byte
-from stages.nn.optim import adamw, learning_rate, load_optimizer, optimizer_tensors
+from stages.nn.optim import adamw, learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
+from stages.nn.parallel import World, averaging, joined, open_world, spread, whole
+from stages.nn.speed import flops_per_token, peak_memory, product_rate
 
-# Rows of a step that go through the model at once: more tokens fill no accelerator better, and this many fit one.
+# Tokens that go through the model at once: more fill no accelerator better, and this many fit one.
 TOKENS_AT_ONCE = 65_536
 PROMPTS = ("The kettle", "Before you buy a tent,", "I ordered the", "How to clean", "The harbour")
 SAMPLE_TOKENS = 60
 
 
-def split_rows(tokens_per_step: int, context: int) -> list[slice]:
-    """The rows of a step in equal parts of at most TOKENS_AT_ONCE tokens. Raises Problem if rows do not fill a step."""
+def split_rows(tokens_per_step: int, context: int, rank: int, size: int) -> list[slice]:
+    """This process's rows of a step, of `size` processes', in equal parts of at most TOKENS_AT_ONCE tokens.
+
+    Raises Problem if rows do not fill a step, or the processes can not share them equally.
+    """
     rows, rest = divmod(tokens_per_step, context)
     if rest or rows == 0:
         raise Problem(f"tokens_per_step ({tokens_per_step:,}) must be a multiple of the {context:,} tokens of a row "
                       "(pretrain.context, for recurrent models steps_back). Change one of them in the profile.")
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and (n == rows or tokens_per_step // n <= TOKENS_AT_ONCE))
-    return [slice(start, start + rows // parts) for start in range(0, rows, rows // parts)]
+    own, rest = divmod(rows, size)
+    if rest:
+        raise Problem(f"The {rows} rows of a step can not be shared equally by {size} processes. Start a number that divides "
+                      f"{rows}, or change tokens_per_step in the profile.")
+    parts = next(n for n in range(1, own + 1) if own % n == 0 and (n == own or own * context // n <= TOKENS_AT_ONCE))
+    return [slice(start, start + own // parts) for start in range(rank * own, (rank + 1) * own, own // parts)]
 
 
 @torch.no_grad()
 def validation(model: nn.Module, tokens: np.ndarray, token_bytes: np.ndarray, rows: int, context: int, device: Device) -> float:
     """Bits per byte over the tokens, each a target once. A model without a carried state sees `context` tokens at most."""
     nats, state = 0.0, None
+    model.eval()
     for inputs, targets in every_token_once(tokens, min(rows, len(tokens)), context):
         with device.autocast():
             loss, state = model.loss(inputs.to(device.kind), targets.to(device.kind), state)
         nats += loss.item() * int((targets != IGNORE).sum())
+    model.train()
     return bits_per_byte(nats, int(token_bytes[tokens].sum()))
 
 
@@ -66,75 +78,108 @@ def samples(model: nn.Module, tokenizer, seed: int) -> list[dict[str, str]]:
 
 
 def main(stage: Stage, name: str) -> None:
-    params, scale = stage.params.pretrain.loop, stage.params.profile.pretrain
-    peak, seed = getattr(stage.params.pretrain, name), stage.params.seed
-    config = getattr(stage.params.profile.models, name).model_dump()
-    if name == "gpt_oss":
-        config["balance"] = peak.balance
-    device = open_device(stage.params.profile.device, stage.params.profile.dtype, stage.params.profile.threads, seed)
+    device = open_device(stage.params.profile.device, stage.params.profile.dtype, stage.params.profile.threads, stage.params.seed)
+    with open_world(device.kind) as world:
+        # One process holds the lock and writes; the others read the same checkpoint.
+        with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
+            train(stage, name, device, world, checkpoint)
+            world.meet()
+
+
+def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Checkpoint) -> None:
+    params, scale, own = stage.params.pretrain.loop, stage.params.profile.pretrain, getattr(stage.params.pretrain, name)
+    seed = stage.params.seed
+    # A model's own section of the parameters holds its learning rate and what else is no size (dropout, the routers' losses).
+    config = getattr(stage.params.profile.models, name).model_dump() | own.model_dump(exclude={"learning_rate"})
     tokenizer = tokenizers.load("data/tokenizer")
     token_bytes = tokenizers.token_bytes(tokenizer)
-    train, val = open_tokens("data/tokens", "train"), open_tokens("data/tokens", "val")
-    model = initialise(MODELS[name](config, tokenizer.n_vocab), seed).to(device.kind)
-    optimizer = adamw(model, params.weight_decay, params.adam_beta1, params.adam_beta2)
+    tokens, val = open_tokens("data/tokens", "train"), open_tokens("data/tokens", "val")
     context = config.get("steps_back", scale.context)
-    parts = split_rows(scale.tokens_per_step, context)
-    rows = parts[-1].stop
+    rows = scale.tokens_per_step // context
+    parts = split_rows(scale.tokens_per_step, context, world.rank, world.size)
 
-    with open_checkpoint(stage) as checkpoint:
-        start, curve, losses, states = 0, [], [], [None] * len(parts)
-        if saved := checkpoint.load():
-            tensors, state = saved
-            start, curve = state["step"], state["curve"]
-            model.load_state_dict({key: tensors[f"model.{key}"] for key in model.state_dict()})
-            load_optimizer(optimizer, tensors)
-            states = [tensors[f"state.{number}"].to(device.kind) if f"state.{number}" in tensors else None
-                      for number in range(len(parts))]
-            print(f"{name}: going on at step {start}", flush=True)
-        started, first = time.monotonic(), start
-        for step in progress(range(start, scale.steps), name, "step", total=scale.steps, first=start):
+    model = initialise(MODELS[name](config, tokenizer.n_vocab), seed).to(device.kind)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    active = model.active_parameters() if name == "gpt_oss" else parameters
+    flops = flops_per_token(model, context)
+    loss_of = joined(model, world, params.sharded)
+    make = muon_and_adamw if params.optimizer == "muon" else lambda *how: [adamw(*how)]
+    optimizers = make(model, params.weight_decay, params.adam_beta1, params.adam_beta2)
+    assert sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups) \
+        == len(list(model.parameters())), "a parameter in no group or in two"
+
+    start, curve, losses, states = 0, [], [], [None] * len(parts)
+    if saved := checkpoint.load():
+        tensors, state = saved
+        start, curve = state["step"], state["curve"]
+        for key, value in model.state_dict().items():
+            value.copy_(spread(tensors[f"model.{key}"], value))
+        load_optimizers(tensors, *optimizers)
+        if "state" in tensors:
+            states = [tensors["state"][part].to(device.kind) for part in parts]
+        print(f"{name}: going on at step {start}", flush=True)
+        del saved, tensors, state   # as large as the model and its optimizer together
+    world.meet()   # all have read before the first may write
+    started, first = time.monotonic(), start
+    for step in progress(range(start, scale.steps), name, "step", total=scale.steps, first=start):
+        rate = learning_rate(step, scale.steps, own.learning_rate, params.warmup_share, params.final_share, params.schedule)
+        for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, scale.steps, peak.learning_rate, params.warmup_share, params.final_share)
-            inputs, targets = batch(train, step, rows, context, seed)
-            nats = 0.0
-            for number, part in enumerate(parts):
-                x, y = inputs[part].to(device.kind), targets[part].to(device.kind)
+                group["lr"] = rate
+        torch.manual_seed(seed + 1_000_003 * step + world.rank)   # dropout, too, is a function of the step
+        inputs, targets = batch(tokens, step, rows, context, seed)
+        nats = torch.zeros((), device=device.kind)
+        for number, part in enumerate(parts):
+            x, y = inputs[part].to(device.kind), targets[part].to(device.kind)
+            with averaging(loss_of, last=number == len(parts) - 1):
                 with device.autocast():
-                    loss, states[number] = model.loss(x, y, states[number])
+                    loss, states[number] = loss_of(x, y, states[number])
                 (loss / len(parts)).backward()
-                nats += loss.item() / len(parts)
-            if not np.isfinite(nats):
-                raise Problem(f"The loss of step {step} is {nats} (seed {seed}, rows of data/tokens/train.bin as "
-                              f"stages.nn.data.batch(tokens, {step}, {rows}, {context}, {seed}) cuts them). Lower "
-                              f"pretrain.{name}.learning_rate.")
-            nn.utils.clip_grad_norm_(model.parameters(), params.clip)
+            nats += loss.detach() / len(parts)
+        losses.append(world.mean(nats).item())
+        if not np.isfinite(losses[-1]):
+            raise Problem(f"The loss of step {step} is {losses[-1]} (seed {seed}, rows of data/tokens/train.bin as "
+                          f"stages.nn.data.batch(tokens, {step}, {rows}, {context}, {seed}) cuts them). Lower "
+                          f"pretrain.{name}.learning_rate.")
+        nn.utils.clip_grad_norm_(model.parameters(), params.clip)
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(nats)
 
-            done = step + 1
-            if done % scale.steps_per_look == 0 or done == scale.steps:
-                look = validation(model, val[:scale.look_tokens], token_bytes, rows, context, device)
-                curve.append({"step": done, "loss": float(np.mean(losses)), "val_bits_per_byte": look,
-                              "learning_rate": optimizer.param_groups[0]["lr"]})
-                losses = []
-                rate = (done - first) * scale.tokens_per_step / (time.monotonic() - started)
+        done = step + 1
+        if done % scale.steps_per_look == 0 or done == scale.steps:
+            look = validation(model, val[:scale.look_tokens], token_bytes, rows, context, device)
+            curve.append({"step": done, "loss": float(np.mean(losses)), "val_bits_per_byte": look, "learning_rate": rate})
+            losses = []
+            if world.first:
                 print(f"{name}: step {done:,} of {scale.steps:,}, loss {curve[-1]['loss']:.3f}, {look:.3f} bits per byte of "
-                      f"validation text, {rate:,.0f} tokens/s", flush=True)
-                tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-                tensors |= {f"state.{number}": state for number, state in enumerate(states) if state is not None}
-                checkpoint.save(tensors | optimizer_tensors(optimizer), {"step": done, "curve": curve})
+                      "validation text", flush=True)
+            tensors = {f"model.{key}": whole(value) for key, value in model.state_dict().items()} | optimizer_tensors(*optimizers)
+            if states[0] is not None:
+                tensors["state"] = world.gather(torch.cat(states))
+            if world.first:
+                checkpoint.save(tensors, {"step": done, "curve": curve})
 
-        whole = validation(model, val, token_bytes, rows, context, device)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        active = model.active_parameters() if name == "gpt_oss" else parameters
-        with atomic_directory(f"models/pretrain/{name}") as folder:
-            save_model(model, folder, tokenizer)
-            write_json(folder / "samples.json", samples(model, tokenizer, seed))
-        write_curve(f"metrics/pretrain/{name}.tsv", curve)
-        write_metrics(f"metrics/pretrain/{name}.json", {name: {
-            "val_bits_per_byte": whole, "parameters": parameters, "active_parameters": active,
-            "tokens": scale.steps * scale.tokens_per_step}})
+    seconds = time.monotonic() - started
+    result = validation(model, val, token_bytes, rows, context, device)
+    weights = {key: whole(value) for key, value in model.state_dict().items()}
+    if not world.first:
+        return
+    if start < scale.steps:
+        speed = (scale.steps - first) * scale.tokens_per_step / seconds
+        peak = product_rate(device.kind, device.dtype) * world.size
+        print(f"{name}: {seconds:,.0f} s, {speed:,.0f} tokens/s, {flops * speed / peak:.1%} of the rate of large matrix products "
+              f"here ({peak / 1e12:,.2f} TFLOP/s in {device.dtype}), {peak_memory(device.kind):.2f} GiB at most", flush=True)
+    model = MODELS[name](config, tokenizer.n_vocab).to(device.kind)   # a plain one, where the other was split
+    model.load_state_dict(weights)
+    model.eval()
+    with atomic_directory(f"models/pretrain/{name}") as folder:
+        save_model(model, folder, tokenizer)
+        write_json(folder / "samples.json", samples(model, tokenizer, seed))
+    write_curve(f"metrics/pretrain/{name}.tsv", curve)
+    write_metrics(f"metrics/pretrain/{name}.json", {name: {
+        "val_bits_per_byte": result, "parameters": parameters, "active_parameters": active,
+        "tokens": scale.steps * scale.tokens_per_step}})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The five models against torch.nn and transformers, with controls that must break the agreement."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import GptOssForCausalLM
@@ -21,18 +23,20 @@ from stages.nn.generate import choose, generate, stream
 from stages.nn.gpt_oss import GptOss
 from stages.nn.initial import initialise, padded
 from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
-from stages.nn.optim import adamw, learning_rate
+from stages.nn.openai_weights import load_openai, mxfp4
+from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
 
 RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
 VOCABULARY = 309
 SIZES = {
     "mlp": {"window": 5, "embedding": 16, "hidden": 32},
-    "rnn": {"width": 24, "layers": 2},
-    "lstm": {"width": 24, "layers": 2},
-    "gru": {"width": 24, "layers": 2},
+    "rnn": {"width": 24, "layers": 2, "dropout": 0.0},
+    "lstm": {"width": 24, "layers": 2, "dropout": 0.0},
+    "gru": {"width": 24, "layers": 2, "dropout": 0.0},
     # Widths that differ from each other where a transposed or swapped tensor would otherwise fit.
     "gpt_oss": {"layers": 4, "width": 48, "heads": 6, "key_value_heads": 2, "head_size": 16, "expert_width": 40, "experts": 8,
-                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0},
+                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0,
+                "z_loss": 0.0},
 }
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -63,54 +67,65 @@ def some_tokens(rows: int, length: int, seed: int = 3) -> torch.Tensor:
 # Recurrent cells against torch.nn
 
 
-def torch_twin(name: str, model: nn.Module) -> nn.Module:
+def torch_twin(name: str, layer: nn.Module) -> nn.Module:
     """torch.nn's module with the same weights; its second bias, which only the GRU's candidate needs, is zero elsewhere."""
-    width = model.config["width"]
-    twin = TORCH[name](width, width, model.config["layers"]).to(model.head.dtype)
+    width = layer.input.size(1)
+    twin = TORCH[name](width, width).to(layer.input.dtype)
     with torch.no_grad():
-        for number, layer in enumerate(model.layers):
-            getattr(twin, f"weight_ih_l{number}").copy_(layer.input)
-            getattr(twin, f"weight_hh_l{number}").copy_(layer.recurrent)
-            getattr(twin, f"bias_ih_l{number}").copy_(layer.bias)
-            getattr(twin, f"bias_hh_l{number}").zero_()
-            if name == "gru":
-                getattr(twin, f"bias_hh_l{number}")[2 * width:] = layer.recurrent_bias
-    return twin
-
-
-def twin_gradients(name: str, model: nn.Module, twin: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pairs = []
-    for number, layer in enumerate(model.layers):
-        pairs += [(layer.input.grad, getattr(twin, f"weight_ih_l{number}").grad),
-                  (layer.recurrent.grad, getattr(twin, f"weight_hh_l{number}").grad),
-                  (layer.bias.grad, getattr(twin, f"bias_ih_l{number}").grad)]
+        twin.weight_ih_l0.copy_(layer.input)
+        twin.weight_hh_l0.copy_(layer.recurrent)
+        twin.bias_ih_l0.copy_(layer.bias)
+        twin.bias_hh_l0.zero_()
         if name == "gru":
-            pairs.append((layer.recurrent_bias.grad, getattr(twin, f"bias_hh_l{number}").grad[2 * model.config["width"]:]))
-    return pairs
+            twin.bias_hh_l0[2 * width:] = layer.recurrent_bias
+    return twin
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", TORCH)
-def test_recurrent_layers_equal_torch_s_in_outputs_states_and_gradients(name, dtype, tolerance):
-    model = shaken(make(name, layers=3)).to(dtype)
-    twin = torch_twin(name, model)
-    tokens = some_tokens(5, 21)
-    state = torch.randn(model.start(5).shape, dtype=dtype).requires_grad_()
-    twin_state = state.detach().clone().requires_grad_()
-    hidden, after = model(tokens, state)
+def test_a_recurrent_layer_equals_torch_s_in_outputs_states_and_gradients(name, dtype, tolerance):
+    layer = shaken(make(name)).layers[0].to(dtype)
+    twin = torch_twin(name, layer)
+    steps, batch_size, width = 21, 5, layer.input.size(1)
+    given = [torch.randn(shape, dtype=dtype) for shape in [(steps, batch_size, width)] + [(batch_size, width)] * (1 + (name == "lstm"))]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    results = layer(*ours)
+    states = [state[None] for state in theirs[1:]]
+    hidden, after = twin(theirs[0], tuple(states) if name == "lstm" else states[0])
+    expected = [hidden, *(state[0] for state in (after if name == "lstm" else [after]))]
 
-    embedding = model.embedding.detach().clone().requires_grad_()
-    given = (twin_state[:, 0].contiguous(), twin_state[:, 1].contiguous()) if name == "lstm" else twin_state
-    twin_hidden, twin_after = twin(embedding[tokens.T], given)
-    twin_hidden, twin_after = twin_hidden.transpose(0, 1), torch.stack(twin_after, 1) if name == "lstm" else twin_after
-    torch.testing.assert_close(hidden, twin_hidden, rtol=0, atol=tolerance)
-    torch.testing.assert_close(after, twin_after, rtol=0, atol=tolerance)
+    weights = [torch.randn_like(result) for result in results]   # every output pulls in its own direction
+    for result, reference in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, reference, rtol=0, atol=tolerance)
+    sum((result * weight).sum() for result, weight in zip(results, weights, strict=True)).backward()
+    sum((reference * weight).sum() for reference, weight in zip(expected, weights, strict=True)).backward()
+    pairs = [*zip(ours, theirs, strict=True), (layer.input, twin.weight_ih_l0), (layer.recurrent, twin.weight_hh_l0),
+             (layer.bias, twin.bias_ih_l0)]
+    if name == "gru":
+        pairs.append((layer.recurrent_bias, twin.bias_hh_l0))
+    for mine, reference in pairs:
+        gradient = reference.grad[-len(mine):] if mine.dim() == 1 else reference.grad
+        torch.testing.assert_close(mine.grad, gradient, rtol=tolerance, atol=tolerance * gradient.abs().max().item())
 
-    weights, state_weights = torch.randn_like(hidden), torch.randn_like(after)   # every output pulls in its own direction
-    ((hidden * weights).sum() + (after * state_weights).sum()).backward()
-    ((twin_hidden * weights).sum() + (twin_after * state_weights).sum()).backward()
-    for ours, theirs in [(state.grad, twin_state.grad), (model.embedding.grad, embedding.grad), *twin_gradients(name, model, twin)]:
-        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+
+@pytest.mark.parametrize("name", TORCH)
+def test_layers_are_stacked_with_norms_and_skips(name):
+    model = shaken(make(name, layers=3)).double()
+    tokens = some_tokens(2, 9)
+    x = model.embedding[tokens].transpose(0, 1)
+    for layer in model.layers:
+        x = x + torch_twin(name, layer)(x / x.square().mean(-1, keepdim=True).sqrt())[0]
+    expected = (x / x.square().mean(-1, keepdim=True).sqrt()).transpose(0, 1)
+    torch.testing.assert_close(model(tokens)[0], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_dropout_is_for_training_only(name):
+    model, tokens = make(name, dropout=0.5), some_tokens(2, 9)
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    model.eval()
+    plain = make(name)
+    assert torch.equal(model(tokens)[0], plain(tokens)[0])
 
 
 def test_gru_with_the_reset_before_the_product_would_not_pass():
@@ -280,7 +295,6 @@ def test_ours_to_hugging_face_to_ours_is_the_identity(pair, tokenizer, tmp_path)
 
 
 def test_an_export_writes_out_what_readers_need(pair, tokenizer, tmp_path):
-    import json
     save_model(pair[0], tmp_path, tokenizer)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["GptOssForCausalLM"]
@@ -293,7 +307,6 @@ def test_an_export_writes_out_what_readers_need(pair, tokenizer, tmp_path):
 
 
 def test_a_gpt_oss_that_differs_is_refused_by_name(pair, tokenizer, tmp_path):
-    import json
     save_model(pair[0], tmp_path, tokenizer)
     config = json.loads((tmp_path / "config.json").read_text())
     config["rope_parameters"]["truncate"] = True
@@ -309,6 +322,103 @@ def test_transformers_generates_what_we_do(pair):
     theirs = reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False,
                                 eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(VOCABULARY, padded(VOCABULARY))))
     assert ours[0] == theirs[0, 40:].tolist()
+
+
+# openai's own checkpoints
+
+
+def packed(weight: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks and scales of random MXFP4 in the shape of weight (…, n · 32), and what they mean by the format's definition."""
+    random = torch.Generator().manual_seed(12)
+    codes = torch.randint(0, 16, weight.shape, generator=random)
+    scales = torch.randint(scale - 3, scale + 3, (*weight.shape[:-1], weight.size(-1) // 32), generator=random).to(torch.uint8)
+    exponent, mantissa = codes >> 1 & 3, codes & 1
+    # E2M1: exponent 0 is subnormal, 0 or ½; others (1 + m / 2) · 2^(exponent - 1)
+    size = torch.where(exponent == 0, mantissa / 2, (1 + mantissa / 2) * 2.0 ** (exponent - 1))
+    meant = torch.where(codes & 8 > 0, -size, size) * 2.0 ** (scales.repeat_interleave(32, -1).float() - 127)
+    blocks = (codes[..., ::2] | codes[..., 1::2] << 4).to(torch.uint8).unflatten(-1, (-1, 16))
+    return blocks, scales, meant
+
+
+def test_four_bit_blocks_are_read_by_the_equations():
+    blocks, scales, meant = packed(torch.empty(3, 2, 64), 127)
+    assert torch.equal(mxfp4(blocks, scales), meant)
+    high_first = mxfp4(blocks >> 4 | blocks << 4, scales)
+    assert not torch.equal(high_first, meant)
+
+
+@pytest.fixture
+def openai_folder(tmp_path) -> tuple[Path, GptOss]:
+    """A folder as openai publishes it, made from a model of ours whose experts are whole MXFP4 values."""
+    model = shaken(make("gpt_oss", layers=2, width=64, expert_width=32, rope_factor=32.0, max_context=131072))
+    theirs = {"embedding.weight": model.embedding[:VOCABULARY], "norm.scale": model.norm, "unembedding.weight": model.head[:VOCABULARY]}
+    with torch.no_grad():
+        model.embedding[VOCABULARY:] = 0
+        model.head[VOCABULARY:] = 0
+        for number, block in enumerate(model.blocks):
+            def put(name, tensor, number=number):
+                theirs[f"block.{number}.{name}"] = tensor
+            put("attn.norm.scale", block.attention_norm)
+            put("attn.qkv.weight", torch.cat([block.query, block.key, block.value]))
+            put("attn.qkv.bias", torch.cat([block.query_bias, block.key_bias, block.value_bias]))
+            put("attn.sinks", block.sinks)
+            put("attn.out.weight", block.output)
+            put("attn.out.bias", block.output_bias)
+            put("mlp.norm.scale", block.expert_norm)
+            put("mlp.gate.weight", block.router)
+            put("mlp.gate.bias", block.router_bias)
+            put("mlp.mlp1_bias", block.gate_up_bias)
+            put("mlp.mlp2_bias", block.down_bias)
+            for name, weight in (("mlp1", block.gate_up), ("mlp2", block.down)):
+                blocks, scales, meant = packed(weight.mT, 123)
+                put(f"mlp.{name}_weight.blocks", blocks)
+                put(f"mlp.{name}_weight.scales", scales)
+                weight.copy_(meant.mT)
+    save_file({name: tensor.detach().contiguous() for name, tensor in theirs.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({
+        "num_hidden_layers": 2, "num_experts": 8, "experts_per_token": 3, "vocab_size": VOCABULARY, "hidden_size": 64,
+        "intermediate_size": 32, "swiglu_limit": 7.0, "head_dim": 16, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "sliding_window": 8, "initial_context_length": 4096, "rope_theta": 150000, "rope_scaling_factor": 32.0,
+        "rope_ntk_alpha": 1, "rope_ntk_beta": 32}))
+    return tmp_path, model
+
+
+def test_openai_s_own_checkpoint_is_read(openai_folder):
+    folder, model = openai_folder
+    back = load_openai(folder)
+    assert back.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def test_a_checkpoint_that_is_not_whole_is_named(openai_folder):
+    folder, _ = openai_folder
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["block.1.attn.sinks"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(Problem, match=r"no tensor 'block\.1\.attn\.sinks'"):
+        load_openai(folder)
+
+
+def test_the_hub_s_folder_with_four_bit_experts_in_several_files_is_read(openai_folder, tokenizer, tmp_path_factory):
+    _, model = openai_folder
+    folder = tmp_path_factory.mktemp("hub")
+    save_model(model, folder, tokenizer)
+    tensors = load_file(folder / "model.safetensors")
+    for layer, name in ((layer, name) for layer in range(2) for name in ("gate_up_proj", "down_proj")):
+        key = f"model.layers.{layer}.mlp.experts.{name}"
+        blocks, scales, meant = packed(tensors.pop(key).mT, 123)
+        tensors |= {f"{key}_blocks": blocks, f"{key}_scales": scales}
+    names = sorted(tensors)
+    (folder / "model.safetensors").unlink()
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, folder / f"model-0000{number}-of-00002.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_scaling"] = config.pop("rope_parameters")
+    config["rope_theta"] = config["rope_scaling"].pop("rope_theta")
+    (folder / "config.json").write_text(json.dumps(config))
+    back = load_gpt_oss(folder)
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 # What a token may look at
@@ -374,6 +484,32 @@ def test_attention_equals_the_plain_formula(window):
     for a, b in zip(torch.autograd.grad((ours * weights).sum(), (q, k, v, sink)),
                     torch.autograd.grad((plain * weights).sum(), (q, k, v, sink)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)   # gradients of k and v are summed in float32
+
+
+@pytest.mark.parametrize("window", [8, None])
+def test_the_gpu_s_attention_equals_the_plain_one(window):
+    """Without a GPU only its values can be compared: FlexAttention has no backward pass on a CPU."""
+    torch.manual_seed(5)
+    q, k, v = (torch.randn(2, 150, heads, 16) for heads in (6, 2, 2))
+    sink = torch.randn(6)
+    plain = attention_module.attention(q, attention_module.with_sink_row(k), attention_module.with_sink_row(v), sink, window)
+    torch.testing.assert_close(attention_module.flex(q, k.transpose(1, 2), v.transpose(1, 2), sink, window), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [8, None])
+def test_the_gpu_s_attention_has_the_plain_one_s_gradients(window):
+    torch.manual_seed(5)
+    given = [torch.randn(2, 256, heads, 16, device="cuda") for heads in (6, 2, 2)] + [torch.randn(6, device="cuda")]
+    ours, plain = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    row = attention_module.with_sink_row
+    q, k, v, sink = ours
+    attention_module.attention(q, row(k), row(v), sink, window).square().sum().backward()
+    q, k, v, sink = plain
+    grouped = attention_module.Attention.apply(q.unflatten(2, (2, 3)), row(k), row(v), sink, window, None)
+    grouped.flatten(2, 3).square().sum().backward()
+    for mine, reference in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-3, atol=1e-3)
 
 
 # Generation
@@ -475,16 +611,18 @@ def test_cross_entropy_of_nothing_is_zero():
 
 
 def test_balance_is_transformers_auxiliary_loss_over_k():
-    logits = torch.randn(500, 8, generator=torch.Generator().manual_seed(8))
+    logits = torch.randn(4, 500, 8, generator=torch.Generator().manual_seed(8))
     chosen = logits.topk(3).indices
-    assert balance(logits, chosen).item() == pytest.approx(load_balancing_loss_func((logits,), 8, 3).item() / 3, rel=1e-5)
+    theirs = sum(load_balancing_loss_func((row,), 8, 3).item() for row in logits) / 4
+    assert balance(logits, chosen).item() == pytest.approx(theirs / 3, rel=1e-5)
 
 
-def test_balance_changes_the_gradient_and_not_the_loss():
+@pytest.mark.parametrize("which", ["balance", "z_loss"])
+def test_the_routers_losses_change_the_gradient_and_not_the_loss(which):
     tokens, targets = some_tokens(2, 20), some_tokens(2, 20, seed=9)
     routers, losses = [], []
     for weight in (0.0, 1.0):
-        model = shaken(make("gpt_oss", balance=weight))
+        model = shaken(make("gpt_oss", **{which: weight}))
         loss, _ = model.loss(tokens, targets)
         loss.backward()
         losses.append(loss.item())
@@ -533,6 +671,42 @@ def test_every_parameter_has_a_rule_and_one_group(name):
     model.surplus = nn.Parameter(torch.zeros(1))
     with pytest.raises(KeyError, match="surplus"):
         initialise(model, 1)
+
+
+def test_muon_is_torch_s_and_takes_each_expert_as_a_matrix():
+    torch.manual_seed(13)
+    start, pull = torch.randn(3, 12, 20), torch.randn(3, 12, 20)
+    together = nn.Parameter(start.clone())
+    single = [nn.Parameter(matrix.clone()) for matrix in start]
+    ours = Muon([together], 0.1)
+    theirs = torch.optim.Muon(single, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    ours.param_groups[0]["lr"] = 0.02
+    for _ in range(3):
+        together.grad = pull * together.detach()
+        for number, matrix in enumerate(single):
+            matrix.grad = pull[number] * matrix.detach()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(together.detach(), torch.stack(single).detach(), rtol=0, atol=2e-3)   # its steps are in bfloat16
+
+
+def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
+    model = make("gpt_oss")
+    muon, rest = muon_and_adamw(model, 0.1, 0.9, 0.95)
+    inner = {id(parameter) for group in muon.param_groups for parameter in group["params"]}
+    others = {id(parameter) for group in rest.param_groups for parameter in group["params"]}
+    assert not inner & others
+    assert len(inner) + len(others) == len(list(model.parameters()))
+    assert {id(block.gate_up) for block in model.blocks} < inner
+    assert {id(model.head), id(model.embedding), id(model.blocks[0].sinks)} < others
+
+
+def test_warmup_stable_decay_stays_and_falls():
+    rates = [learning_rate(step, 100, 2.0, 0.1, 0.25, "wsd") for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10:80] == [2.0] * 70
+    assert rates[90] == pytest.approx(2 - 1.5 * 10 / 19)
+    assert rates[-1] == pytest.approx(0.5)
 
 
 def test_learning_rate_rises_and_falls():

@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(encoded):
 @pytest.mark.parametrize(("tokens", "context", "rows"), [(4096, 256, [16]), (524_288, 1024, [64] * 8), (131_072, 65_536, [1, 1]),
                                                         (131_072, 131_072, [1]), (3 * 65_536, 1024, [64] * 3)])
 def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
-    parts = pretrain.split_rows(tokens, context)
+    parts = pretrain.split_rows(tokens, context, 0, 1)
     assert [part.stop - part.start for part in parts] == rows
     assert parts[0].start == 0
     assert all(before.stop == after.start for before, after in zip(parts, parts[1:], strict=False))
@@ -128,7 +128,7 @@ def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
 
 def test_rows_that_do_not_fill_a_step_are_refused():
     with pytest.raises(Problem, match="must be a multiple of the 1,000 tokens"):
-        pretrain.split_rows(4096, 1000)
+        pretrain.split_rows(4096, 1000, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lstm"])
@@ -140,3 +140,65 @@ def test_parts_of_a_step_give_the_gradient_of_the_whole(encoded, monkeypatch, na
     parts = load_model(encoded / "models" / "pretrain" / name).state_dict()
     for key, tensor in whole.items():
         torch.testing.assert_close(parts[key], tensor, rtol=0, atol=1e-4)
+
+
+# Several processes
+
+
+def losses(project: Path, name: str) -> list[float]:
+    rows = (project / "metrics" / "pretrain" / f"{name}.tsv").read_text().splitlines()
+    return [float(row.split("\t")[1]) for row in rows[1:]]
+
+
+def torchrun(project: Path, name: str, processes: int) -> str:
+    said = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m",
+                           "stages.pretrain", name], cwd=project, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    return said.stdout
+
+
+def change(project: Path, old: str, new: str) -> None:
+    params = project / "params.yaml"
+    assert old in params.read_text()
+    params.write_text(params.read_text().replace(old, new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "split"])
+@pytest.mark.parametrize("name", ["gpt_oss", "lstm"])
+def test_any_number_of_processes_gives_the_same_curve(encoded, name, sharded):
+    pretrain.main(Stage(f"pretrain@{name}"), name)
+    alone, weights = losses(encoded, name), load_model(encoded / "models" / "pretrain" / name).state_dict()
+    change(encoded, "sharded: false", f"sharded: {str(sharded).lower()}")
+    for processes in (2, 4):
+        torchrun(encoded, name, processes)
+        assert losses(encoded, name) == pytest.approx(alone, abs=1e-5)
+        for key, tensor in load_model(encoded / "models" / "pretrain" / name).state_dict().items():
+            torch.testing.assert_close(tensor, weights[key], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "split"])
+def test_a_run_goes_on_with_another_number_of_processes(encoded, monkeypatch, sharded):
+    change(encoded, "sharded: false", f"sharded: {str(sharded).lower()}")
+    pretrain.main(Stage("pretrain@gru"), "gru")
+    alone = losses(encoded, "gru")
+    save = pretrain.Checkpoint.save
+
+    def save_and_die(checkpoint, tensors, state):
+        save(checkpoint, tensors, state)
+        if state["step"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain.Checkpoint, "save", save_and_die)
+        pretrain.main(Stage("pretrain@gru"), "gru")
+    assert "gru: going on at step 4" in torchrun(encoded, "gru", 2)
+    assert losses(encoded, "gru") == pytest.approx(alone, abs=1e-5)
+
+
+def test_rows_that_processes_can_not_share_are_refused():
+    with pytest.raises(Problem, match="16 rows of a step can not be shared equally by 3 processes"):
+        pretrain.split_rows(4096, 256, 0, 3)
+    rows = [part for rank in range(4) for part in pretrain.split_rows(4096, 256, rank, 4)]
+    assert [row for part in rows for row in range(part.start, part.stop)] == list(range(16))

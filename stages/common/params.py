@@ -123,6 +123,9 @@ class Encode(Section):
 
 
 class Loop(Section):
+    optimizer: Literal["adamw", "muon"]
+    schedule: Literal["cosine", "wsd"]
+    sharded: bool
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta1: Share
     adam_beta2: Share
@@ -135,17 +138,23 @@ class Baseline(Section):
     learning_rate: Positive
 
 
+class Recurrent(Section):
+    learning_rate: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
 class GptOss(Section):
     learning_rate: Positive
     balance: Annotated[float, Field(ge=0)]
+    z_loss: Annotated[float, Field(ge=0)]
 
 
 class Pretrain(Section):
     loop: Loop
     mlp: Baseline
-    rnn: Baseline
-    lstm: Baseline
-    gru: Baseline
+    rnn: Recurrent
+    lstm: Recurrent
+    gru: Recurrent
     gpt_oss: GptOss
 
 

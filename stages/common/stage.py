@@ -161,15 +161,17 @@ def run(main: Callable[..., None]) -> None:
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
+    first = os.environ.get("RANK", "0") == "0"   # of the processes that torchrun started for one run; alone without it
     try:
-        with exclusive(Path.cwd() / "runs" / f"{name}.lock", name):
+        with exclusive(Path.cwd() / "runs" / f"{name}.lock", name) if first else contextlib.nullcontext():
             started = time.monotonic()
             stage = Stage(name)
             print(f"{name}: key {stage.key}", flush=True)
             check_is_loaded(sys._getframe(1).f_code)
             main(stage, *words)
             stage.check_unchanged()
-            note_cost(stage, time.monotonic() - started)
+            if first:
+                note_cost(stage, time.monotonic() - started)
     except Problem as problem:
         remove_outs(name)
         sys.exit(f"{name}: {problem}")

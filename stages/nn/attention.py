@@ -4,11 +4,13 @@ Source of the equations: https://github.com/openai/gpt-oss, gpt_oss/torch/model.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 # YaRN with the values of gpt-oss (its config.json): base of the angles, and the numbers of turns over the original
 # context above which a frequency is kept and below which it is stretched.
@@ -138,8 +140,38 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None,
     Query head h reads key head h // (H / G). window: how many columns a query sees, its own included; None: all before it.
     padding: (B,) columns at the left that hold nothing.
     """
+    if q.is_cuda and q.size(1) == k.size(2) - 1 and padding is None:   # training, and prompts of one length
+        return flex(q, k[:, :, :-1], v[:, :, :-1], sink, window)
     q = q.unflatten(2, (k.size(1), -1))
     return Attention.apply(q, k, v, sink.to(q.dtype), window, padding).flatten(2, 3)
+
+
+@cache
+def block_mask(tokens: int, window: int | None, device: str):
+    """Which blocks of keys each block of queries meets, for FlexAttention: of a window layer only a band."""
+    def seen(_batch, _head, query, key):
+        return (key <= query) & (key > query - (window or tokens))
+
+    return create_block_mask(seen, None, None, tokens, tokens, device=device)
+
+
+@cache
+def compiled_flex():
+    """Without compilation FlexAttention holds all scores."""
+    return torch.compile(flex_attention)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None) -> Tensor:
+    """Attention on a GPU: one kernel that never holds the scores. q (B, T, H, d), k, v (B, G, T, d) -> (B, T, H, d).
+
+    The kernel also gives log Σ exp of each query's scores, and gradients pass through it, so the sink is put in behind:
+    softmax with a further column of score s is the plain one times σ(lse - s). Dong et al. 2024, https://arxiv.org/abs/2412.05496.
+    """
+    kernel = compiled_flex() if q.is_cuda else flex_attention
+    out, more = kernel(q.transpose(1, 2), k, v, block_mask=block_mask(q.size(1), window, q.device.type), enable_gqa=True,
+                       return_aux=AuxRequest(lse=True))
+    share = torch.sigmoid(more.lse.float() - sink.float()[:, None])          # (B, H, T)
+    return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
 def with_sink_row(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from stages.nn.gru import Gru
 from stages.nn.initial import padded
 from stages.nn.lstm import Lstm
 from stages.nn.mlp import Mlp
+from stages.nn.openai_weights import mxfp4
 from stages.nn.rnn import Rnn
 from stages.nn.tokenizer import END_OF_TEXT, save_tokenizer
 
@@ -69,14 +70,15 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
         rope_parameters={"rope_type": "yarn", "rope_theta": THETA, "factor": config["rope_factor"],
                          "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS, "truncate": False,
                          "original_max_position_embeddings": round(config["max_context"] / config["rope_factor"])},
-        router_aux_loss_coef=config["balance"], output_router_logits=False, use_cache=True,
+        router_aux_loss_coef=config["balance"], router_z_loss_coef=config["z_loss"], output_router_logits=False, use_cache=True,
         bos_token_id=ids["<|startoftext|>"], eos_token_id=ids["<|return|>"], pad_token_id=ids[END_OF_TEXT],
     ).to_dict()
 
 
 def imported_config(config: dict) -> dict:
     """Our config from a GptOssForCausalLM's. Raises Problem on what our model has no place for."""
-    rope = config["rope_parameters"]
+    # rope_scaling and rope_theta are the names of transformers before 5, and of openai's own files on the hub.
+    rope = config.get("rope_parameters") or {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
     expected = {"swiglu_limit": LIMIT, "rms_norm_eps": EPSILON, "tie_word_embeddings": False, "attention_bias": True,
                 "rope_theta": THETA, "rope_type": "yarn", "truncate": False, "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS,
                 "layer_types": ["full_attention" if layer % 2 else "sliding_attention"
@@ -90,7 +92,8 @@ def imported_config(config: dict) -> dict:
             "expert_width": config["intermediate_size"], "experts": config["num_local_experts"],
             "experts_per_token": config["num_experts_per_tok"], "window": config["sliding_window"],
             "max_context": config["max_position_embeddings"], "rope_factor": rope["factor"],
-            "balance": config["router_aux_loss_coef"]}
+            # transformers has no z-loss; ours is kept in its config, where it is ignored.
+            "balance": config["router_aux_loss_coef"], "z_loss": config.get("router_z_loss_coef", 0.0)}
 
 
 def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encoding) -> None:
@@ -115,7 +118,7 @@ def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encodin
 def load_model(folder: Path | str, device: str = "cpu") -> nn.Module:
     """Any of the five models from its folder, float32. Raises Problem if files are missing or damaged, or do not fit."""
     config = check_model(folder)
-    tensors = load_file(Path(folder) / WEIGHTS)
+    tensors = read_weights(folder)
     if config.get("model_type") == "gpt_oss":
         model = GptOss(imported_config(config), used_ids(folder))
         tensors = {name: tensors.pop(exported_name(name)) for name in model.state_dict()} | tensors
@@ -125,7 +128,18 @@ def load_model(folder: Path | str, device: str = "cpu") -> nn.Module:
     else:
         raise Problem(f"{folder}/config.json names no model of this project ({', '.join(MODELS)}).")
     load_weights(model, tensors, folder)
-    return model.to(device)
+    return model.to(device).eval()
+
+
+def read_weights(folder: Path | str) -> dict[str, Tensor]:
+    """All tensors of a folder, from one file or several; experts in MXFP4 (as the hub's openai/gpt-oss-20b has them) unpacked."""
+    tensors = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(file)
+    for blocks in [name for name in tensors if name.endswith("_blocks")]:
+        name = blocks.removesuffix("_blocks")
+        tensors[name] = mxfp4(tensors.pop(blocks), tensors.pop(f"{name}_scales")).mT.contiguous()   # (E, out, in) -> (E, in, out)
+    return tensors
 
 
 def load_gpt_oss(folder: Path | str, device: str = "cpu") -> GptOss:

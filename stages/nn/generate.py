@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("prompt", help="text to go on from")
     parser.add_argument("--tokens", type=int, default=200, help="most tokens to write (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (%(default)s)")
+    parser.add_argument("--top-k", type=int, help="draw from this many of the likeliest tokens (all)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to draw from (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     print(words.prompt, end="", flush=True)
     steps = stream(model, [[end, *tokenizer.encode_ordinary(words.prompt)]], words.tokens, [end], words.temperature,
-                   top_p=words.top_p, seed=words.seed)
+                   words.top_k, words.top_p, words.seed)
     for (number,) in steps:
         if number != end:
             print(decoder.decode(tokenizer.decode_single_token_bytes(number)), end="", flush=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from stages.nn.attention import KeyValues, attention, rope, rope_table, with_sink_row
 from stages.nn.experts import experts, route
 from stages.nn.initial import Rule, constant, fan_in, normal, padded
-from stages.nn.losses import balance, cross_entropy
+from stages.nn.losses import balance, cross_entropy, z_loss
 
 EPSILON = 1e-5
 
@@ -65,17 +65,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | None = None,
                 padding: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, T, D) -> the same shape, and what the router said: logits (B·T, E), chosen (B·T, K)."""
+        """x (B, T, D) -> the same shape, and what the router said: logits (B, T, E), chosen (B, T, K)."""
         x = x + self.attend(rms_norm(x, self.attention_norm), turn, past, padding)
         normed = rms_norm(x, self.expert_norm).flatten(0, 1)
         logits, chosen, share = route(normed, self.router, self.router_bias, self.experts_per_token)
         mixed = experts(normed, chosen, share, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
-        return x + mixed.view(x.shape), (logits, chosen)
+        return x + mixed.view(x.shape), (logits.view(*x.shape[:2], -1), chosen.view(*x.shape[:2], -1))
 
 
 class GptOss(nn.Module):
     """config: layers, width, heads, key_value_heads, head_size, expert_width, experts, experts_per_token, window, max_context
-    (tokens), rope_factor (YaRN's; the original context is max_context / rope_factor), balance (weight of the routers' loss)."""
+    (tokens), rope_factor (YaRN's; the original context is max_context / rope_factor), balance and z_loss (weights of the
+    routers' losses)."""
 
     RULES = {
         "embedding": Rule(normal(0.02), decay=False),
@@ -139,11 +140,12 @@ class GptOss(nn.Module):
         return F.linear(hidden, self.head)
 
     def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> tuple[Tensor, None]:
-        """Mean nats per target. Its gradient holds the routers' balance too, its value does not."""
+        """Mean nats per target. Its gradient holds the routers' losses too, its value does not."""
         hidden, routed = self.run(tokens, None)
         nats = cross_entropy(hidden, self.head, targets)
-        uneven = sum(balance(logits, chosen) for logits, chosen in routed) / len(routed)
-        return nats + self.config["balance"] * (uneven - uneven.detach()), None
+        router = sum(self.config["balance"] * balance(logits, chosen) + self.config["z_loss"] * z_loss(logits)
+                     for logits, chosen in routed) / len(routed)
+        return nats + (router - router.detach()), None
 
     def active_parameters(self) -> int:
         """Parameters that a token meets: all but those of the experts it is not sent to."""

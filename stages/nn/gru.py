@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from stages.nn.initial import Rule, constant, fan_in, normal, orthogonal, padded
 from stages.nn.losses import cross_entropy
+from stages.nn.rnn import normed
 
 
 class GruScan(torch.autograd.Function):
@@ -76,7 +77,7 @@ class Layer(nn.Module):
 
 
 class Gru(nn.Module):
-    """config: width, layers."""
+    """config: width, layers, dropout, as in rnn.py."""
 
     RULES = {
         "embedding": Rule(normal(1.0), decay=False),
@@ -95,18 +96,22 @@ class Gru(nn.Module):
         self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
 
     def start(self, batch: int) -> Tensor:
-        """The state before the first token: h of every layer, (layers, batch, H), zeros."""
-        return self.embedding.new_zeros(len(self.layers), batch, self.embedding.size(1))
+        """The state before the first token: h of every layer, (batch, layers, H), zeros."""
+        return self.embedding.new_zeros(batch, len(self.layers), self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.start(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
-        for layer, h in zip(self.layers, state, strict=True):
-            x, h = layer(x, h)
+        for layer, h in zip(self.layers, state.unbind(1), strict=True):
+            out, h = layer(self.drop(normed(x)), h)
+            x = x + out
             last.append(h)
-        return x.transpose(0, 1), torch.stack(last)
+        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config["dropout"], self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 # A target of this value is not counted; the value is the one torch.nn.functional.cross_entropy uses.
 IGNORE = -100
@@ -59,12 +60,19 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def balance(router_logits: Tensor, chosen: Tensor) -> Tensor:
     """How unevenly experts are used: 1 when each gets the same share, up to E / K when the same K get all.
 
-    router_logits (N, E), chosen (N, K) experts. E · Σ_e (share of choices) · (mean probability over all E);
-    Fedus et al. 2021, https://arxiv.org/abs/2101.03961, equation 4, divided by K.
+    router_logits (B, T, E), chosen (B, T, K) experts. E · Σ_e (share of choices) · (mean probability over all E);
+    Fedus et al. 2021, https://arxiv.org/abs/2101.03961, equation 4, divided by K. Taken of each row and averaged (DeepSeek-V2,
+    https://arxiv.org/abs/2405.04434, section 2.2.3), so that it does not depend on how a step's rows are split.
     """
     experts = router_logits.size(-1)
-    share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
-    return experts * (share * router_logits.softmax(-1, dtype=torch.float32).mean(0)).sum()
+    share = F.one_hot(chosen.flatten(1), experts).float().mean(1)                      # (B, E)
+    probability = router_logits.softmax(-1, dtype=torch.float32).mean(1)               # (B, E)
+    return experts * (share * probability).sum(-1).mean()
+
+
+def z_loss(router_logits: Tensor) -> Tensor:
+    """Mean square of log Σ exp: keeps the router's logits small. Zoph et al. 2022, https://arxiv.org/abs/2202.08906, eq. 5."""
+    return router_logits.float().logsumexp(-1).square().mean()
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from stages.nn.initial import Rule, fan_in, normal, orthogonal, padded
 from stages.nn.losses import cross_entropy
+from stages.nn.rnn import normed
 
 
 class LstmScan(torch.autograd.Function):
@@ -85,7 +86,7 @@ class Layer(nn.Module):
 
 
 class Lstm(nn.Module):
-    """config: width, layers."""
+    """config: width, layers, dropout, as in rnn.py."""
 
     RULES = {
         "embedding": Rule(normal(1.0), decay=False),
@@ -103,18 +104,22 @@ class Lstm(nn.Module):
         self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
 
     def start(self, batch: int) -> Tensor:
-        """The state before the first token: h and c of every layer, (layers, 2, batch, H), zeros."""
-        return self.embedding.new_zeros(len(self.layers), 2, batch, self.embedding.size(1))
+        """The state before the first token: h and c of every layer, (batch, layers, 2, H), zeros."""
+        return self.embedding.new_zeros(batch, len(self.layers), 2, self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.start(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
-        for layer, (h, c) in zip(self.layers, state, strict=True):
-            x, h, c = layer(x, h, c)
-            last.append(torch.stack([h, c]))
-        return x.transpose(0, 1), torch.stack(last)
+        for layer, before in zip(self.layers, state.unbind(1), strict=True):
+            out, h, c = layer(self.drop(normed(x)), *before.unbind(1))
+            x = x + out
+            last.append(torch.stack([h, c], 1))
+        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config["dropout"], self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)

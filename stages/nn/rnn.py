@@ -41,6 +41,17 @@ class RnnScan(torch.autograd.Function):
         return dz, dz.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh
 
 
+def normed(x: Tensor) -> Tensor:
+    """x / √(mean x²) over the last dimension, Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467.
+
+    What enters a layer or the head has size 1 however many layers lie below, and each layer adds to what it got (He et al.
+    2015, https://arxiv.org/abs/1512.03385). A cell's output is small and mixes many tokens: behind two plainly stacked LSTM
+    layers of width 256 it starts at 0.17, and 5 % of its mean square hang on the last token. 60 steps of 1,024 tokens so ended
+    at 3.42 to 3.46 bits per byte at learning rates from 0.001 to 0.01; with norms and skips at 2.90 (0.003) and 2.61 (0.012).
+    """
+    return F.rms_norm(x, x.shape[-1:])
+
+
 class Layer(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -56,7 +67,7 @@ class Layer(nn.Module):
 
 
 class Rnn(nn.Module):
-    """config: width, layers."""
+    """config: width, layers, dropout (share of what enters a layer or leaves the last one; Zaremba et al. 2014, arXiv 1409.2329)."""
 
     RULES = {
         "embedding": Rule(normal(1.0), decay=False),
@@ -74,18 +85,22 @@ class Rnn(nn.Module):
         self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
 
     def start(self, batch: int) -> Tensor:
-        """The state before the first token: h of every layer, (layers, batch, H), zeros."""
-        return self.embedding.new_zeros(len(self.layers), batch, self.embedding.size(1))
+        """The state before the first token: h of every layer, (batch, layers, H), zeros."""
+        return self.embedding.new_zeros(batch, len(self.layers), self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.start(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
-        for layer, h in zip(self.layers, state, strict=True):
-            x, h = layer(x, h)
+        for layer, h in zip(self.layers, state.unbind(1), strict=True):
+            out, h = layer(self.drop(normed(x)), h)
+            x = x + out
             last.append(h)
-        return x.transpose(0, 1), torch.stack(last)
+        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config["dropout"], self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)

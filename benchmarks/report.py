@@ -1,0 +1,32 @@
+"""Results of benchmarks: numbers with the machine, the versions and the command that gave them."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from stages.common.metrics import write_metrics
+
+FOLDER = Path(__file__).parent.parent / "metrics" / "speed"
+PACKAGES = ("torch", "transformers")
+
+
+def machine() -> dict:
+    """Processor or GPU, cores, threads in use, versions, and the command line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.is_file() else []
+    return {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else (names or [platform.machine()])[0],
+            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+            "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
+
+
+def write_report(name: str, results: dict) -> None:
+    """Writes metrics/speed/<name>.json and says where."""
+    write_metrics(FOLDER / f"{name}.json", results | {"measured_on": machine()})
+    print(f"metrics/speed/{name}.json", flush=True)

@@ -1,0 +1,124 @@
+"""tinyshakespeare, letter by letter, with the budget of nanoGPT's CPU setting: our five models beside a plain GPT-2.
+
+    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt
+
+out  metrics/speed/shakespeare.json: {model: {val_nats, seconds, milliseconds_per_step, parameters}}
+
+Context 64, batch 12, 2,000 steps, float32, AdamW with warmup and a cosine, the last tenth of the text held out, all of it read for
+the result. The reference is GPT-2 as torch.nn gives it (4 layers, 4 heads, width 128, GELU, LayerNorm, learned positions, tied
+head), at nanoGPT's learning rate for this setting. Each of ours has a rate from the same few tried on 300 steps.
+https://github.com/karpathy/nanoGPT, README, "I only have a macbook".
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.report import write_report
+from stages.nn.data import batch, every_token_once
+from stages.nn.export import MODELS
+from stages.nn.initial import initialise, padded
+from stages.nn.losses import IGNORE
+from stages.nn.optim import adamw, learning_rate
+
+CONTEXT, ROWS, SEED = 64, 12, 1337
+RATES, TRIAL_SHARE = (0.001, 0.003, 0.01), 0.15
+RECURRENT = {"width": 256, "layers": 2, "dropout": 0.0}
+SIZES = {
+    "mlp": {"window": 16, "embedding": 32, "hidden": 512},
+    "rnn": RECURRENT, "lstm": RECURRENT, "gru": RECURRENT,
+    # As many layers, heads and as wide as the reference; two of four experts of half its inner width do as much arithmetic.
+    "gpt_oss": {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 4, "head_size": 32, "expert_width": 128, "experts": 4,
+                "experts_per_token": 2, "window": 32, "max_context": 4096, "rope_factor": 1.0, "balance": 0.01, "z_loss": 0.0}}
+
+
+class Gpt2(nn.Module):
+    def __init__(self, vocabulary: int, width: int = 128, layers: int = 4, heads: int = 4):
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Parameter(torch.empty(CONTEXT, width).normal_(0, 0.02))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+                                    for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                deep = name.endswith(("out_proj.weight", "linear2.weight"))
+                nn.init.normal_(parameter, 0, 0.02 / (2 * layers) ** 0.5 if deep else 0.02)
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> tuple[Tensor, None]:
+        x = self.embedding(tokens) + self.position[:tokens.size(1)]
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.size(1))
+        for block in self.blocks:
+            x = block(x, src_mask=mask, is_causal=True)
+        return F.cross_entropy(F.linear(self.norm(x), self.embedding.weight).flatten(0, 1), targets.flatten(), ignore_index=IGNORE), None
+
+
+@torch.no_grad()
+def validation(model: nn.Module, text: np.ndarray) -> float:
+    """Mean nats a letter over the whole text, each predicted once."""
+    nats, state = 0.0, None
+    for inputs, targets in every_token_once(text, 64, CONTEXT):
+        loss, state = model.loss(inputs, targets, state)
+        nats += loss.item() * int((targets != IGNORE).sum())
+    return nats / len(text)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, text: np.ndarray, peak: float, steps: int) -> float:
+    """Trains the model and returns the seconds it took."""
+    started, state = time.perf_counter(), None
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak, 0.05, 0.1)
+        loss, state = model.loss(*batch(text, step, ROWS, CONTEXT, SEED), state)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - started
+
+
+def measure(build: Callable[[], tuple[nn.Module, torch.optim.Optimizer]], train_text: np.ndarray, val_text: np.ndarray, peak: float,
+            steps: int) -> dict:
+    model, optimizer = build()
+    seconds = train(model, optimizer, train_text, peak, steps)
+    return {"val_nats": validation(model, val_text), "learning_rate": peak, "seconds": seconds,
+            "milliseconds_per_step": 1000 * seconds / steps, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shakespeare", description=__doc__.splitlines()[0])
+    parser.add_argument("text", help="a text file, such as ../shared/data/text/tinyshakespeare.txt")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of each model (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    words = parser.parse_args()
+    torch.set_num_threads(words.threads)
+    letters, numbers = np.unique(list(open(words.text).read()), return_inverse=True)
+    vocabulary, held_out = len(letters), len(numbers) // 10
+    text = numbers.astype(np.uint16)
+    train_text, val_text = text[:-held_out], text[-held_out:]
+
+    def reference() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(SEED)
+        model = Gpt2(padded(vocabulary))
+        return model, torch.optim.AdamW(model.parameters(), 0.0, (0.9, 0.99), weight_decay=0.1, fused=True)
+
+    results = {"gpt2_torch": measure(reference, train_text, val_text, 1e-3, words.steps)}
+    print("gpt2_torch", results["gpt2_torch"], flush=True)
+    for name, config in SIZES.items():
+        def ours(name: str = name, config: dict = config) -> tuple[nn.Module, torch.optim.Optimizer]:
+            model = initialise(MODELS[name](config, vocabulary), SEED)
+            return model, adamw(model, 0.1, 0.9, 0.99)
+
+        trial = max(1, round(TRIAL_SHARE * words.steps))
+        peak = min(RATES, key=lambda rate, ours=ours: measure(ours, train_text, val_text[:20_000], rate, trial)["val_nats"])
+        results[name] = measure(ours, train_text, val_text, peak, words.steps)
+        print(name, results[name], flush=True)
+    write_report("shakespeare", results)
+
+
+if __name__ == "__main__":
+    main()

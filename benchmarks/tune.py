@@ -1,0 +1,70 @@
+"""Find each model's learning rate: the same values, steps and tokens for all five, by the very program that trains them.
+
+    python -m benchmarks.tune                   # all five
+    python -m benchmarks.tune gru --steps 120   # one of them, longer
+
+in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
+out  metrics/speed/tune.json: {model: {learning rate: bits per byte on validation}} and the best of each
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from benchmarks.report import FOLDER, write_report
+from stages.common.files import read_json
+
+MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
+RATES = (0.0016, 0.0032, 0.0064, 0.0128)
+ROOT = Path(__file__).parent.parent
+
+
+def bits_per_byte(model: str, rate: float, steps: int, threads: int) -> float | None:
+    """What `python -m stages.pretrain` reaches with this learning rate; None if the loss was not finite."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("stages", "dvc.yaml", "requirements.txt"):
+            (root / name).symlink_to(ROOT / name)
+        (root / "data").mkdir()
+        for name in ("tokens", "tokenizer"):
+            (root / "data" / name).symlink_to(ROOT / "data" / name)
+        yaml = YAML()
+        params = yaml.load(ROOT / "params.yaml")
+        params["pretrain"][model]["learning_rate"] = rate
+        profile = params["profiles"][params["profile"]]
+        profile["threads"] = threads
+        profile["pretrain"].update(steps=steps, steps_per_look=steps)
+        yaml.dump(params, root / "params.yaml")
+        said = subprocess.run([sys.executable, "-m", "stages.pretrain", model], cwd=root, capture_output=True, text=True,
+                              env={key: value for key, value in os.environ.items() if key != "DVC_ROOT"})
+        if "The loss of step" in said.stderr:
+            return None
+        if said.returncode:
+            sys.exit(said.stderr)
+        return read_json(root / "metrics" / "pretrain" / f"{model}.json")[model]["val_bits_per_byte"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="model", help="mlp, rnn, lstm, gru, gpt_oss (all)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
+    words = parser.parse_args()
+    kept = read_json(FOLDER / "tune.json") if (FOLDER / "tune.json").is_file() else {}
+    for model in words.models:
+        reached = {}
+        for rate in RATES:
+            reached[str(rate)] = bits_per_byte(model, rate, words.steps, words.threads)
+            print(f"{model}: learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
+        finite = {rate: value for rate, value in reached.items() if value is not None}
+        kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps}
+        write_report("tune", {name: kept[name] for name in MODELS if name in kept})
+
+
+if __name__ == "__main__":
+    main()

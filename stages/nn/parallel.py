@@ -1,0 +1,113 @@
+"""Several processes that train one model: `torchrun --nproc_per_node=4 -m stages.pretrain gpt_oss`.
+
+Each process takes its share of a step's rows. Gradients are averaged over all of them (DDP, Li et al. 2020,
+https://arxiv.org/abs/2006.15704); or each keeps only a part of every weight, gradient and optimizer state and fetches the
+rest when a layer needs it (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.11277). The result is the same but for rounding.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: which process this is. size: how many there are."""
+
+    rank: int
+    size: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over all processes, in every one."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x / self.size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Every process's rows (n, …) one after the other, (n · size, …), in every one."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def meet(self) -> None:
+        """Waits until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def open_world(kind: str) -> Iterator[World]:
+    """Joins the processes that torchrun started; a process started without it is alone. kind: `cpu` or `cuda`."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1)
+        return
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
+
+
+class Loss(nn.Module):
+    """A model whose call is its loss: DDP averages the gradients of what goes through a call."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch):
+        return self.model.loss(*batch)
+
+
+def joined(model: nn.Module, world: World, sharded: bool) -> Callable:
+    """The model's loss with gradients that are averaged over the processes. sharded: FSDP2, which also splits the weights."""
+    if world.size == 1:
+        return model.loss
+    if not sharded:
+        return DistributedDataParallel(Loss(model))
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second, which one process need not wait
+
+    for layer in model.children():
+        if isinstance(layer, nn.ModuleList):
+            for block in layer:
+                fully_shard(block)
+    fully_shard(model)
+    register_fsdp_forward_method(model, "loss")
+    return model.loss
+
+
+def averaging(loss: Callable, last: bool) -> contextlib.AbstractContextManager:
+    """A context for one part of a step: gradients are added up alone and averaged with the last part."""
+    if isinstance(loss, DistributedDataParallel) and not last:
+        return loss.no_sync()
+    return contextlib.nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that is split among processes; any other as it is. All processes must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full tensor split among processes as `like` is; as it is where `like` is not split."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)

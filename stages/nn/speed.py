@@ -1,0 +1,55 @@
+"""How fast a training run is, and what share of the machine's products it uses."""
+
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+
+from stages.nn.initial import rule_of
+
+PRODUCT_SIZE, PRODUCTS = 2048, 4
+
+
+def matrix_parameters(model: nn.Module) -> float:
+    """Weights by which a token is multiplied: matrices, the head included, and of the experts only those it is sent to."""
+    used = {"gate_up", "down"} & set(model.RULES)
+    share = model.config["experts_per_token"] / model.config["experts"] if used else 1.0
+    return sum(parameter.numel() * (share if name.rpartition(".")[2] in used else 1.0)
+               for name, parameter in model.named_parameters() if rule_of(model, name).decay)
+
+
+def flops_per_token(model: nn.Module, context: int) -> float:
+    """Floating-point operations of one token in training, forward and backward.
+
+    6 for each weight that multiplies it, and 12 · heads · head size for each key it looks at, min(context, window) of them in
+    a layer, without halving for causality. Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B. The lookup of an
+    embedding, norms and activations are not counted.
+    """
+    attention = 0
+    if hasattr(model, "blocks"):
+        keys = sum(min(context, block.window or context) for block in model.blocks)
+        attention = 12 * model.config["heads"] * model.config["head_size"] * keys
+    return 6 * matrix_parameters(model) + attention
+
+
+def product_rate(kind: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of large matrix products on this device: the best of a few."""
+    x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype, device=kind)
+    seconds = []
+    for _ in range(PRODUCTS):
+        started = time.perf_counter()
+        x @ x
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * PRODUCT_SIZE**3 / min(seconds)
+
+
+def peak_memory(kind: str) -> float:
+    """Most GiB held at once so far: on the GPU by tensors, on a CPU by the process."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20   # bytes on macOS, KiB on Linux
