@@ -118,6 +118,16 @@ def test_a_finished_file_is_kept_and_linked_and_not_fetched_again(place, server)
     assert not any(os.stat(file).st_mode & 0o222 for file in linked)
 
 
+def test_sizes_are_asked_for_once_though_a_run_ends_early(place, server):
+    choose(place, files=3)
+    server.misbehave = lambda request: Wrong(status=403) if request.method == "GET" and "/warc/" in request.path else None
+    with pytest.raises(Problem, match="403"):
+        run_stage()
+    server.misbehave = lambda request: None
+    assert fetched() == WARCS[:3]
+    assert len(server.asked(".warc.gz", "HEAD")) == 3
+
+
 def test_a_kept_file_that_has_rotted_is_fetched_again(place, server):
     run_stage()
     kept = next((place / ".cache/download").glob("*.warc.gz"))

@@ -1,7 +1,7 @@
 """Brings files here whole: resumed where they broke off, read to their end before they count, kept for the next run.
 
-A file grows as `<key>.part`; beside it `<key>.json` says which version of it that is, so that a run killed at any moment
-goes on where it stopped, or from the beginning if the server has another version by then. gzip: RFC 1952.
+A file grows as `<key>.part`; beside it `<key>.json` notes which version of it that is, so that a run killed at any moment
+goes on where it stopped, or from the beginning if the server has another version by then.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import hashlib
 import os
 import queue
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from stages.common.files import disk_full_in_words, file_hash, read_json, write_json
 from stages.common.problem import Problem
 from stages.common.progress import progress
-from stages.crawl.magic import looks_like
+from stages.crawl.magic import check_gzip, looks_like
 from stages.crawl.patience import Fault, Patience
 from stages.crawl.s3 import S3
 from stages.crawl.web import Changed, Version, Web
@@ -27,8 +26,6 @@ from stages.crawl.web import Changed, Version, Web
 GZIP = b"\x1f\x8b\x08"
 MIB = 1 << 20
 GAIN = MIB  # an attempt that brings as much has not failed, even if it broke off then
-READ_BLOCK = 1 << 18
-UNPACKED_BLOCK = 1 << 20  # so that a zip bomb can not fill the memory
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -68,9 +65,7 @@ class Fetcher:
         """All of these files, in this order. starts: how each must begin when unpacked."""
         self.in_parallel(self.check_kept, [name for name in names if self.is_kept(name)], "checking what is kept", "file")
         missing = [name for name in names if not self.is_kept(name)]
-        versions = dict(zip(missing, self.in_parallel(
-            lambda name: self.patience.insist(name, lambda: self.remote.version(name)), missing, "asking for sizes", "file"),
-            strict=True))
+        versions = dict(zip(missing, self.in_parallel(self.version, missing, "asking for sizes", "file"), strict=True))
         self.check_space(versions)
         total = sum(version.bytes for version in versions.values())
         here = {name: size_of(part_path(self.place(name))) for name in missing}
@@ -80,6 +75,21 @@ class Fetcher:
             for _ in progress(each_mebibyte(futures, arrived), "fetching", "MiB", total=total // MIB, first=sum(here.values()) // MIB):
                 pass
         return [Kept(name, self.place(name), self.note(name)["sha256"]) for name in names]
+
+    def version(self, name: str) -> Version:
+        """What the server says of a file, or said to an earlier run that was to fetch it."""
+        version = self.noted_version(name)
+        if not version:
+            version = self.patience.insist(name, lambda: self.remote.version(name))
+            self.write_note(name, version)
+        return version
+
+    def noted_version(self, name: str) -> Version | None:
+        note = self.note(name)
+        return Version(note["bytes"], note["mark"]) if {"bytes", "mark"} <= note.keys() else None
+
+    def write_note(self, name: str, version: Version, **more: str) -> None:
+        write_json(note_path(self.place(name)), {"name": name, "bytes": version.bytes, "mark": version.mark} | more)
 
     def file(self, name: str, starts: bytes) -> Path:
         """One small file."""
@@ -99,6 +109,9 @@ class Fetcher:
         needed = sum(version.bytes - min(version.bytes, size_of(part_path(self.place(name)))) for name, version in versions.items())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
+            for name in versions:
+                if not part_path(self.place(name)).exists():
+                    note_path(self.place(name)).unlink()  # it is asked again, in case it was not true
             raise Problem(f"{len(versions):,} files are to be fetched, {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are "
                           f"free where {self.folder} lies (and DVC keeps a copy where the file system can not share one). "
                           "Nothing was fetched. Free some space, or choose fewer files (download.files).")
@@ -110,10 +123,9 @@ class Fetcher:
 
     def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> None:
         """One more request for what is missing of a file; returns when it is whole. Raises Fault."""
-        place, note = self.place(name), self.note(name)
+        place, begun = self.place(name), self.noted_version(name)
         part = part_path(place)
         have = size_of(part)
-        begun = Version(note["bytes"], note["mark"]) if {"bytes", "mark"} <= note.keys() else None
         if not begun or not begun.mark or not part.exists() or have > begun.bytes:
             begun, have = None, 0
         if not begun or have < begun.bytes:
@@ -128,7 +140,7 @@ class Fetcher:
             part.unlink()
             raise
         part.chmod(0o444)
-        write_json(note_path(place), {"name": name, "bytes": begun.bytes, "mark": begun.mark, "sha256": digest})
+        self.write_note(name, begun, sha256=digest)
         os.replace(part, place)
 
     def receive(self, name: str, part: Path, have: int, begun: Version | None, said: Counter[Version] | None,
@@ -146,7 +158,7 @@ class Fetcher:
                     raise Fault("length", f"the server says something else about the file than before: {now.bytes:,} bytes, {now.mark}")
             if body.start == 0:
                 part.unlink(missing_ok=True)
-                write_json(note_path(self.place(name)), {"name": name, "bytes": now.bytes, "mark": now.mark})
+                self.write_note(name, now)
             with disk_full_in_words(part), part.open("ab") as file:
                 try:
                     for piece in body.pieces:
@@ -229,35 +241,3 @@ def each_mebibyte(futures: list[Future], arrived: queue.SimpleQueue) -> Iterator
         while size >= MIB:
             size -= MIB
             yield
-
-
-def check_gzip(path: Path, starts: bytes) -> str:
-    """Reads a gzip file to the end of its last member and returns its sha256.
-
-    Raises Fault if it does not begin with `starts` when unpacked, is damaged or cut, or is followed by something else.
-    """
-    digest, size, unpacker, first = hashlib.sha256(), 0, None, b""
-    broken = ""
-    with path.open("rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-            while block and not broken:
-                unpacker = unpacker or zlib.decompressobj(zlib.MAX_WBITS | 16)
-                try:
-                    text = unpacker.decompress(block, UNPACKED_BLOCK)
-                except zlib.error as error:
-                    broken = f"its gzip is damaged near byte {size:,} ({error})"
-                    break
-                if len(first) < len(starts):
-                    first += text[:len(starts) - len(first)]
-                    if not starts.startswith(first):
-                        broken = f"unpacked it begins with {text[:24]!r} instead of {starts.decode()}"
-                block = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
-                if unpacker.eof:
-                    unpacker = None
-            size += READ_BLOCK
-    if not broken and (unpacker or len(first) < len(starts)):
-        broken = f"it ends in the middle of a gzip member, after {path.stat().st_size:,} bytes"
-    if broken:
-        raise Fault("damaged", broken, evidence=digest.hexdigest())
-    return digest.hexdigest()

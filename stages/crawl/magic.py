@@ -1,13 +1,17 @@
-"""What a file is by its first bytes, whatever its name says."""
+"""What a file is by its bytes, whatever its name says. gzip: RFC 1952."""
 
+import hashlib
 import zlib
 from pathlib import Path
 
 from fastwarc.stream_io import ZstdReader
 
 from stages.common.problem import Problem
+from stages.crawl.patience import Fault
 
 FIRST_BYTES = 1 << 16
+READ_BLOCK = 1 << 18
+UNPACKED_BLOCK = 1 << 20  # so that a zip bomb can not fill the memory
 
 
 def check_is_warc(path: Path) -> None:
@@ -44,3 +48,35 @@ def first_bytes(path: Path) -> bytes:
         except (zlib.error, OSError):
             return b""
     return packed
+
+
+def check_gzip(path: Path, starts: bytes) -> str:
+    """Reads a gzip file to the end of its last member and returns its sha256.
+
+    Raises Fault if it does not begin with `starts` when unpacked, is damaged or cut, or is followed by something else.
+    """
+    digest, size, unpacker, first = hashlib.sha256(), 0, None, b""
+    broken = ""
+    with path.open("rb") as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+            while block and not broken:
+                unpacker = unpacker or zlib.decompressobj(zlib.MAX_WBITS | 16)
+                try:
+                    text = unpacker.decompress(block, UNPACKED_BLOCK)
+                except zlib.error as error:
+                    broken = f"its gzip is damaged near byte {size:,} ({error})"
+                    break
+                if len(first) < len(starts):
+                    first += text[:len(starts) - len(first)]
+                    if not starts.startswith(first):
+                        broken = f"unpacked it begins with {text[:24]!r} instead of {starts.decode()}"
+                block = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+                if unpacker.eof:
+                    unpacker = None
+            size += READ_BLOCK
+    if not broken and (unpacker or len(first) < len(starts)):
+        broken = f"it ends in the middle of a gzip member, after {path.stat().st_size:,} bytes"
+    if broken:
+        raise Fault("damaged", broken, evidence=digest.hexdigest())
+    return digest.hexdigest()
