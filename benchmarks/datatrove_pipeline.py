@@ -18,6 +18,9 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import lid
 from datatrove.utils.hashing import HashConfig
 
+# Its default, 1 s of elapsed time, drops pages where other programs run beside it.
+SECONDS_A_PAGE = 60
+
 
 def run(name: str, *steps: object) -> None:
     LocalPipelineExecutor(pipeline=list(steps), tasks=1, workers=1, logging_dir=f"logs/{name}").run()
@@ -27,11 +30,10 @@ if __name__ == "__main__":
     model = Path(sys.argv[1])
     lid.cached_asset_path_or_download = lambda *_, **__: str(model)
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
-    run("filter", WarcReader("raw"), Trafilatura(favour_precision=True), LanguageFilter("en"), GopherRepetitionFilter(),
-        GopherQualityFilter(), JsonlWriter("filtered"))
+    run("filter", WarcReader("raw"), Trafilatura(favour_precision=True, timeout=SECONDS_A_PAGE), LanguageFilter("en"),
+        GopherRepetitionFilter(), GopherQualityFilter(), JsonlWriter("filtered"))
     run("signatures", JsonlReader("filtered"), MinhashDedupSignature("signatures", config))
-    for bucket in (LocalPipelineExecutor(pipeline=[MinhashDedupBuckets("signatures", "buckets", config=config)],
-                                         tasks=config.num_buckets, workers=1, logging_dir="logs/buckets"),):
-        bucket.run()
+    LocalPipelineExecutor(pipeline=[MinhashDedupBuckets("signatures", "buckets", config=config)],
+                          tasks=config.num_buckets, workers=1, logging_dir="logs/buckets").run()
     run("clusters", MinhashDedupCluster("buckets", "remove", config=config))
     run("last", JsonlReader("filtered"), MinhashDedupFilter("remove"), JsonlWriter("kept"))
