@@ -44,18 +44,15 @@ def svg(figure: plt.Figure, title: str) -> Markup:
     return Markup(re.sub("<svg", f'<svg role="img" aria-label="{title}"', element, count=1))
 
 
-def waterfall(filtered: dict) -> Markup:
-    """How many pages each rule took, in the order in which the rules stand."""
-    removed = [(rule, count) for rule, count in filtered["removed"].items() if count]
-    removed.sort(key=lambda item: -item[1])
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(removed) + 1.2))
-    left = filtered["documents"]["in"]
-    axes.barh("crawled", left, color=GREY)
-    for rule, count in removed:
-        axes.barh(rule.replace("_", " "), count, left=left - count, color=COLOURS["mlp"])
-        axes.text(left - count, rule.replace("_", " "), f"{count} ", ha="right", va="center")
-        left -= count
-    axes.barh("kept", left, color=COLOURS["gpt_oss"])
+def waterfall() -> Markup:
+    """How many pages each rule took: the rules for one page by size, then those across pages."""
+    steps = pd.read_csv("metrics/filter.tsv", sep="\t")
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(steps) + 1.2))
+    axes.barh("crawled", steps["pages"].iloc[0], color=GREY)
+    for step in steps.iloc[1:].itertuples():
+        axes.barh(step.rule.replace("_", " "), step.removed, left=step.pages, color=COLOURS["mlp"])
+        axes.text(step.pages, step.rule.replace("_", " "), f"{step.removed} ", ha="right", va="center")
+    axes.barh("kept", steps["pages"].iloc[-1], color=COLOURS["gpt_oss"])
     axes.invert_yaxis()
     axes.set_xlabel("pages")
     return svg(figure, "pages removed by each rule")
@@ -135,7 +132,7 @@ def main(stage: Stage) -> None:
                for model in MODELS}
     environment = Environment(loader=FileSystemLoader("stages"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
-        filter=filtered, dpo=dpo, samples=samples, waterfall=waterfall(filtered), losses=losses(), tuning=tuning(),
+        filter=filtered, dpo=dpo, samples=samples, waterfall=waterfall(), losses=losses(), tuning=tuning(),
         pretrain_table=table([{"model": model} | pretrained[model] for model in MODELS]),
         guard_table=table([{"guard": name.replace("_", " "), "passed": passed}
                            for name, passed in dpo["guards"].items()]),

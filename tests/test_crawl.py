@@ -16,7 +16,7 @@ import zstandard
 from fastwarc.warc import ArchiveIterator
 
 from stages.common.problem import Problem
-from stages.crawl.dedup import first_copies, text_key, unit_interval
+from stages.crawl.dedup import text_key, unit_interval
 from stages.crawl.extract import html_to_text
 from stages.crawl.labels import keep_quality, read_labels, token_f1
 from stages.crawl.render import Renderer, to_html
@@ -496,16 +496,6 @@ def test_real_bodies_are_those_that_fastwarc_decodes(shared_data):
 
 
 # ---- copies and labels ----
-
-
-def test_the_kept_copy_does_not_depend_on_the_order():
-    pages = [("https://b.example/", "Same  text!"), ("https://a.example/", "same text"), ("https://c.example/", "other"),
-             ("https://d.example/", "SAME, text.")]
-    for _ in range(10):
-        random.Random(_).shuffle(pages)
-        stays = first_copies([url for url, _ in pages], [text_key(text) for _, text in pages])
-        assert sorted(url for (url, _), keep in zip(pages, stays, strict=True) if keep) == [
-            "https://a.example/", "https://c.example/"]
 
 
 def test_the_hash_spreads_texts_evenly():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,24 +21,30 @@ from stages import download, filter
 from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.common.stage import Stage
+from stages.crawl.decontaminate import read_held_out
+from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
 from stages.crawl.sites import gold_text, read_sites
 from tests.conftest import ROOT
 from tests.test_crawl import RECORDS, http_block, members, warc_record
 
-OUTS = ("data/corpus", "data/rejects", "metrics/filter.json")
+OUTS = ("data/corpus", "data/rejects", "metrics/filter.json", "metrics/filter.tsv")
 LIMITS = read_params(ROOT / "params.yaml").filter
-MANY = "pages_per_file: 3"
+# Three pages a file, and all files in one process unless a test is about several: starting them takes seconds.
+SMALL = {"pages_per_file: 100": "pages_per_file: 3", "  workers: 2\n": "  workers: 1\n"}
 
 
 def make_workplace(folder: Path, sites: list[Path]) -> Path:
     """A folder in which stages run: the project's code and parameters and the given sites, three pages a file. A page is
     labelled keep if its gold text is long; that is truth enough for what is tested here."""
     (folder / "data/web/sites").mkdir(parents=True)
-    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/blocked_hosts.txt"):
+    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/blocked_hosts.txt", "data/store"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("pages_per_file: 100", MANY))
+    params = (ROOT / "params.yaml").read_text()
+    for ours, theirs in SMALL.items():
+        params = params.replace(ours, theirs)
+    (folder / "params.yaml").write_text(params)
     for site in sites:
         shutil.copytree(site, folder / "data/web/sites" / site.name)
     rows = [f"{page.url},{'keep' if len(gold_text(page).split()) > 120 else 'drop'},,en,,0"
@@ -151,7 +159,80 @@ def test_quality_is_measured_on_held_out_sites_only(workplace):
     assert 0.75 < metrics["extraction"]["f1"] <= 1
 
 
-def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace):
+def set_params(folder: Path, **changed: str) -> None:
+    """Other values for keys that stand once in params.yaml."""
+    text = (folder / "params.yaml").read_text()
+    for key, value in changed.items():
+        text, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {value}", text)
+        assert count == 1, key
+    (folder / "params.yaml").write_text(text)
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes in which a stage's tasks run, without those that Python keeps for shared memory."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if "daft.execution.udf_worker" in child.cmdline()]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_the_stage(workplace, end):
+    set_params(workplace, workers="2")
+    download.main(Stage("download"))
+    process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(Path(".cache").glob("filter/*.parquet")):
+        time.sleep(0.02)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.send_signal(end)
+    assert process.wait(20) == (-signal.SIGKILL if end == signal.SIGKILL else 128 + signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "a worker went on without its stage"
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_costs_its_file_only(workplace):
+    set_params(workplace, workers="2")
+    run_both()
+    whole = digest(workplace)
+    shutil.rmtree(".cache")
+    process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (before := list(Path(".cache").glob("filter/*.parquet"))):
+        time.sleep(0.005)
+    times = {file: file.stat().st_mtime_ns for file in before}
+    workers_of(process.pid)[0].kill()
+    assert process.wait(60) == 0
+    assert digest(workplace) == whole
+    assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in times.items()), "a finished shard was made again"
+
+
+def test_a_file_that_kills_its_workers_is_left_out_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)     # workers import from where they start
+    sources = [tmp_path / name for name in ("good", "deadly")]
+    for source in sources:
+        source.write_text(source.name)
+    tasks = [Task(str(source), str(source.with_suffix(".done"))) for source in sources]
+    with pytest.raises(Problem, match="1 files .* deadly"):
+        run_tasks(die_of_one, tasks, LIMITS, "dying")
+    assert (tmp_path / "good.done").exists()
+
+
+def die_of_one(source: Path, target: Path) -> None:
+    """A task as a worker gets it: one kind of file ends the process as a fault in C would."""
+    if source.name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    target.write_text(source.read_text())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, workers):
+    set_params(workplace, workers=workers)
     run_both()
     whole = digest(workplace)
     shards = set(Path(".cache/filter").iterdir())
@@ -250,7 +331,7 @@ def test_two_pages_make_a_corpus_of_one_and_one(workplace):
 
 
 def test_the_embedded_web_is_filtered_in_seconds(tmp_path, monkeypatch):
-    for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web"):
+    for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web", "data/store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -277,3 +358,92 @@ def test_real_crawls_go_through(shared_data, workplace):
     assert metrics["documents"]["in"] == 812
     assert metrics["documents"]["kept"] > 90  # of some 250 English ones; FineWeb's rules alone take 50
     assert metrics["removed"]["language"] > 100
+
+
+def test_a_page_can_be_asked_why(workplace, capsys):
+    text = english(1)
+    line = "<p>Subscribe to the weekly letter of the harbour today.</p>"
+    held_out = next(text for text in read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl")
+                    if "{" not in text and len(text.split()) >= 12)
+    pages = [warc_record(f"https://{host}.example/", http_block(f"<html><body>{body}</body></html>".encode()))
+             for host, body in (("a", text), ("b", text.replace("The ", "the ")), ("short", "<p>The kettle is of the harbour.</p>"),
+                                ("shop", english(2) + f"<p>{held_out}</p>"),
+                                ("near", text.replace("carried", "lifted", 3)),
+                                *((f"l{number}", line + english(10 + number)) for number in range(6)))]
+    take_files(workplace, crawl=members(pages))
+    metrics = run_both()
+    assert metrics["removed"] == {"duplicate": 1, "near_duplicate": 1, "words": 1, "contaminated": 1}
+    assert metrics["repeated_lines"] == {"pages": 6, "lines": 6, "bytes": 6 * len(line.removeprefix("<p>").removesuffix("</p>") + "\n")}
+    assert not any("weekly letter" in row["text"] for row in corpus("train") + corpus("val"))
+    for host, words in (("b", "word by word a copy of https://a.example/"), ("near", "https://a.example/ stays"),
+                        ("short", "removed by the rule words"), ("shop", "held-out wording"), ("a", "-> kept"),
+                        ("l3", "weekly letter")):
+        assert filter.show([f"https://{host}.example/"]) is None
+        assert words in capsys.readouterr().out
+    assert "saw no page" in filter.show(["https://nowhere.example/"])
+    assert {row["url"]: row["because"] for row in rejects() if row["because"].startswith("https://")} == {
+        "https://b.example/": "https://a.example/", "https://near.example/": "https://a.example/"}
+
+
+def test_asking_before_the_first_run_says_what_to_do(workplace):
+    assert "has not run here" in filter.show(["https://a.example/"])
+
+
+def test_rejects_are_a_sample_of_each_reason(workplace):
+    set_params(workplace, rejects_per_reason="2")
+    short = [warc_record(f"https://s.example/{number}", http_block(b"<html>The kettle is of the harbour.")) for number in range(9)]
+    german = warc_record("https://g.example/", http_block(("<p>Der Hafen ist heute leer, niemand weiß warum. " * 30).encode()))
+    take_files(workplace, crawl=members([*short, german, page(1), page(2)]))
+    metrics = run_both()
+    assert metrics["removed"] == {"words": 9, "language": 1}
+    assert Counter(row["reason"] for row in rejects()) == {"words": 2, "language": 1}
+
+
+def test_the_waterfall_leads_from_all_pages_to_those_kept(workplace):
+    metrics = run_both()
+    steps = [line.split("\t") for line in Path("metrics/filter.tsv").read_text().splitlines()]
+    assert steps[0] == ["rule", "pages", "removed", "removed_bytes", "removed_words"]
+    left = [int(step[1]) for step in steps[1:]]
+    assert (left[0], left[-1]) == (metrics["documents"]["in"], metrics["documents"]["kept"])
+    assert all(before - int(step[2]) == after for before, after, step in zip(left, left[1:], steps[2:], strict=False))
+    assert {step[0]: int(step[2]) for step in steps[2:]} == metrics["removed"]
+    assert {step[0]: int(step[3]) for step in steps[2:]} == metrics["removed_bytes"]
+
+
+def test_a_large_corpus_lies_in_several_files(workplace, monkeypatch):
+    monkeypatch.setattr(filter, "SMALLEST_PART", 2000)
+    monkeypatch.setattr(filter, "PARTS", 10**6)
+    monkeypatch.setattr("stages.crawl.shards.ROWS_AT_ONCE", 2)
+    take_files(workplace, crawl=members([page(number) for number in range(40)]))
+    run_both()
+    files = sorted(Path("data/corpus/train").iterdir())
+    assert len(files) > 5 and files[0].name == "part-00000.parquet"
+    urls = [url for file in files for url in pq.read_table(file)["url"].to_pylist()]
+    assert urls == sorted(urls) and len(urls) == len(set(urls)) > 30
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(workplace, tmp_path, sites, monkeypatch):
+    """In a process of its own: an engine is chosen once in a process. Two workers of a cluster that it starts here."""
+    run_both()
+    whole = digest(workplace)
+    other = make_workplace(tmp_path / "on ray", sites)
+    set_params(other, engine="ray", workers="2")
+    monkeypatch.chdir(other)
+    download.main(Stage("download"))
+    said = subprocess.run([sys.executable, "-m", "stages.filter"], capture_output=True, text=True, timeout=600)
+    if said.returncode and "ray.init" in said.stderr:
+        pytest.skip(f"Ray does not start on this machine: {said.stderr[-300:]}")
+    assert said.returncode == 0, said.stderr
+    assert digest(other) == whole
+
+
+@pytest.mark.parametrize(("module", "tells"), [("stages.crawl.engine", False), ("daft", True)])
+def test_nothing_is_reported_to_the_makers_of_the_engine(module, tells):
+    """Daft tells its makers of each import and start; imported through our module it must not."""
+    code = ("import threading, urllib.request; asked = []; urllib.request.urlopen = lambda *words, **more: asked.append(words); "
+            f"import {module}; import daft; daft.from_pydict({{'a': [1]}}).collect(); "
+            "[thread.join(5) for thread in threading.enumerate() if thread.daemon]; print(len(asked))")
+    free = {name: value for name, value in os.environ.items() if not name.startswith(("DAFT_", "DO_NOT", "SCARF_"))}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=free)
+    assert (int(said.stdout) > 0) == tells

@@ -32,6 +32,9 @@ class Download(Section):
 
 
 class Filter(Section):
+    engine: Literal["native", "ray"]
+    ray_address: Annotated[str, Field(min_length=1)]
+    workers: Count
     blocked_hosts: Annotated[str, Field(min_length=1)]
     max_url_words: Annotated[int, Field(ge=0)]
     max_page_bytes: Count
@@ -73,6 +76,15 @@ class Filter(Section):
     min_joined_words: Share
     max_adult_words: Share
     max_legal_phrases: Share
+    near_words: Count
+    near_bands: Count
+    near_rows: Count
+    near_similarity: Share
+    repeated_line_pages: Annotated[int, Field(ge=2)]
+    repeated_line_letters: Count
+    contamination_words: Count
+    contamination_least_words: Count
+    rejects_per_reason: Count
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
 
 

@@ -95,6 +95,25 @@ def precision_recall(right: int, found: int, wanted: int) -> dict[str, float]:
     return quality
 
 
+def copy_quality(clusters: list[list[str]], compared: set[str], labels: dict[str, Label], urls: set[str]) -> dict:
+    """How many of the copies that people marked among `urls` were found, and how many pages went that are no copies.
+
+    clusters: URLs of pages found to say the same, the one that stays first. recall: over the n labelled copies that
+    were compared with their originals (another rule may have removed either before), those in one cluster with them,
+    whichever of the two stays. false_merges: pages of a cluster that no label joins to the page that stays, where
+    either is among `urls`.
+    """
+    def source(url: str) -> str:
+        return labels[url].duplicate_of or url if url in labels else url
+
+    cluster_of = {url: number for number, cluster in enumerate(clusters) for url in cluster}
+    marked = [(url, source(url)) for url in sorted(urls & labels.keys()) if labels[url].duplicate_of]
+    marked = [(copy, original) for copy, original in marked if {copy, original} <= compared]
+    found = sum(cluster_of.get(copy, -1) == cluster_of.get(original, -2) for copy, original in marked)
+    false = sum(source(url) != source(stays) for stays, *others in clusters for url in others if {url, stays} & urls)
+    return {"n": len(marked), "false_merges": false} | ({"recall": found / len(marked)} if marked else {})
+
+
 def token_f1(text: str, gold: str) -> float:
     """F1 of the words of two texts as multisets: how much of one is in the other, order aside."""
     words, wanted = Counter(re.findall(r"\w+", text.lower())), Counter(re.findall(r"\w+", gold.lower()))

