@@ -356,7 +356,7 @@ def test_real_crawls_go_through(shared_data, workplace):
     metrics = run_both()
     assert metrics["read"]["records"] == 2140 and metrics["read"]["lost"] == 0
     assert metrics["documents"]["in"] == 812
-    assert metrics["documents"]["kept"] > 150
+    assert metrics["documents"]["kept"] > 90  # of some 250 English ones; FineWeb's rules alone take 50
     assert metrics["removed"]["language"] > 100
 
 

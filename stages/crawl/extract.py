@@ -6,6 +6,7 @@ Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15
 """
 
 import codecs
+import logging
 import re
 import unicodedata
 
@@ -76,6 +77,7 @@ def main_text(page: str, extractor: str, languages: frozenset[str]) -> str:
 
 def careful_text(page: str) -> str:
     """What trafilatura takes for the text, in the form that resiliparse has: cells parted by tabs, blank lines."""
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it warns of every page without an article, and no more
     found = trafilatura.extract(page, fast=True, include_comments=False, include_tables=True) or ""
     lines, before = [], False
     for line in map(str.strip, found.split("\n")):

@@ -1,0 +1,67 @@
+"""How near the text comes to what people took out of real pages, and how many pages a core judges in a second.
+
+in   ../shared/data/extraction_gold: pages and the text that should come out
+out  printed: for each extractor token F1 and pages a second, alone and through all rules for one page; trafilatura by itself
+
+    python -m benchmarks.extraction
+"""
+
+import gzip
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lxml.html
+import trafilatura
+
+from stages.common.params import read_params
+from stages.crawl.blocklist import read_hosts
+from stages.crawl.extract import html_to_text
+from stages.crawl.judge import judge
+from stages.crawl.labels import token_f1
+from stages.crawl.warc import Record
+
+GOLD = Path("../shared/data/extraction_gold")
+EXTRACTORS = ("resiliparse", "cascade", "trafilatura")
+
+
+def read_gold(folder: Path) -> list[tuple[bytes, str]]:
+    pages = []
+    for source in sorted(folder.glob("*__source.html.gz")):
+        expected = gzip.decompress(source.with_name(source.name.replace("__source", "__expected")).read_bytes())
+        pages.append((gzip.decompress(source.read_bytes()), lxml.html.fromstring(expected.decode()).text_content()))
+    return pages
+
+
+def measure(pages: list[tuple[bytes, str]], extract: Callable[[bytes], str]) -> dict[str, float]:
+    """Mean token F1, and pages a second of this process's time."""
+    started = time.process_time()
+    texts = [extract(page) for page, _ in pages]
+    seconds = time.process_time() - started
+    scores = [token_f1(text, gold) for text, (_, gold) in zip(texts, pages, strict=True)]
+    return {"f1": sum(scores) / len(scores), "pages_per_s": len(pages) / seconds}
+
+
+def main() -> None:
+    pages = read_gold(GOLD)
+    if not pages:
+        sys.exit(f"{GOLD} holds no page. It lies beside the checkout where the project is developed.")
+    limits = read_params(Path("params.yaml")).filter
+    hosts = read_hosts(Path(limits.blocked_hosts))
+    records = [Record("https://gold.example/", 200, "text/html", "utf-8", page, False) for page, _ in pages]
+    judge(records[0], limits, hosts)  # loads the language model
+    found = {"pages": len(pages), "kilobytes_per_page": sum(len(page) for page, _ in pages) / len(pages) / 1000}
+    for extractor in EXTRACTORS:
+        found[extractor] = measure(pages, lambda page, way=extractor: html_to_text(page, "utf-8", way))
+        started = time.process_time()
+        rows = [judge(record, limits.model_copy(update={"extractor": extractor}), hosts) for record in records]
+        found[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
+    found["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
+    found["trafilatura_by_itself"] = measure(pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or "")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
