@@ -23,7 +23,7 @@ from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.common.stage import Stage, run
 from stages.nn import tokenizer as tokenizers
-from stages.nn.data import batch, every_token_once, open_tokens
+from stages.nn.data import batch, carried, every_token_once, open_tokens
 from stages.nn.export import MODELS, save_model
 from stages.nn.generate import generate
 from stages.nn.initial import initialise
@@ -133,7 +133,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
             x, y = inputs[part].to(device.kind), targets[part].to(device.kind)
             with averaging(loss_of, last=number == len(parts) - 1):
                 with device.autocast():
-                    loss, states[number] = loss_of(x, y, states[number])
+                    loss, states[number] = loss_of(x, y, carried(states[number], step, part))
                 (loss / len(parts)).backward()
             nats += loss.detach() / len(parts)
         losses.append(world.mean(nats).item())

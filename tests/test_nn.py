@@ -17,7 +17,7 @@ from stages.common.problem import Problem
 from stages.nn import attention as attention_module
 from stages.nn import experts as experts_module
 from stages.nn import tokenizer as tokenizers
-from stages.nn.data import batch, every_token_once
+from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
 from stages.nn.export import MODELS, exported_name, load_gpt_oss, load_model, save_model
 from stages.nn.generate import choose, generate, stream
 from stages.nn.gpt_oss import GptOss
@@ -726,6 +726,16 @@ def test_rows_go_on_where_they_stopped():
         assert torch.equal(targets[:, -1], following[:, 0])
     seen = torch.cat([batch(tokens, step, 4, 25, seed=3)[1].flatten() for step in range(10)])
     assert seen.sort().values.tolist() == list(range(1000))
+
+
+def test_each_row_starts_anew_in_its_turn_however_rows_are_split():
+    state = torch.ones(40, 2, 3)
+    for step in range(STEPS_CARRIED + 1):
+        whole = carried(state, step, slice(0, 40))
+        split = [carried(state[part], step, part) for part in (slice(0, 10), slice(10, 40))]
+        assert torch.equal(whole, torch.cat(split))
+        assert (whole[:, 0, 0] == 0).nonzero().flatten().tolist() == [row for row in range(40) if (row + step) % STEPS_CARRIED == 0]
+    assert carried(None, 3, slice(0, 4)) is None
 
 
 @pytest.mark.parametrize(("rows", "context"), [(4, 20), (3, 7), (1, 2000), (64, 16)])
