@@ -349,7 +349,7 @@ def test_help_says_how_to_use_it(capsys):
 
 def test_what_was_asked_is_recorded_and_replayed(world, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "world"
-    shutil.copytree(world, folder, symlinks=True)
+    shutil.copytree(world, folder, symlinks=True, ignore=shutil.ignore_patterns("runs"))
     monkeypatch.chdir(folder)
     texts = ["what is the capital of France", "how do I read a payslip"]
     for text in texts:

@@ -129,11 +129,19 @@ def path_faults(paths: set[str], deps: tuple[str, ...], outs: tuple[str, ...]) -
                      and not any(lies_in(path, dep) or dep.startswith(f"{path}/") for path in paths)]
 
 
+def named_by_parameters(stage: Definition) -> set[str]:
+    """The paths below data/, models/ and metrics/ that are values of the stage's parameters."""
+    params = read_params(ROOT / "params.yaml")
+    sections = [params.get(key) for key in stage.params]
+    values = [value for section in sections for value in (section.values() if isinstance(section, dict) else [section])]
+    return {value for value in values if isinstance(value, str) and PATH.fullmatch(value)}
+
+
 @pytest.mark.parametrize("name", GRAPH)
 def test_every_path_in_the_code_is_listed_and_every_listed_one_is_read(name):
     """What a stage really opens is heard by tests/test_graph.py."""
     stage = GRAPH[name]
-    paths = set().union(*map(paths_in, reachable(entry(stage))))
+    paths = set().union(*map(paths_in, reachable(entry(stage))), named_by_parameters(stage))
     assert not path_faults(paths, stage.deps, stage.outs), name
 
 

@@ -79,7 +79,7 @@ class GptOss(nn.Module):
     routers' losses)."""
 
     RULES = {
-        "embedding": Rule(normal(0.02), decay=False),
+        "embedding": Rule(normal(1.0), decay=False),   # 0.02 learns slower: 5.15 against 4.72 nats after 80 steps of 2,048 tokens
         "attention_norm": Rule(constant(1.0), decay=False),
         "sinks": Rule(constant(0.0), decay=False),   # one virtual key of score 0; -inf would never get a gradient
         "query": Rule(fan_in(), decay=True),
