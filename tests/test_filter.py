@@ -38,7 +38,8 @@ def make_workplace(folder: Path, sites: list[Path]) -> Path:
     """A folder in which stages run: the project's code and parameters and the given sites, three pages a file. A page is
     labelled keep if its gold text is long; that is truth enough for what is tested here."""
     (folder / "data/web/sites").mkdir(parents=True)
-    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/blocked_hosts.txt", "data/store"):
+    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/topics.csv",
+                 "data/web/blocked_hosts.txt", "data/store"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     params = (ROOT / "params.yaml").read_text()

@@ -1,8 +1,8 @@
 """What people said about the embedded pages, and how near the filter comes to it.
 
 data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. data/web/personal.csv: the spans behind the
-last column, and those that only look so. Only pages of sites that are held out count: nothing of the filter was chosen
-by looking at them. data/web/README.md says what each label means.
+last column, and those that only look so. data/web/topics.csv: url,topic of the pages to keep. Only pages of sites that
+are held out count: nothing of the filter was chosen by looking at them. data/web/README.md says what each label means.
 """
 
 import csv
@@ -18,6 +18,7 @@ from stages.crawl.sites import Page, plain_text
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
 SPAN_COLUMNS = ["url", "kind", "text", "mask"]
+TOPIC_COLUMNS = ["url", "topic"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,22 @@ def read_spans(path: Path) -> dict[str, list[Span]]:
                           f"{', '.join(FINDERS)} in the second, and yes or no in the last.")
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
+
+
+def read_topics(path: Path) -> dict[str, bool]:
+    """Whether a page is about shopping, by URL. A line that does not say so is a Problem with its number."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != TOPIC_COLUMNS:
+        raise Problem(f"{path}:1: the first line must be {','.join(TOPIC_COLUMNS)}.")
+    topics: dict[str, bool] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(TOPIC_COLUMNS) or row[1] not in ("shopping", "other"):
+            raise Problem(f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other.")
+        if row[0] in topics:
+            raise Problem(f"{path}:{number}: {row[0]} has a topic above already. Keep one of them.")
+        topics[row[0]] = row[1] == "shopping"
+    return topics
 
 
 def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
