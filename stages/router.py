@@ -22,7 +22,9 @@ from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_metrics
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
-from stages.shop.records import Customer, Order, Product, Reason, Review, Split, Wording, read_departments, read_policy, rows
+from stages.shop.folder import read_departments, read_policy, rows
+from stages.shop.records import Customer, Order, Product, Reason, Review, Split, Wording
+from stages.shop.speech import Speech
 
 BINS = 10
 OFTEN = 5
@@ -54,11 +56,12 @@ def wordings(store: Path, split: Split) -> list[dict]:
     products = [product for product in everything if product.held_out == (split != "train")] or everything
     categories = {name: category for department in read_departments(store / "departments.json").values()
                   for name, category in department.categories.items()}
-    customers, orders = rows(store / "customers.jsonl", Customer), rows(store / "orders.jsonl", Order)
-    reasons = [reason.text for reason in rows(store / "reasons.jsonl", Reason) if reason.split == split]
+    customers, orders = rows(store / "customers", Customer), rows(store / "orders", Order)
+    speech = Speech(store)
+    reasons = [reason.text for _, _, reason in speech.lines("reasons.jsonl", Reason) if reason.split == split]
     queries = []
-    for file in sorted((store / "wordings").glob("*.jsonl")):
-        for wording in (wording for wording in rows(file, Wording) if wording.split == split):
+    for file, _, wording in speech.lines("wordings", Wording):
+        if wording.split == split:
             product, second, third = draw.choices(products, k=3)
             customer, price = draw.choice(customers), round(product.price)
             slots = {

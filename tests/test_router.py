@@ -25,7 +25,8 @@ from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.router import calibration_error, measure, read_lexicon, train, wordings
 from stages.shop.agent import Agent, Endpoint
-from stages.shop.records import Product, Review, rows
+from stages.shop.folder import rows
+from stages.shop.records import Product, Review
 from stages.shop.store import open_store
 from stages.shop.tools import Session
 from tests.conftest import ROOT
