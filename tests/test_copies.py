@@ -167,6 +167,14 @@ def test_a_page_that_names_its_source_gives_way(tmp_path):
     assert stays([write_shard(tmp_path / "both", both)], tmp_path) == {"https://b.example/": "https://a.example/"}
 
 
+def test_an_address_that_cannot_be_read_stops_nothing(texts, tmp_path):
+    """A bracket that is never closed, as broken links have: the page is one of no host."""
+    copied, other = " ".join(texts[0]), " ".join(texts[2])
+    urls = ("https://a.example/1", "https://b.example/2", "http://[::1/3")
+    shard = write_shard(tmp_path / "shard", [*((url, copied, "") for url in urls), ("http://[broken", other, "")])
+    assert len(stays([shard], tmp_path)) == 2
+
+
 def test_removed_pages_make_no_copies(tmp_path):
     text = " ".join(words(random.Random(1), 100))
     shard = write_shard(tmp_path / "shard", [("https://a.example/", text, "language"), ("https://b.example/", text, "")])
