@@ -206,6 +206,15 @@ def test_lines_of_many_files_go_and_the_rest_stays_as_it_is(tmp_path):
     assert "Share this" in (tmp_path / "often" / "0.txt").read_text()
 
 
+@pytest.mark.parametrize("times", [2, 255, 256, 257, 600])
+def test_a_line_goes_however_often_one_file_repeats_it(tmp_path, times):
+    """256 is where a counter of one byte would be at nought again; U+2028 and a form feed end no line."""
+    file = tmp_path / "log"
+    file.write_text("on\u2028and\x0con\n" * times + "off\n")
+    assert exact_line_dedup([file], tmp_path / "out")["repeated"] == times
+    assert (tmp_path / "out" / "log").read_text() == "off\n"
+
+
 def test_the_count_of_lines_is_exact_however_many_there_are(tmp_path, monkeypatch):
     """Few counters stand for many lines in the first pass; the second must still count each for itself."""
     monkeypatch.setattr("stages.crawl.lines.SLOTS", 16)
