@@ -223,6 +223,27 @@ def test_a_file_that_kills_its_workers_is_left_out_by_name(tmp_path, monkeypatch
     assert (tmp_path / "good.done").exists()
 
 
+def test_no_file_is_worked_on_twice_at_a_time_when_another_fails(tmp_path, monkeypatch):
+    """What is said of the first file may not start those again that are still under way or wait."""
+    monkeypatch.chdir(ROOT)
+    sources = [tmp_path / name for name in ("1-bad", "2-slow", "3-slow", "4-slow", "5-slow")]
+    for source in sources:
+        source.write_text(source.name)
+    with pytest.raises(Problem, match="1 files .* 1-bad: this one is bad"):
+        run_tasks(one_is_bad, [Task(str(source), str(source.with_suffix(".done"))) for source in sources], LIMITS, "failing")
+    starts = Counter((tmp_path / "starts").read_text().split())
+    assert starts == {source.name: 2 if source.name == "1-bad" else 1 for source in sources}
+
+
+def one_is_bad(source: Path, target: Path) -> None:
+    with (source.parent / "starts").open("a") as file:
+        file.write(f"{source.name}\n")
+    if source.name == "1-bad":
+        raise Problem("this one is bad")
+    time.sleep(0.3)
+    target.write_text("done")
+
+
 def die_of_one(source: Path, target: Path) -> None:
     """A task as a worker gets it: one kind of file ends the process as a fault in C would."""
     if source.name == "deadly":
