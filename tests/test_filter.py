@@ -20,7 +20,7 @@ import pytest
 from stages import download, filter
 from stages.common.params import read_params
 from stages.common.problem import Problem
-from stages.common.stage import Stage
+from stages.common.stage import Stage, exclusive
 from stages.crawl.decontaminate import read_held_out
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
@@ -256,7 +256,7 @@ def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, worker
     set_params(workplace, workers=workers)
     run_both()
     whole = digest(workplace)
-    shards = set(Path(".cache/filter").iterdir())
+    shards = set(Path(".cache/filter").glob("*.parquet"))
     assert len(shards) >= 8
     for out in (*OUTS, ".cache"):
         shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
@@ -273,6 +273,14 @@ def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, worker
     assert digest(workplace) == whole
     assert set(Path(".cache/filter").glob("*.parquet")) == shards
     assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in before.items()), "a finished shard was made again"
+
+
+def test_two_filters_do_not_share_a_cache(workplace):
+    """As when DVC runs two experiments at once: each in a folder of its own, both with the project's cache."""
+    download.main(Stage("download"))
+    with exclusive(Path(".cache/filter/lock"), "the other"), pytest.raises(Problem, match="a filter with the same .cache"):
+        filter.main(Stage("filter"))
+    filter.main(Stage("filter"))
 
 
 def test_other_parameters_use_no_shard_of_before(workplace):
