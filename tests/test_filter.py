@@ -283,6 +283,13 @@ def test_two_filters_do_not_share_a_cache(workplace):
     filter.main(Stage("filter"))
 
 
+def test_lengths_that_contradict_each_other_stop_before_the_crawl_is_read(workplace):
+    set_params(workplace, contamination_words="5")
+    with pytest.raises(Problem, match="contamination_least_words is 8"):
+        run_both()
+    assert not Path(".cache/filter").exists()
+
+
 def test_other_parameters_use_no_shard_of_before(workplace):
     kept = run_both()["documents"]["kept"]
     params = workplace / "params.yaml"
