@@ -66,7 +66,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(tmp_path):
 
 def test_small_numbers_that_dvc_writes_are_numbers(tmp_path):
     params = read_params(changed_params(tmp_path, "learning_rate: 0.003", "learning_rate: 1e-05"))
-    assert params.pretrain.mlp.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
+    assert params.pretrain.gpt_oss.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
 
 
 def test_a_stage_can_not_read_what_dvc_does_not_watch():
