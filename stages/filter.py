@@ -28,7 +28,7 @@ from stages.common.files import atomic_directory, read_json
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.params import Filter, read_params
 from stages.common.problem import Problem
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, exclusive, run
 from stages.crawl.account import Account, copy_counts
 from stages.crawl.across import Across, look_across
 from stages.crawl.blocklist import read_hosts
@@ -112,7 +112,7 @@ def write_corpus(folder: Path, shards: list[Path], across: Across, places: np.nd
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
     train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
     for number, rows in blocks(shards):
-        kept = [(place, across.clean(row)) for place, row in zip(places[number:], rows, strict=False) if place == place]
+        kept = [(place, across.clean(row)) for place, row in zip(places[number:], rows, strict=False) if not math.isnan(place)]
         validation.write([row for place, row in kept if place <= border])
         train.write([row for place, row in kept if place > border])
     train.close()
@@ -145,11 +145,13 @@ def main(stage: Stage) -> None:
     topic = wanted_topic(limits, topics)
     code = {file: digest for group, found in stage.inputs.items() if not group.startswith("data/")
             for file, (_, _, digest) in found.items()}
-    shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
-                         stage.cache)
     held_out = HeldOut(read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
                        limits.contamination_words, limits.contamination_least_words)
-    across = look_across(shards, held_out, limits, stage.cache)
+    # DVC may run another experiment at the same time, in a folder of its own but with this cache.
+    with exclusive(stage.cache / "lock", "a filter with the same .cache"):
+        shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
+                             stage.cache)
+        across = look_across(shards, held_out, limits, stage.cache)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     account = Account(limits.rejects_per_reason, labels.keys())
     with last_run(stage.kept, manifest["files"], shards) as note:

@@ -66,7 +66,7 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(tmp_path):
 
 def test_small_numbers_that_dvc_writes_are_numbers(tmp_path):
     params = read_params(changed_params(tmp_path, "learning_rate: 0.003", "learning_rate: 1e-05"))
-    assert params.pretrain.mlp.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
+    assert params.pretrain.gpt_oss.learning_rate == 1e-5  # PyYAML reads this as the text "1e-05"
 
 
 def test_a_stage_can_not_read_what_dvc_does_not_watch():
@@ -327,11 +327,13 @@ def test_a_signal_ends_a_stage_with_its_status_and_leaves_nothing(waiting, numbe
 
 def test_two_runs_of_one_stage_do_not_share_files(waiting):
     first = start(waiting)
+    (waiting / "data" / "out").mkdir()
     second = subprocess.run([sys.executable, "-m", "stages.download"], cwd=waiting, capture_output=True, text=True)
     first.kill()
     first.wait()
     assert second.returncode == 1
     assert "Another process is running download here" in second.stderr
+    assert (waiting / "data" / "out").exists(), "what the first has made stays"
 
 
 ELSEWHERE = "import runpy, sys, stages.common.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \

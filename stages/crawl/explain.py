@@ -58,15 +58,14 @@ def explain(url: str, root: Path, limits: Filter, topic: Weights | None) -> Iter
     """What to say about a page, line by line. Raises Problem if the last run has not seen it, or there was none."""
     if not (root / NOTE).exists():
         raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
-    note = pq.ParquetFile(root / NOTE)
-    listed = json.loads(note.metadata.metadata[SHARDS])
+    listed = json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])
     if missing := [shard for _, shard in listed if not Path(shard).exists()]:
         raise Problem(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
     found = list(find(url, listed))
     if not found:
         raise Problem(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
                       "data/rejects and data/corpus list some.")
-    decided = {row["page"]: row for row in note.read().filter(pc.equal(note.read()["url"], url)).to_pylist()}
+    decided = {row["page"]: row for row in pq.read_table(root / NOTE, filters=[("url", "=", url)]).to_pylist()}
     for number, file, turn, row in found:
         yield f"{url}: page {number:,} of the crawl, in {file}"
         if (root / "data/raw" / file).exists():
