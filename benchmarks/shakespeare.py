@@ -13,6 +13,7 @@ https://github.com/karpathy/nanoGPT, README, "I only have a macbook".
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
-    letters, numbers = np.unique(list(open(words.text).read()), return_inverse=True)
+    letters, numbers = np.unique(list(Path(words.text).read_text()), return_inverse=True)
     vocabulary, held_out = len(letters), len(numbers) // 10
     text = numbers.astype(np.uint16)
     train_text, val_text = text[:-held_out], text[-held_out:]

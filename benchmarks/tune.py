@@ -4,7 +4,7 @@
     python -m benchmarks.tune gru --steps 120   # one of them, longer
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
-out  metrics/speed/tune.json: {model: {learning rate: bits per byte on validation}} and the best of each
+out  metrics/speed/tune.json: {model: {bits_per_byte: {learning rate: bits per byte on validation}, best, steps}}
 """
 
 import argparse

@@ -60,11 +60,11 @@ class DecisionLog:
 def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...]], Route]) -> Iterator[dict]:
     """Decides every recorded query again. Yields {hash, was, now, same}; `now` is None where the text is not known.
 
-    texts: JSON lines with a `text`, for records that keep only its hash. Raises Problem on a file that is no log.
+    texts: JSON lines with a `text`, for records that keep only its hash. Raises Problem on a file that is no log or has no texts.
     """
     if not path.is_file():
         raise Problem(f"{path} is missing. `crawl2cart chat` and `ask` write it.")
-    known = {text_hash(line["text"]): line["text"] for line in read_jsonl(texts)} if texts else {}
+    known = known_texts(texts) if texts else {}
     for number, line in enumerate(read_jsonl(path), 1):
         if not isinstance(line, dict) or NEEDED - set(line):
             raise Problem(f"{path}:{number} is no record of a decision. Take the line out.")
@@ -75,3 +75,14 @@ def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...
             route = router(text, tuple(line.get("before", ())))
             now = {"route": route.label, "source": route.source, "confidence": route.confidence, "prompt": PROMPT_VERSION}
         yield {"hash": line["hash"], "was": was, "now": now, "same": now and now["route"] == was["route"]}
+
+
+def known_texts(path: Path) -> dict[str, str]:
+    """The texts of a file of JSON lines by their hashes."""
+    if not path.is_file():
+        raise Problem(f"{path} is missing. --texts should name a file of JSON lines with a `text`, such as data/queries/test.jsonl.")
+    lines = read_jsonl(path)
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or not isinstance(line.get("text"), str):
+            raise Problem(f"{path}: its entry {number} has no `text`. Add it or take the line out.")
+    return {text_hash(line["text"]): line["text"] for line in lines}

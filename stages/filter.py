@@ -2,7 +2,7 @@
 
 in   data/raw/ (WARC or WET files and manifest.json), data/web/blocked_hosts.txt; data/store/wordings and plans.jsonl, of
      which no page may hold what is for testing; data/web/labels.csv, data/web/personal.csv and data/web/sites for the
-     measured quality
+     measured quality; data/web/topics.csv, from which `keep: shopping` learns
 out  data/corpus/{train,val}/part-*.parquet (url, text, language_score, key), data/rejects/part-00000.parquet (url,
      reason, score, because, text: its first 200 characters; a sample of each reason), metrics/filter.json,
      metrics/filter.tsv (the steps of the waterfall: pages left, and pages, bytes and words removed)
@@ -17,6 +17,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ import pyarrow.parquet as pq
 
 from stages.common.files import atomic_directory, read_json
 from stages.common.metrics import write_curve, write_metrics
-from stages.common.params import read_params
+from stages.common.params import Filter, read_params
 from stages.common.problem import Problem
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, exclusive, run
 from stages.crawl.account import Account, copy_counts
 from stages.crawl.across import Across, look_across
 from stages.crawl.blocklist import read_hosts
@@ -35,17 +36,29 @@ from stages.crawl.decontaminate import HeldOut, read_held_out
 from stages.crawl.dedup import unit_interval
 from stages.crawl.explain import explain, last_run
 from stages.crawl.judge import SHARD
-from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_spans, token_f1
+from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_spans, read_topics, token_f1
 from stages.crawl.parts import Parts
 from stages.crawl.pii import mask
 from stages.crawl.shards import batches, make_shards, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
+from stages.crawl.topic import Weights, learn_topic
 
 CORPUS = pa.schema([SHARD.field(name) for name in ("url", "text", "language_score", "key")])
 REJECTS = pa.schema([("url", pa.string()), ("reason", pa.string()), ("score", pa.float32()), ("because", pa.string()),
                      ("text", pa.string())])
 PARTS = 100
 SMALLEST_PART = 1 << 28  # bytes of text
+
+
+def wanted_topic(limits: Filter, topics: dict[str, bool]) -> Weights | None:
+    """The topic model, learnt from the labelled pages of sites that are not held out; None with `keep: all`."""
+    if limits.keep == "all":
+        return None
+    pages = [page for page in read_sites(Path("data/web/sites")) if page.url in topics and not page.site.held_out]
+    if {topics[page.url] for page in pages} != {True, False}:
+        raise Problem("data/web/topics.csv must name pages of both topics on sites of data/web that are not held out: "
+                      "filter.keep learns from them. Add some, or set `keep: all`.")
+    return learn_topic([gold_text(page) for page in pages], [topics[page.url] for page in pages])
 
 
 def blocks(shards: list[Path]) -> Iterator[tuple[int, list[dict]]]:
@@ -99,7 +112,7 @@ def write_corpus(folder: Path, shards: list[Path], across: Across, places: np.nd
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
     train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
     for number, rows in blocks(shards):
-        kept = [(place, across.clean(row)) for place, row in zip(places[number:], rows, strict=False) if place == place]
+        kept = [(place, across.clean(row)) for place, row in zip(places[number:], rows, strict=False) if not math.isnan(place)]
         validation.write([row for place, row in kept if place <= border])
         train.write([row for place, row in kept if place > border])
     train.close()
@@ -128,12 +141,17 @@ def measure(account: Account, across: Across, labels: dict[str, Label], sites: l
 def main(stage: Stage) -> None:
     limits = stage.params.filter
     manifest = read_json("data/raw/manifest.json")
+    topics = read_topics(Path("data/web/topics.csv"))
+    topic = wanted_topic(limits, topics)
     code = {file: digest for group, found in stage.inputs.items() if not group.startswith("data/")
             for file, (_, _, digest) in found.items()}
-    shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), code, stage.cache)
     held_out = HeldOut(read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
                        limits.contamination_words, limits.contamination_least_words)
-    across = look_across(shards, held_out, limits, stage.cache)
+    # DVC may run another experiment at the same time, in a folder of its own but with this cache.
+    with exclusive(stage.cache / "lock", "a filter with the same .cache"):
+        shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
+                             stage.cache)
+        across = look_across(shards, held_out, limits, stage.cache)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     account = Account(limits.rejects_per_reason, labels.keys())
     with last_run(stage.kept, manifest["files"], shards) as note:
@@ -156,7 +174,12 @@ def main(stage: Stage) -> None:
         "contamination": {"n": len(held_out), "pages": account.pages["contaminated"]},
     }
     if labels:
-        metrics |= measure(account, across, labels, read_sites(Path("data/web/sites")))
+        sites = read_sites(Path("data/web/sites"))
+        # With `keep: shopping` a page that reads well is wanted only if it is about that.
+        judged = {url: replace(labels[url], keep=topics[url]) for url in topics.keys() & labels.keys()} if topic else {}
+        metrics |= measure(account, across, labels | judged, sites)
+        if topic:
+            metrics["topic"] = keep_quality(account.kept, judged, {page.url for page in sites if page.site.held_out})
     write_metrics("metrics/filter.json", metrics)
     write_curve("metrics/filter.tsv", account.waterfall())
     print(f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
@@ -170,8 +193,10 @@ def show(urls: list[str]) -> str | None:
     if not urls:
         return "filter: --explain needs the URL of a page."
     try:
+        limits = read_params(Path("params.yaml")).filter
+        topic = wanted_topic(limits, read_topics(Path("data/web/topics.csv")))
         for url in urls:
-            print("\n".join(explain(url, Path.cwd(), read_params(Path("params.yaml")).filter)))
+            print("\n".join(explain(url, Path.cwd(), limits, topic)))
     except Problem as problem:
         return f"filter: {problem}"
     return None

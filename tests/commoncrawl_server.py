@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from tests.local_server import listening
+
 CRAWL = "CC-MAIN-2024-51"
 HTML = b"<!DOCTYPE html><html><head><title>503 Slow Down</title></head><body>Please reduce your request rate.</body></html>"
 ENTRIES_A_PAGE = 5
@@ -246,17 +248,12 @@ def serve() -> Iterator[Server]:
             if not isinstance(sys.exception(), ConnectionError):  # a client that hangs up is none
                 super().handle_error(request, client)
 
-    listener = Listener(("127.0.0.1", 0), Handler)
-    server = Server(f"http://127.0.0.1:{listener.server_port}/")
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        closing.set()
-        listener.shutdown()
-        listener.server_close()
-        thread.join()
+    with listening(Handler, Listener) as address:
+        server = Server(f"{address}/")
+        try:
+            yield server
+        finally:
+            closing.set()
 
 
 def name_of(wrong: Wrong) -> str:

@@ -5,7 +5,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.local_server import listening
 
 
 def completion(content: str | None, **message: object) -> bytes:
@@ -75,16 +77,11 @@ def serve() -> Iterator[Server]:
         def log_message(self, *_words: object) -> None:
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server = Server(f"http://127.0.0.1:{listener.server_port}/v1")
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        closing.set()
-        listener.shutdown()
-        listener.server_close()
-        thread.join()
+    with listening(Handler) as address:
+        server = Server(f"{address}/v1")
+        try:
+            yield server
+        finally:
+            closing.set()
 
 

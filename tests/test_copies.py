@@ -167,6 +167,14 @@ def test_a_page_that_names_its_source_gives_way(tmp_path):
     assert stays([write_shard(tmp_path / "both", both)], tmp_path) == {"https://b.example/": "https://a.example/"}
 
 
+def test_an_address_that_cannot_be_read_stops_nothing(texts, tmp_path):
+    """A bracket that is never closed, as broken links have: the page is one of no host."""
+    copied, other = " ".join(texts[0]), " ".join(texts[2])
+    urls = ("https://a.example/1", "https://b.example/2", "http://[::1/3")
+    shard = write_shard(tmp_path / "shard", [*((url, copied, "") for url in urls), ("http://[broken", other, "")])
+    assert len(stays([shard], tmp_path)) == 2
+
+
 def test_removed_pages_make_no_copies(tmp_path):
     text = " ".join(words(random.Random(1), 100))
     shard = write_shard(tmp_path / "shard", [("https://a.example/", text, "language"), ("https://b.example/", text, "")])
@@ -196,6 +204,15 @@ def test_lines_of_many_files_go_and_the_rest_stays_as_it_is(tmp_path):
     assert counts == {"documents": 3, "lines": 11, "repeated": 6, "distinct_repeated": 2}
     exact_line_dedup(files, tmp_path / "often", least=3, least_letters=5)
     assert "Share this" in (tmp_path / "often" / "0.txt").read_text()
+
+
+@pytest.mark.parametrize("times", [2, 255, 256, 257, 600])
+def test_a_line_goes_however_often_one_file_repeats_it(tmp_path, times):
+    """256 is where a counter of one byte would be at nought again; U+2028 and a form feed end no line."""
+    file = tmp_path / "log"
+    file.write_text("on\u2028and\x0con\n" * times + "off\n")
+    assert exact_line_dedup([file], tmp_path / "out")["repeated"] == times
+    assert (tmp_path / "out" / "log").read_text() == "off\n"
 
 
 def test_the_count_of_lines_is_exact_however_many_there_are(tmp_path, monkeypatch):

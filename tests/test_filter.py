@@ -20,7 +20,7 @@ import pytest
 from stages import download, filter
 from stages.common.params import read_params
 from stages.common.problem import Problem
-from stages.common.stage import Stage
+from stages.common.stage import Stage, exclusive
 from stages.crawl.decontaminate import read_held_out
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
@@ -38,7 +38,8 @@ def make_workplace(folder: Path, sites: list[Path]) -> Path:
     """A folder in which stages run: the project's code and parameters and the given sites, three pages a file. A page is
     labelled keep if its gold text is long; that is truth enough for what is tested here."""
     (folder / "data/web/sites").mkdir(parents=True)
-    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/blocked_hosts.txt", "data/store"):
+    for name in ("stages", "requirements.txt", "data/web/designs", "data/web/personal.csv", "data/web/topics.csv",
+                 "data/web/blocked_hosts.txt", "data/store"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     params = (ROOT / "params.yaml").read_text()
@@ -223,6 +224,27 @@ def test_a_file_that_kills_its_workers_is_left_out_by_name(tmp_path, monkeypatch
     assert (tmp_path / "good.done").exists()
 
 
+def test_no_file_is_worked_on_twice_at_a_time_when_another_fails(tmp_path, monkeypatch):
+    """What is said of the first file may not start those again that are still under way or wait."""
+    monkeypatch.chdir(ROOT)
+    sources = [tmp_path / name for name in ("1-bad", "2-slow", "3-slow", "4-slow", "5-slow")]
+    for source in sources:
+        source.write_text(source.name)
+    with pytest.raises(Problem, match="1 files .* 1-bad: this one is bad"):
+        run_tasks(one_is_bad, [Task(str(source), str(source.with_suffix(".done"))) for source in sources], LIMITS, "failing")
+    starts = Counter((tmp_path / "starts").read_text().split())
+    assert starts == {source.name: 2 if source.name == "1-bad" else 1 for source in sources}
+
+
+def one_is_bad(source: Path, target: Path) -> None:
+    with (source.parent / "starts").open("a") as file:
+        file.write(f"{source.name}\n")
+    if source.name == "1-bad":
+        raise Problem("this one is bad")
+    time.sleep(0.3)
+    target.write_text("done")
+
+
 def die_of_one(source: Path, target: Path) -> None:
     """A task as a worker gets it: one kind of file ends the process as a fault in C would."""
     if source.name == "deadly":
@@ -235,7 +257,7 @@ def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, worker
     set_params(workplace, workers=workers)
     run_both()
     whole = digest(workplace)
-    shards = set(Path(".cache/filter").iterdir())
+    shards = set(Path(".cache/filter").glob("*.parquet"))
     assert len(shards) >= 8
     for out in (*OUTS, ".cache"):
         shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
@@ -252,6 +274,21 @@ def test_a_killed_run_repeats_nothing_and_gives_the_same_bytes(workplace, worker
     assert digest(workplace) == whole
     assert set(Path(".cache/filter").glob("*.parquet")) == shards
     assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in before.items()), "a finished shard was made again"
+
+
+def test_two_filters_do_not_share_a_cache(workplace):
+    """As when DVC runs two experiments at once: each in a folder of its own, both with the project's cache."""
+    download.main(Stage("download"))
+    with exclusive(Path(".cache/filter/lock"), "the other"), pytest.raises(Problem, match="a filter with the same .cache"):
+        filter.main(Stage("filter"))
+    filter.main(Stage("filter"))
+
+
+def test_lengths_that_contradict_each_other_stop_before_the_crawl_is_read(workplace):
+    set_params(workplace, contamination_words="5")
+    with pytest.raises(Problem, match="contamination_least_words is 8"):
+        run_both()
+    assert not Path(".cache/filter").exists()
 
 
 def test_other_parameters_use_no_shard_of_before(workplace):

@@ -540,6 +540,17 @@ def test_a_file_that_is_no_log_is_a_problem_that_names_the_line(local, tmp_path,
         list(replay(path, None, Router(local, Gpt("gpt-test"))))
 
 
+@pytest.mark.parametrize(("content", "sentence"), [
+    (None, "texts.jsonl is missing"), ('{"text": "a"}\n{"query": "b"}', "entry 2 has no `text`")])
+def test_a_file_without_texts_is_a_problem_that_names_it(local, tmp_path, content, sentence):
+    texts, log = tmp_path / "texts.jsonl", tmp_path / "decisions.jsonl"
+    log.touch()
+    if content:
+        texts.write_text(content)
+    with pytest.raises(Problem, match=sentence):
+        list(replay(log, texts, Router(local, Gpt("gpt-test"))))
+
+
 def test_a_log_that_cannot_be_written_costs_no_answer_and_says_so_once(local, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (tmp_path / "runs").write_text("a file where a folder should be")

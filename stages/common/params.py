@@ -106,6 +106,8 @@ class Filter(Section):
     min_joined_words: Share
     max_adult_words: Share
     max_legal_phrases: Share
+    keep: Literal["all", "shopping"]
+    min_topic: Share
     near_words: Count
     near_bands: Count
     near_rows: Count

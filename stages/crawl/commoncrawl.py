@@ -6,6 +6,7 @@ https://commoncrawl.org/get-started, https://github.com/webrecorder/pywb/blob/ma
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import random
@@ -40,7 +41,7 @@ class Capture:
 def list_files(fetcher: Fetcher, crawl: str, kind: str) -> list[str]:
     """The names of all WARC or WET files of a crawl, below the base, in the order of Common Crawl."""
     listed = fetcher.file(f"crawl-data/{crawl}/{kind}.paths.gz", starts=b"crawl-data/")
-    names = zlib.decompress(listed.read_bytes(), zlib.MAX_WBITS | 16).decode().split()
+    names = gzip.decompress(listed.read_bytes()).decode().split()  # of all members, where a mirror has packed it anew
     for name in names:
         if not is_name(name):
             raise Problem(f"{kind}.paths.gz of {crawl} names {name!r}, which is no file of a crawl. Use another mirror (download.base).")

@@ -8,13 +8,13 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow.compute as pc
 import xxhash
 
 from stages.common.params import Filter
+from stages.crawl.blocklist import host_of
 from stages.crawl.engine import daft, start
 from stages.crawl.minhash import components, near_pairs
 from stages.crawl.shards import batches
@@ -111,12 +111,12 @@ def read_members(shards: list[Path], cluster_of: np.ndarray) -> list[list[Member
         page += len(batch)
     hosts: dict[int, set[str]] = {}
     for member in found:
-        hosts.setdefault(member.cluster, set()).add(host(member.url))
-    copied = Counter(host(member.url) for member in found if len(hosts[member.cluster]) > 1)
+        hosts.setdefault(member.cluster, set()).add(host_of(member.url))
+    copied = Counter(host_of(member.url) for member in found if len(hosts[member.cluster]) > 1)
     pages = count_hosts(shards, set(copied))
     clusters: dict[int, list[Member]] = {}
     for member in found:
-        share = copied[host(member.url)] / max(1, pages[host(member.url)])
+        share = copied[host_of(member.url)] / max(1, pages[host_of(member.url)])
         clusters.setdefault(member.cluster, []).append(member._replace(copied_share=share))
     return sorted(sorted(members) for members in clusters.values())
 
@@ -126,9 +126,5 @@ def count_hosts(shards: list[Path], hosts: set[str]) -> Counter:
     pages: Counter = Counter()
     for batch in batches(shards, ["url", "reason"]):
         urls = batch["url"].filter(pc.equal(batch["reason"], "")).to_pylist()
-        pages.update(found for found in map(host, urls) if found in hosts)
+        pages.update(found for found in map(host_of, urls) if found in hosts)
     return pages
-
-
-def host(url: str) -> str:
-    return urlsplit(url).netloc.lower()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.common.files import read_jsonl
+from stages.common.problem import Problem
 from stages.crawl.dedup import plain_words
 
 SLOT = re.compile(r"\{[^{}]*\}")
@@ -21,12 +22,13 @@ HELD_OUT = ("validation", "test")
 class HeldOut:
     """The word sequences that no page may hold.
 
-    words: the longest sequence compared. least_words: the shortest piece compared. Raises ValueError if it is longer.
+    words: the longest sequence compared. least_words: the shortest piece compared. Raises Problem if that is longer.
     """
 
     def __init__(self, texts: Iterator[str], words: int, least_words: int):
         if least_words > words:
-            raise ValueError(f"pieces of {least_words} words and more can not be compared {words} words at a time")
+            raise Problem(f"filter.contamination_least_words is {least_words}, but filter.contamination_words, the most that are "
+                          f"compared in a row, only {words}. Make the first no larger than the second.")
         self.least_words = least_words
         self.grams: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # by their first words, least_words of them
         for piece in (piece for text in texts for piece in pieces(text)):

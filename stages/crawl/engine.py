@@ -122,9 +122,13 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
 
 
 def attempt(said: Iterator[dict]) -> Exception | None:
-    """Why not all tasks of a query were done, None if they were."""
+    """Why not all tasks of a query were done, None if they were.
+
+    Heard to its end: a query goes on when nobody listens, and another would be at the same files.
+    """
     try:
-        return next((Problem(row["said"]) for row in said if row["said"]), None)
+        problems = [row["said"] for row in said if row["said"]]
+        return Problem(problems[0]) if problems else None
     except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
         return error
 

@@ -21,6 +21,7 @@ from stages.common.problem import Problem
 from stages.crawl.blocklist import read_hosts
 from stages.crawl.judge import Page, checks
 from stages.crawl.shards import batches
+from stages.crawl.topic import Weights
 from stages.crawl.warc import read
 
 NOTE = "runs/filter-pages.parquet"
@@ -53,30 +54,29 @@ def find(url: str, listed: list[list[str]]) -> Iterator[tuple[int, str, int, dic
             number += len(batch)
 
 
-def explain(url: str, root: Path, limits: Filter) -> Iterator[str]:
+def explain(url: str, root: Path, limits: Filter, topic: Weights | None) -> Iterator[str]:
     """What to say about a page, line by line. Raises Problem if the last run has not seen it, or there was none."""
     if not (root / NOTE).exists():
         raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
-    note = pq.ParquetFile(root / NOTE)
-    listed = json.loads(note.metadata.metadata[SHARDS])
+    listed = json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])
     if missing := [shard for _, shard in listed if not Path(shard).exists()]:
         raise Problem(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
     found = list(find(url, listed))
     if not found:
         raise Problem(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
                       "data/rejects and data/corpus list some.")
-    decided = {row["page"]: row for row in note.read().filter(pc.equal(note.read()["url"], url)).to_pylist()}
+    decided = {row["page"]: row for row in pq.read_table(root / NOTE, filters=[("url", "=", url)]).to_pylist()}
     for number, file, turn, row in found:
         yield f"{url}: page {number:,} of the crawl, in {file}"
         if (root / "data/raw" / file).exists():
-            yield from again(root / "data/raw" / file, url, turn, limits)
+            yield from again(root / "data/raw" / file, url, turn, limits, topic)
         yield from ending(row, decided.get(number), limits)
         yield ""
         yield row["text"][:LONGEST_SHOWN] or "(no text was taken from it)"
         yield ""
 
 
-def again(path: Path, url: str, turn: int, limits: Filter) -> Iterator[str]:
+def again(path: Path, url: str, turn: int, limits: Filter, topic: Weights | None) -> Iterator[str]:
     """What each rule for one page measures on the record, the turn-th of this URL in the file, and what it would take."""
     records = (found for found in read(path, limits.max_page_bytes, Counter()) if found.url == url)
     record = next(islice(records, turn, None), None)
@@ -84,7 +84,7 @@ def again(path: Path, url: str, turn: int, limits: Filter) -> Iterator[str]:
         return
     yield f"  the record: status {record.status}, {record.content_type or 'no content type'}, {len(record.body):,} bytes"
     page = Page(record)
-    for check in checks(page, limits, read_hosts(Path(limits.blocked_hosts))):
+    for check in checks(page, limits, read_hosts(Path(limits.blocked_hosts)), topic):
         span = "" if check.ok and check.low == check.high else f" ({check.low:g} to {check.high:g})"
         yield f"  {'passes' if check.ok else 'FAILS '} {check.rule}: {check.score:.4g}{span}"
 

@@ -1,4 +1,4 @@
-"""One page's way through the rules that need no other page: address, HTTP, size, text, language, quality.
+"""One page's way through the rules that need no other page: address, HTTP, size, text, language, quality, topic.
 
 The first rule that a page fails names the reason why it goes. Personal data is masked in all that is written.
 """
@@ -16,6 +16,7 @@ from stages.crawl.extract import DEEPEST, decode, is_html, main_text, nesting, t
 from stages.crawl.language import language, may_be
 from stages.crawl.pii import MASKS, mask
 from stages.crawl.quality import NO_END, bounds_of, scores
+from stages.crawl.topic import Weights, topic_score
 from stages.crawl.warc import Record
 
 # large_string: all texts of a crawl in one column may pass the 2 GiB that a string column holds.
@@ -48,20 +49,20 @@ class Page:
     language_score: float = 0.0
 
 
-def judge(record: Record, limits: Filter, hosts: frozenset[str]) -> dict:
+def judge(record: Record, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> dict:
     """One row of a shard: the page's text, and the first rule it fails with its score, or reason "".
 
-    hosts: those from which no page is wanted.
+    hosts: those from which no page is wanted. topic: None where pages of any topic are.
     """
     page = Page(record)
-    failed = next((check for check in checks(page, limits, hosts) if not check.ok), None)
+    failed = next((check for check in checks(page, limits, hosts, topic) if not check.ok), None)
     text, masked = mask(page.text)
     return {"url": record.url, "text": text, "language": page.language, "language_score": page.language_score,
             "key": "" if failed else text_key(text), "reason": failed.rule if failed else "",
             "score": failed.score if failed else 0.0, **{f"pii_{kind}": count for kind, count in masked.items()}}
 
 
-def checks(page: Page, limits: Filter, hosts: frozenset[str]) -> Iterator[Check]:
+def checks(page: Page, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> Iterator[Check]:
     """Every rule in its order, each computed when it is asked for. Fills in the page on the way.
 
     After a rule that fails come the others that can still be asked: all but where there is no text.
@@ -80,6 +81,8 @@ def checks(page: Page, limits: Filter, hosts: frozenset[str]) -> Iterator[Check]
     bounds = bounds_of(limits)
     for rule, score in scores(page.text, page.language, bounds, limits.compat):
         yield Check(rule, score, *bounds[rule])
+    if topic and page.language == "en":  # it knows English words
+        yield Check("topic", topic_score(page.text, topic), limits.min_topic, 1)
 
 
 def text_checks(page: Page, limits: Filter) -> Iterator[Check]:

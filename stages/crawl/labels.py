@@ -1,13 +1,14 @@
 """What people said about the embedded pages, and how near the filter comes to it.
 
 data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. data/web/personal.csv: the spans behind the
-last column, and those that only look so. Only pages of sites that are held out count: nothing of the filter was chosen
-by looking at them. data/web/README.md says what each label means.
+last column, and those that only look so. data/web/topics.csv: url,topic of the pages to keep. Only pages of sites that
+are held out count: nothing of the filter was chosen by looking at them. data/web/README.md says what each label means.
 """
 
 import csv
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stages.crawl.sites import Page, plain_text
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
 SPAN_COLUMNS = ["url", "kind", "text", "mask"]
+TOPIC_COLUMNS = ["url", "topic"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,8 @@ class Span:
 
 def read_labels(path: Path) -> dict[str, Label]:
     """The labels by URL. A line that is not one is a Problem that gives its number."""
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    if not rows or rows[0] != COLUMNS:
-        raise Problem(f"{path}:1: the first line must be {','.join(COLUMNS)}.")
     labels: dict[str, Label] = {}
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in numbered_rows(path, COLUMNS):
         if len(row) != len(COLUMNS) or row[1] not in ("keep", "drop") or not row[5].isdecimal():
             raise Problem(f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
                           "drop in the second and a count in the last.")
@@ -59,17 +57,35 @@ def read_labels(path: Path) -> dict[str, Label]:
 
 def read_spans(path: Path) -> dict[str, list[Span]]:
     """What is personal data and what only looks like it, by URL. A line that says neither is a Problem with its number."""
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    if not rows or rows[0] != SPAN_COLUMNS:
-        raise Problem(f"{path}:1: the first line must be {','.join(SPAN_COLUMNS)}.")
     spans: dict[str, list[Span]] = {}
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in numbered_rows(path, SPAN_COLUMNS):
         if len(row) != len(SPAN_COLUMNS) or row[1] not in FINDERS or not row[2] or row[3] not in ("yes", "no"):
             raise Problem(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
                           f"{', '.join(FINDERS)} in the second, and yes or no in the last.")
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
+
+
+def read_topics(path: Path) -> dict[str, bool]:
+    """Whether a page is about shopping, by URL. A line that does not say so is a Problem with its number."""
+    topics: dict[str, bool] = {}
+    for number, row in numbered_rows(path, TOPIC_COLUMNS):
+        if len(row) != len(TOPIC_COLUMNS) or row[1] not in ("shopping", "other"):
+            raise Problem(f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other.")
+        if row[0] in topics:
+            raise Problem(f"{path}:{number}: {row[0]} has a topic above already. Keep one of them.")
+        topics[row[0]] = row[1] == "shopping"
+    return topics
+
+
+def numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file below its first line, which must name these columns, with their line numbers."""
+    with path.open(newline="") as file:
+        reader = csv.reader(file)
+        if next(reader, None) != columns:
+            raise Problem(f"{path}:1: the first line must be {','.join(columns)}.")
+        for row in reader:
+            yield reader.line_num, row
 
 
 def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:

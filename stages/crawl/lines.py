@@ -35,8 +35,8 @@ def repeated(pages: Callable[[], Iterable[Iterable[int]]], least: int) -> dict[i
     """
     counters = np.zeros(SLOTS, np.uint8)
     for hashes in pages():
-        slots = np.fromiter(hashes, np.uint64) % np.uint64(SLOTS)
-        np.add.at(counters, slots[counters[slots] < FULL], 1)
+        slots, times = np.unique(np.fromiter(hashes, np.uint64) % np.uint64(SLOTS), return_counts=True)
+        counters[slots] = np.minimum(counters[slots] + times, FULL)  # a byte holds no more
     exact: Counter = Counter()
     for hashes in pages():
         exact.update(number for number in hashes if counters[number % SLOTS] >= min(least, FULL))
@@ -66,7 +66,8 @@ def exact_line_dedup(files: list[Path], out: Path, least: int = 2, least_letters
     counts = {"documents": len(files), "lines": 0, "repeated": 0, "distinct_repeated": len(found)}
     out.mkdir(parents=True, exist_ok=True)
     for file in map(Path, files):
-        lines = file.read_text().splitlines(keepends=True)
+        with file.open() as opened:
+            lines = opened.readlines()  # not splitlines, which cuts at more than line feeds
         left = [line for line in lines if len(line.strip()) < least_letters or line_hash(line) not in found]
         (out / file.name).write_text("".join(left))
         counts["lines"] += len(lines)

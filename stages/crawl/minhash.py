@@ -104,11 +104,12 @@ def agreement(files: list[Path], pairs: np.ndarray, hashes: int) -> np.ndarray:
     wanted = np.unique(pairs)
     values = np.full((len(wanted), hashes), np.iinfo(np.uint32).max, np.uint32)
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
-            ids = batch["id"].to_numpy()
-            places = np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)
-            ours = wanted[places] == ids
-            np.minimum.at(values, places[ours], batch["signature"].flatten().to_numpy().reshape(-1, hashes)[ours])
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(ROWS_AT_ONCE):
+                ids = batch["id"].to_numpy()
+                places = np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)
+                ours = wanted[places] == ids
+                np.minimum.at(values, places[ours], batch["signature"].flatten().to_numpy().reshape(-1, hashes)[ours])
     left, right = (values[np.searchsorted(wanted, side)] for side in pairs.T)
     return (left == right).mean(axis=1)
 

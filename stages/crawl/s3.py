@@ -39,7 +39,7 @@ class S3:
             now = self._version(file)
             start = start if now == version else 0
             file.seek(start)
-            yield Body(now, start, self._pieces(file))
+            yield Body(now, start, self._pieces(file, name))
 
     def stretch(self, name: str, start: int, length: int) -> bytes:
         with self._file(name) as file, s3_in_words(self.base + name):
@@ -62,9 +62,9 @@ class S3:
         headers = {name: value.decode() for name, value in file.metadata().items()}
         return Version(file.size(), mark(headers))
 
-    def _pieces(self, file: NativeFile) -> Iterator[bytes]:
+    def _pieces(self, file: NativeFile, name: str) -> Iterator[bytes]:
         while True:
-            with s3_in_words("s3"):
+            with s3_in_words(self.base + name):
                 piece = file.read(PIECE)
             if not piece:
                 return

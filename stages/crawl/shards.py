@@ -14,6 +14,7 @@ from stages.common.files import atomic_file
 from stages.common.params import Filter
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.judge import SHARD, judge
+from stages.crawl.topic import Weights
 from stages.crawl.warc import read
 
 COUNTS = b"counts"
@@ -25,27 +26,27 @@ ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "ne
              "rejects_per_reason", "validation_share"}
 
 
-def make_shards(raw: Path, files: list[dict], limits: Filter, hosts: frozenset[str], code: dict[str, str],
-                cache: Path) -> list[Path]:
+def make_shards(raw: Path, files: list[dict], limits: Filter, hosts: frozenset[str], topic: Weights | None,
+                code: dict[str, str], cache: Path) -> list[Path]:
     """The shards of the files in their order, those made that an earlier run has not finished. Equal files share one."""
-    targets = {entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, hosts, code)}.parquet" for entry in files}
+    targets = {entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, hosts, topic, code)}.parquet" for entry in files}
     sources = {entry["sha256"]: raw / entry["file"] for entry in reversed(files)}
     tasks = [Task(str(sources[digest].resolve()), str(target.resolve())) for digest, target in targets.items()]
-    run_tasks(partial(write_shard, limits=limits, hosts=hosts), tasks, limits, "filtering")
+    run_tasks(partial(write_shard, limits=limits, hosts=hosts, topic=topic), tasks, limits, "filtering")
     return [targets[entry["sha256"]] for entry in files]
 
 
-def shard_key(digest: str, limits: Filter, hosts: frozenset[str], code: dict[str, str]) -> str:
-    """What a shard depends on: the file's sha256, the parameters of the rules for one page, the blocked hosts and
-    the code.
+def shard_key(digest: str, limits: Filter, hosts: frozenset[str], topic: Weights | None, code: dict[str, str]) -> str:
+    """What a shard depends on: the file's sha256, the parameters of the rules for one page, the blocked hosts,
+    the topic's weights and the code.
 
     code: sha256 by file name.
     """
-    text = json.dumps([digest, limits.model_dump(exclude=ELSEWHERE), sorted(hosts), code], sort_keys=True)
+    text = json.dumps([digest, limits.model_dump(exclude=ELSEWHERE), sorted(hosts), topic, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def write_shard(source: Path, target: Path, limits: Filter, hosts: frozenset[str]) -> None:
+def write_shard(source: Path, target: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None) -> None:
     """All pages of one file, judged, a block of rows at a time; what the reader counted stands in the file's metadata.
 
     It depends on nothing but its arguments, so that it can run anywhere.
@@ -54,7 +55,7 @@ def write_shard(source: Path, target: Path, limits: Filter, hosts: frozenset[str
     rows, characters = [], 0
     with atomic_file(target) as temporary, pq.ParquetWriter(temporary, SHARD, compression="zstd") as writer:
         for record in read(source, limits.max_page_bytes, counts):
-            rows.append(judge(record, limits, hosts))
+            rows.append(judge(record, limits, hosts, topic))
             characters += len(rows[-1]["text"])
             counts["page_bytes"] += len(record.body)
             if characters >= CHARACTERS_AT_ONCE or len(rows) >= ROWS_AT_ONCE:
