@@ -327,11 +327,13 @@ def test_a_signal_ends_a_stage_with_its_status_and_leaves_nothing(waiting, numbe
 
 def test_two_runs_of_one_stage_do_not_share_files(waiting):
     first = start(waiting)
+    (waiting / "data" / "out").mkdir()
     second = subprocess.run([sys.executable, "-m", "stages.download"], cwd=waiting, capture_output=True, text=True)
     first.kill()
     first.wait()
     assert second.returncode == 1
     assert "Another process is running download here" in second.stderr
+    assert (waiting / "data" / "out").exists(), "what the first has made stays"
 
 
 ELSEWHERE = "import runpy, sys, stages.common.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \

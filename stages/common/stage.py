@@ -164,16 +164,19 @@ def run(main: Callable[..., None]) -> None:
     first = os.environ.get("RANK", "0") == "0"   # of the processes that torchrun started for one run; alone without it
     try:
         with exclusive(Path.cwd() / "runs" / f"{name}.lock", name) if first else contextlib.nullcontext():
-            started = time.monotonic()
-            stage = Stage(name)
-            print(f"{name}: key {stage.key}", flush=True)
-            check_is_loaded(sys._getframe(1).f_code)
-            main(stage, *words)
-            stage.check_unchanged()
-            if first:
-                note_cost(stage, time.monotonic() - started)
+            try:
+                started = time.monotonic()
+                stage = Stage(name)
+                print(f"{name}: key {stage.key}", flush=True)
+                check_is_loaded(sys._getframe(1).f_code)
+                main(stage, *words)
+                stage.check_unchanged()
+                if first:
+                    note_cost(stage, time.monotonic() - started)
+            except Problem:
+                remove_outs(name)  # under the lock: the outs may be another run's
+                raise
     except Problem as problem:
-        remove_outs(name)
         sys.exit(f"{name}: {problem}")
 
 
