@@ -4,7 +4,7 @@
     python -m benchmarks.tune gru --steps 120   # one of them, longer
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
-out  metrics/speed/tune.json: {model: {bits_per_byte: {learning rate: bits per byte on validation}, best, steps}}
+out  metrics/speed/tune.json: {model: {bits_per_byte: {learning rate: bits per byte on validation}, best, steps, threads}}
 """
 
 import argparse
@@ -62,7 +62,8 @@ def main() -> None:
             reached[str(rate)] = bits_per_byte(model, rate, words.steps, words.threads)
             print(f"{model}: learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
         finite = {rate: value for rate, value in reached.items() if value is not None}
-        kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps}
+        kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps,
+                       "threads": words.threads}  # the file's `measured_on` is of the last call only
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 
 
