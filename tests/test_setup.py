@@ -77,7 +77,7 @@ def test_a_machine_without_a_package_index_is_told_so(clone):
 
 def test_every_make_target_explains_itself():
     targets = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in said.splitlines()] == targets
     assert all(len(line.split()) > 3 for line in said.splitlines())
 
