@@ -176,15 +176,21 @@ def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
     """Before the first checkpoint, at it, and soon after going on from it; or in the middle three times where there is none."""
     outs = definitions(copy, "smoke")[name].outs
     right = {out: digest(copy / out) for out in outs}
-    seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
     command = [PYTHON, "-m", f"stages.{name.split('@')[0]}", *name.split("@")[1:]]
 
     def without_outs() -> None:
         for out in outs:  # as DVC does before it runs a command
             shutil.rmtree(copy / out) if (copy / out).is_dir() else (copy / out).unlink(missing_ok=True)
 
-    for kept in (".cache", ".ckpt"):
-        shutil.rmtree(copy / kept, ignore_errors=True)
+    def without_kept_work() -> None:
+        for kept in (".cache", ".ckpt"):
+            shutil.rmtree(copy / kept, ignore_errors=True)
+
+    without_kept_work()
+    if name in OTHERS:  # how long it takes now: the machine may have been busier when the graph ran
+        subprocess.run(command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True)
+        without_kept_work()
+    seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
     folder = copy / ".ckpt" / name
     moments = [(0.1, None), (0, folder), (0.1, None)] if name in CHECKPOINTS else [(0.5, None), (0.3, None), (0.1, None)]
     for part, checkpoints in moments:
