@@ -367,19 +367,28 @@ def test_two_pages_make_a_corpus_of_one_and_one(workplace):
     assert (metrics["documents"]["train"], metrics["documents"]["val"]) == (1, 1)
 
 
-def test_the_embedded_web_is_filtered_in_seconds(tmp_path, monkeypatch):
+@pytest.fixture
+def embedded_web(tmp_path, monkeypatch):
+    """A folder with the shipped web and the project's own parameters, as the working directory."""
     for name in ("stages", "requirements.txt", "dvc.yaml", "params.yaml", "data/web", "data/store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_embedded_web_is_filtered_in_seconds(embedded_web):
     started = time.monotonic()
     metrics = run_both()
     assert time.monotonic() - started < 20
-    # On held-out sites 0.87 and 0.93 were reached; 0.95 each is the aim.
-    assert metrics["keep"]["precision"] >= 0.85
-    assert metrics["keep"]["recall"] >= 0.9
     assert metrics["extraction"]["f1"] > 0.85
     assert metrics["read"]["lost"] == 0
+
+
+@pytest.mark.xfail(raises=AssertionError, strict=True, reason="recall 0.93 and precision 0.87 on held-out sites: the aim is missed")
+def test_what_is_kept_of_held_out_sites_is_what_people_would_keep(embedded_web):
+    keep = run_both()["keep"]
+    assert keep["recall"] >= 0.95
+    assert keep["precision"] >= 0.95
 
 
 def test_help_is_the_contract():
