@@ -38,7 +38,7 @@ class Dispatch(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         (order,) = ctx.saved_tensors
         back = torch.empty_like(gradient).index_copy_(0, order, gradient)
-        return back.view(-1, ctx.k, gradient.size(-1)).sum(1), None, None
+        return sum(back.view(-1, ctx.k, gradient.size(-1)).unbind(1)), None, None
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
@@ -62,4 +62,4 @@ def experts(x: Tensor, chosen: Tensor, share: Tensor, gate_up: Tensor, gate_up_b
     hidden = swiglu(products(Dispatch.apply(x, order, k), gate_up, gate_up_bias, counts))
     out = products(hidden, down, down_bias, counts)
     out = torch.empty_like(out).index_copy(0, order, out).view(N, k, -1)
-    return (out * share[..., None].to(out.dtype)).sum(1)
+    return sum((out * share[..., None].to(out.dtype)).unbind(1))

@@ -14,7 +14,7 @@ CHUNK = 1024
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ weight.T` against targets, chunk by chunk.
+    """Mean cross-entropy of `hidden @ weight.T` against targets, chunk by chunk, without logits where nothing is learnt.
 
     The gradient is known as soon as the logits are (softmax minus one-hot), so each chunk leaves its share of both
     gradients behind and its logits are gone. Hsu et al. 2024, https://arxiv.org/abs/2410.10989.
@@ -22,23 +22,20 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, learn: bool) -> Tensor:
-        count = (targets != IGNORE).sum().clamp(min=1)
+        learnt = (targets != IGNORE).nonzero().squeeze(1)   # of a dialogue three tokens in four are only read
+        count = max(1, len(learnt))
         nats = torch.zeros((), device=hidden.device)
-        hidden_gradient = torch.empty_like(hidden) if learn else None
+        hidden_gradient = torch.zeros_like(hidden) if learn else None
         weight_gradient = torch.zeros_like(weight) if learn else None
-        for start in range(0, len(hidden), CHUNK):
-            rows = slice(start, start + CHUNK)
-            x, target = hidden[rows], targets[rows]
-            kept = target != IGNORE
-            place = target.where(kept, 0)[:, None]
+        for rows in learnt.split(CHUNK):
+            x, target = hidden[rows], targets[rows, None]
             logits = x @ weight.T                                    # (tokens, V)
             log_p = logits.log_softmax(-1, dtype=torch.float32)
-            nats -= log_p.gather(1, place).squeeze(1).where(kept, 0).sum()
+            nats -= log_p.gather(1, target).sum()
             if learn:
-                slope = log_p.exp_().scatter_add_(1, place, log_p.new_full(place.shape, -1.0)).to(logits.dtype)
-                share = (kept / count)[:, None]
-                hidden_gradient[rows] = (slope @ weight) * share
-                weight_gradient += slope.T @ (x * share)
+                slope = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0)).to(logits.dtype)
+                hidden_gradient[rows] = (slope @ weight).to(hidden.dtype) / count
+                weight_gradient += slope.T @ (x / count)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return nats / count
 
