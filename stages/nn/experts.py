@@ -4,6 +4,8 @@ Source of the equations: https://github.com/openai/gpt-oss, gpt_oss/torch/model.
 Hugging Face stores them and what grouped products take.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,25 +22,30 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tens
 
 def swiglu(x: Tensor) -> Tensor:
     """(…, 2I) -> (…, I). Gates stand at even places, what they gate at odd ones. The gate has no lower clamp."""
-    gate, up = x[..., ::2].clamp(max=LIMIT), x[..., 1::2].clamp(-LIMIT, LIMIT)
+    gate, up = x.unflatten(-1, (-1, 2)).movedim(-1, 0).contiguous().unbind()   # each whole: strided ones take twice the time
+    gate, up = F.hardtanh(gate, -math.inf, LIMIT), F.hardtanh(up, -LIMIT, LIMIT)   # clamp, whose gradient is five times as fast
     return gate * torch.sigmoid(GAIN * gate) * (up + 1)
 
 
-class Dispatch(torch.autograd.Function):
-    """Copies each row of x (N, D) k times, sorted by expert. The backward pass undoes the sort and adds the copies, where
-    indexing's own would add row by row."""
+class Reorder(torch.autograd.Function):
+    """Copies each row of x (N, D) k times and puts the copies in an order, whose inverse undoes it. The backward pass undoes it
+    and adds the copies, where indexing's own would add row by row."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(order)
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
         ctx.k = k
         return x.index_select(0, order // k)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        (order,) = ctx.saved_tensors
-        back = torch.empty_like(gradient).index_copy_(0, order, gradient)
-        return sum(back.view(-1, ctx.k, gradient.size(-1)).unbind(1)), None, None
+        (inverse,) = ctx.saved_tensors
+        return sum_of(gradient.index_select(0, inverse).unflatten(0, (-1, ctx.k))), None, None, None
+
+
+def sum_of(parts: Tensor) -> Tensor:
+    """(N, k, D) -> (N, D). `sum` over a few takes ten times as long."""
+    return sum(parts.unbind(1))
 
 
 def products(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
@@ -59,7 +66,7 @@ def experts(x: Tensor, chosen: Tensor, share: Tensor, gate_up: Tensor, gate_up_b
     N, k = chosen.shape
     order = chosen.flatten().argsort(stable=True)
     counts = torch.bincount(chosen.flatten(), minlength=len(gate_up))
-    hidden = swiglu(products(Dispatch.apply(x, order, k), gate_up, gate_up_bias, counts))
-    out = products(hidden, down, down_bias, counts)
-    out = torch.empty_like(out).index_copy(0, order, out).view(N, k, -1)
-    return sum((out * share[..., None].to(out.dtype)).unbind(1))
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
+    hidden = swiglu(products(Reorder.apply(x, order, inverse, k), gate_up, gate_up_bias, counts))
+    out = Reorder.apply(products(hidden, down, down_bias, counts), inverse, order, 1).view(N, k, -1)
+    return sum_of(out * share[..., None].to(out.dtype))
