@@ -1,15 +1,14 @@
-"""Let the pretrained gpt_oss practise calls and copying on packed dialogues and web text, before TRL takes over.
+"""Let the pretrained gpt_oss practise calls and copying on dialogues, with some web text, before TRL takes over.
 
 in   models/pretrain/gpt_oss, data/sft/train.jsonl, data/sft/tools.json, data/tokens/train.bin
 out  models/base (weights, tokenizer and chat template for transformers), metrics/midtrain.tsv
 
-A window begins with the one prefix that every dialogue has and then holds as many whole dialogues as fit, so that no time
-goes into reading the tools anew for each. The loss covers what the assistant writes, and the web text. Where the profile names a model of
-the hub, it is taken as it is and only a pointer is written.
+Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
+there, one dialogue each. The loss covers all of a dialogue, since what tools return and customers say is full of what must be learnt
+here, to copy. Where the profile names a model of the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -31,74 +30,66 @@ from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
 from stages.shop import harmony
 
-ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\|>|<\|return\|>))", re.DOTALL)
+POOL = 64        # dialogues that are sorted by length, so that those of a step need little padding
+WEB_ROW = 512    # tokens in a row of web text
 
 
 def encode_dialogues(tokenizer: Encoding, dialogues: list[dict], tools: list[dict]) -> tuple[list[int], list[list[int]]]:
-    """The ids of the prefix that all dialogues have, and of each dialogue behind it, ended by <|endoftext|>.
-
-    What is read but not learnt is negative, -1 - id: the prefix, what customers say and what tools return.
-    """
+    """The ids of the prefix that all dialogues have, and of each dialogue behind it, ended by <|endoftext|>."""
     before = harmony.prefix(tools)
-
-    def encode(text: str) -> list[int]:
-        found = []
-        for number, part in enumerate(ASSISTANT_TURN.split(text)):  # every second part is what the assistant wrote
-            ids = tokenizer.encode(part, allowed_special="all")
-            found += ids if number % 2 else [-1 - token for token in ids]
-        return found
-
     encoded = []
     for dialogue in dialogues:
         text = harmony.render(dialogue["messages"], tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        encoded.append(encode(text[len(before):] + tokenizers.END_OF_TEXT))
-    return encode(before), encoded
+        encoded.append(tokenizer.encode(text[len(before):] + tokenizers.END_OF_TEXT, allowed_special="all"))
+    return tokenizer.encode(before, allowed_special="all"), encoded
 
 
-def pack(prefix: list[int], dialogues: list[list[int]], windows: int, context: int, random: np.random.Generator) -> np.ndarray:
-    """(windows, context + 1) ids as `encode_dialogues` gives them.
+def plan(lengths: list[int], steps: int, tokens_per_step: int, web_share: float, random: np.random.Generator) -> list[list[int]]:
+    """Which dialogues each step trains on; none: web text.
 
-    Dialogues come in a new random order each time all have been used; each window holds whole ones, the rest is filled
-    with <|endoftext|>. A dialogue that does not fit behind the prefix is a Problem.
+    The rows of a step, padded to its longest, hold at most tokens_per_step tokens. All dialogues are used once, in random order,
+    before one is used again. A dialogue that is longer than a step is a Problem.
     """
-    longest = max(map(len, dialogues))
-    if len(prefix) + longest > context + 1:
-        raise Problem(f"The longest dialogue has {longest} tokens behind a prefix of {len(prefix)}, but midtrain.context is "
-                      f"{context}. Raise it in the profile.")
-    packed = np.full((windows, context + 1), dialogues[0][-1], np.int64)
-    order: list[int] = []
-    for row in packed:
-        row[:len(prefix)] = prefix
-        filled = len(prefix)
-        while True:
-            if not order:
-                order = random.permutation(len(dialogues)).tolist()
-            if filled + len(dialogues[order[-1]]) > context + 1:
-                break
-            dialogue = dialogues[order.pop()]
-            row[filled:filled + len(dialogue)] = dialogue
-            filled += len(dialogue)
-    return packed
+    if max(lengths) > tokens_per_step:
+        raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step is {tokens_per_step}. Raise it in "
+                      "the profile.")
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        order, epoch = random.permutation(len(lengths)), []
+        for pool in np.split(order, range(POOL, len(order), POOL)):
+            rows: list[int] = []
+            for number in sorted(pool.tolist(), key=lengths.__getitem__):
+                if (len(rows) + 1) * lengths[number] > tokens_per_step:
+                    epoch.append(rows)
+                    rows = []
+                rows.append(number)
+            epoch.append(rows)
+        batches += [epoch[number] for number in random.permutation(len(epoch))]
+    batches = batches[:steps]
+    for number in random.choice(steps, round(web_share * steps), replace=False):
+        batches[number] = []
+    return batches
 
 
-def web_windows(tokens: np.ndarray, windows: int, context: int, random: np.random.Generator) -> np.ndarray:
-    """(windows, context + 1) ids of web text from random places."""
-    starts = random.integers(0, max(1, len(tokens) - context - 1), windows)
-    return np.stack([np.resize(tokens[start:start + context + 1], context + 1) for start in starts]).astype(np.int64)
+def inputs_and_targets(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """(B, T) inputs and targets of rows of ids, padded at the right, where targets are IGNORE."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [IGNORE] * (longest - len(row)) for row in rows])
+    return ids[:, :-1].clamp(min=0), ids[:, 1:]
 
 
-def inputs_and_targets(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(B, T) inputs and targets of packed rows (B, T + 1); what is not learnt is IGNORE among the targets."""
-    ids = torch.from_numpy(np.where(rows < 0, -1 - rows, rows))
-    learnt = torch.from_numpy(rows >= 0)
-    return ids[:, :-1], ids[:, 1:].where(learnt[:, 1:], IGNORE)
+def web_rows(tokens: np.ndarray, count: int, random: np.random.Generator) -> list[list[int]]:
+    """`count` rows of web text from random places."""
+    starts = random.integers(0, max(1, len(tokens) - WEB_ROW - 1), count)
+    return [tokens[start:start + WEB_ROW + 1].tolist() for start in starts]
 
 
-def practise(stage: Stage, model, rows: np.ndarray, device) -> list[dict]:
-    """Trains on the rows in their order, one batch of them a step; returns the curve. Resumes where it was killed."""
-    midtrain, scale = stage.params.midtrain, stage.params.profile.midtrain
-    batch = scale.tokens_per_step // scale.context
+def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]], web: np.ndarray, device) -> list[dict]:
+    """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
+    midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
+    shared = torch.tensor([prefix], device=device.kind)
+    batches = plan(list(map(len, dialogues)), scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
     optimizer = adamw(model, midtrain.weight_decay, 0.9, 0.95)
     start, curve, loss_sum = 0, [], 0.0
     with open_checkpoint(stage) as checkpoint:
@@ -113,12 +104,15 @@ def practise(stage: Stage, model, rows: np.ndarray, device) -> list[dict]:
             rate = learning_rate(step, scale.steps, midtrain.learning_rate, midtrain.warmup_share, midtrain.final_share)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            inputs, targets = inputs_and_targets(rows[step * batch:(step + 1) * batch])
+            rows = [dialogues[number] for number in batches[step]] or web_rows(
+                web, max(1, scale.tokens_per_step // WEB_ROW), np.random.default_rng([seed, step]))
+            inputs, targets = inputs_and_targets(rows)
             with device.autocast():
-                loss, _ = model.loss(inputs.to(device.kind), targets.to(device.kind))
+                state = model.after(shared) if batches[step] else None
+                loss, _ = model.loss(inputs.to(device.kind), targets.to(device.kind), state)
             if not torch.isfinite(loss):
-                raise Problem(f"The loss is {loss.item()} at step {step}, rows {step * batch} to {(step + 1) * batch - 1}. "
-                              "Lower midtrain.learning_rate.")
+                raise Problem(f"The loss is {loss.item()} at step {step}, on the dialogues {batches[step]} of data/sft/train.jsonl (none: "
+                              "web text). Lower midtrain.learning_rate.")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
             optimizer.step()
@@ -140,7 +134,7 @@ def add_template(folder: Path) -> None:
 
 
 def main(stage: Stage) -> None:
-    midtrain, profile, seed = stage.params.midtrain, stage.params.profile, stage.params.seed
+    profile = stage.params.profile
     scale, pretrained = profile.midtrain, Path("models/pretrain/gpt_oss")
     if scale.base_model != "pretrained":
         with atomic_directory("models/base") as folder:
@@ -148,17 +142,12 @@ def main(stage: Stage) -> None:
             add_template(folder)
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
-    device = open_device(profile.device, profile.dtype, profile.threads, seed)
+    device = open_device(profile.device, profile.dtype, profile.threads, stage.params.seed)
     model = load_gpt_oss(pretrained).to(device.kind)
     tokenizer = tokenizers.load(pretrained)
     prefix, dialogues = encode_dialogues(tokenizer, read_jsonl("data/sft/train.jsonl"), read_json("data/sft/tools.json"))
 
-    random = np.random.default_rng(seed)
-    windows = scale.steps * (scale.tokens_per_step // scale.context)
-    from_web = max(1, round(midtrain.web_share * windows))
-    rows = np.concatenate([pack(prefix, dialogues, windows - from_web, scale.context, random),
-                           web_windows(open_tokens("data/tokens", "train"), from_web, scale.context, random)])
-    curve = practise(stage, model, rows[random.permutation(windows)], device)
+    curve = practise(stage, model, prefix, dialogues, open_tokens("data/tokens", "train"), device)
 
     with atomic_directory("models/base") as folder:
         save_model(model, folder, tokenizer)

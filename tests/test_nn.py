@@ -17,6 +17,7 @@ from stages.common.problem import Problem
 from stages.nn import attention as attention_module
 from stages.nn import experts as experts_module
 from stages.nn import tokenizer as tokenizers
+from stages.nn.attention import rope, rope_table
 from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
 from stages.nn.export import MODELS, exported_name, load_gpt_oss, load_model, save_model
 from stages.nn.generate import choose, generate, stream
@@ -532,6 +533,42 @@ def test_prompts_of_other_lengths_in_a_batch_change_nothing(name):
     prompts = [some_tokens(1, length, seed=length)[0].tolist() for length in (3, 40, 17, 40)]
     together = generate(model, prompts, 12, temperature=0)
     assert together == [generate(model, [prompt], 12, temperature=0)[0] for prompt in prompts]
+
+
+def test_rows_after_a_shared_text_are_rows_that_begin_with_it():
+    model = shaken(make("gpt_oss")).double()
+    text, rows = some_tokens(1, 29), some_tokens(3, 31, seed=4)
+    whole, _ = model(torch.cat([text.expand(3, -1), rows], 1))
+    behind, _ = model(rows, model.after(text))
+    assert torch.equal(behind.argmax(-1), whole[:, 29:].argmax(-1)) and torch.allclose(behind, whole[:, 29:], atol=1e-10)
+
+
+def test_gradients_of_rows_after_a_shared_text():
+    """What is read after it has the gradients it has anywhere: those of the whole, less what flows through the text itself."""
+    model = shaken(make("gpt_oss", layers=1, balance=0.0)).double()
+    text, rows = some_tokens(1, 29), some_tokens(2, 20, seed=4)
+    model.loss(rows[:, :-1], rows[:, 1:], model.after(text))[0].backward()
+    behind = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    whole = torch.cat([text.expand(2, -1), rows], 1)
+    targets = whole[:, 1:].clone()
+    targets[:, :29] = IGNORE
+    model.loss(whole[:, :-1], targets)[0].backward()
+    for name in ("head", "norm", "blocks.0.query", "blocks.0.output", "blocks.0.gate_up", "blocks.0.sinks"):
+        assert torch.allclose(behind[name], model.get_parameter(name).grad, atol=1e-10), name
+
+
+def test_heads_of_window_layers_start_by_looking_back():
+    """Before it has learnt anything, head h of a window layer mostly looks h mod 4 places back."""
+    model = make("gpt_oss", heads=8, key_value_heads=4, head_size=32, width=64)
+    block, x = model.blocks[0], torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(5))
+    turn = rope_table(torch.arange(200)[None], 32, 1.0, 4096)
+    q, k = (rope((x @ weight.T + bias).unflatten(-1, (-1, 32)), *turn) for weight, bias in
+            ((block.query, block.query_bias), (block.key, block.key_bias)))
+    scores = torch.einsum("thd,shd->hts", q[0], k[0].repeat_interleave(2, 1)) / 32**0.5
+    back = torch.stack([scores.diagonal(-places, 1, 2).mean(-1) for places in range(20)])         # (places, heads)
+    assert back.argmax(0).tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert model.blocks[1].query_bias.abs().max() == 0
 
 
 def test_a_cache_outlives_its_buffer(monkeypatch):

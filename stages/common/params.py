@@ -271,7 +271,6 @@ class BuildSftScale(Section):
 class MidtrainScale(Section):
     base_model: str
     revision: str
-    context: Count
     tokens_per_step: Count
     steps: Count
     steps_per_look: Count

@@ -207,3 +207,18 @@ class KeyValues:
         first = self.end - T - reach
         keys, values = self.buffer[:, :, :, first:self.end + 1]
         return keys, values, self.dropped + first
+
+
+class SharedKeyValues:
+    """Keys and values of one layer for a text that all rows of a batch begin with, for training on what follows it."""
+
+    def __init__(self, text: KeyValues):
+        reach = text.end if text.window is None else min(text.end, text.window - 1)
+        self.dropped = text.dropped + text.end - reach
+        self.buffer = text.buffer[:, :, :, text.end - reach:text.end]   # (2, 1, G, reach, d)
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Puts the text before k, v (B, T, G, d). Returns what KeyValues.extend does; k and v get their gradients."""
+        k, v = (torch.cat([text.to(x.dtype).expand(len(x), -1, -1, -1), x.transpose(1, 2)], 2)
+                for text, x in zip(self.buffer, (k, v), strict=True))
+        return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), self.dropped

@@ -8,16 +8,18 @@ Source: https://github.com/openai/gpt-oss, gpt_oss/torch/model.py; OpenAI 2025, 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stages.nn.attention import KeyValues, attention, rope, rope_table, with_sink_row
+from stages.nn.attention import KeyValues, SharedKeyValues, attention, frequencies, rope, rope_table, with_sink_row
 from stages.nn.experts import experts, route
 from stages.nn.initial import Rule, constant, fan_in, normal, padded
 from stages.nn.losses import balance, cross_entropy, z_loss
 
 EPSILON = 1e-5
+# How heads of window layers start (look_back): size of their biases, and how many places back there are.
+NEAR, NEAR_HEADS = 4.5, 4
 
 
 class RmsNorm(torch.autograd.Function):
@@ -57,6 +59,25 @@ class State:
         self.layers, self.padding, self.columns = layers, padding, 0
 
 
+def look_back(tensor: Tensor, _: Generator, block: "Block") -> None:
+    """Starts a bias of queries or keys, so that the heads of a window layer look at places before they look at words.
+
+    Head h scores most what stands h mod NEAR_HEADS places back (0: itself): rotary positions turn the query's bias against the
+    key's, and it starts turned back by so many places. From biases of 0 this cannot be learnt at once: each one's gradient holds the
+    other as a factor. Layers that see all tokens start from 0.
+    """
+    tensor.zero_()
+    if block.window is None:
+        return
+    d, pairs = block.head_size, block.head_size // 8
+    angles = frequencies(d, 1.0, 1.0)[0][:pairs]    # the fastest pairs tell near places apart
+    heads = tensor.view(-1, d)
+    for head in range(len(heads)):
+        turned = angles * (head % NEAR_HEADS if len(tensor) == len(block.query_bias) else 0)
+        heads[head, :pairs] = NEAR * turned.cos()
+        heads[head, d // 2:d // 2 + pairs] = -NEAR * turned.sin()
+
+
 class Block(nn.Module):
     def __init__(self, config: Mapping, window: int | None):
         super().__init__()
@@ -71,7 +92,7 @@ class Block(nn.Module):
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
-    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | None, padding: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | SharedKeyValues | None, padding: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D). turn: cosine and sine of the positions."""
         heads = (-1, self.head_size)
         q = rope(F.linear(x, self.query, self.query_bias).unflatten(-1, heads), *turn)   # (B, T, H, d)
@@ -85,7 +106,7 @@ class Block(nn.Module):
         out = attention(q, k, v, self.sinks, self.window, padding)
         return F.linear(out.flatten(2), self.output, self.output_bias)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | None = None,
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | SharedKeyValues | None = None,
                 padding: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (B, T, D) -> the same shape, and what the router said: logits (B, T, E), chosen (B, T, K)."""
         x = x + self.attend(rms_norm(x, self.attention_norm), turn, past, padding)
@@ -105,9 +126,9 @@ class GptOss(nn.Module):
         "attention_norm": Rule(constant(1.0), decay=False),
         "sinks": Rule(constant(0.0), decay=False),   # one virtual key of score 0; -inf would never get a gradient
         "query": Rule(fan_in(), decay=True),
-        "query_bias": Rule(constant(0.0), decay=False),
+        "query_bias": Rule(look_back, decay=False),
         "key": Rule(fan_in(), decay=True),
-        "key_bias": Rule(constant(0.0), decay=False),
+        "key_bias": Rule(look_back, decay=False),
         "value": Rule(fan_in(), decay=True),
         "value_bias": Rule(constant(0.0), decay=False),
         "output": Rule(constant(0.0), decay=True),   # each block starts as the identity
@@ -137,6 +158,18 @@ class GptOss(nn.Module):
         assert padding is None or padding.shape == (batch,), "padding must have one number a row"
         return State([KeyValues(block.window) for block in self.blocks], padding)
 
+    @torch.no_grad()
+    def after(self, tokens: Tensor) -> State:
+        """A state in which every row of a batch has read `tokens` (1, T): training goes on from there, in one call of `loss`.
+
+        What they share is read once, and no gradient reaches the reading of it.
+        """
+        state = self.start(1)
+        self.run(tokens, state)
+        shared = State([SharedKeyValues(layer) for layer in state.layers], None)
+        shared.columns = state.columns
+        return shared
+
     def run(self, tokens: Tensor, state: State | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """tokens (B, T) -> hidden (B, T, D) after the last norm, and what each layer's router said."""
         config = self.config
@@ -161,9 +194,9 @@ class GptOss(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> tuple[Tensor, None]:
-        """Mean nats per target. Its gradient holds the routers' losses too, its value does not."""
-        hidden, routed = self.run(tokens, None)
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, None]:
+        """Mean nats per target. Its gradient holds the routers' losses too, its value does not. state: as `after` gives it."""
+        hidden, routed = self.run(tokens, state)
         nats = cross_entropy(hidden, self.head, targets)
         router = sum(self.config["balance"] * balance(logits, chosen) + self.config["z_loss"] * z_loss(logits)
                      for logits, chosen in routed) / len(routed)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-Start = Callable[[Tensor, Generator], None]
+# Fills a parameter. The module that holds it comes last, for what depends on more than the parameter's shape.
+Start = Callable[[Tensor, Generator, nn.Module], None]
 # Matrix products are fastest when no dimension leaves a remainder (NVIDIA's and oneDNN's guides both say 64).
 VOCABULARY_MULTIPLE = 64
 
@@ -24,19 +25,19 @@ class Rule:
 
 
 def normal(deviation: float) -> Start:
-    return lambda tensor, generator: tensor.normal_(0, deviation, generator=generator)
+    return lambda tensor, generator, _: tensor.normal_(0, deviation, generator=generator)
 
 
 def fan_in(gain: float = 1.0, dim: int = -1) -> Start:
     """N(0, gain²/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
-    return lambda tensor, generator: tensor.normal_(0, gain / math.sqrt(tensor.size(dim)), generator=generator)
+    return lambda tensor, generator, _: tensor.normal_(0, gain / math.sqrt(tensor.size(dim)), generator=generator)
 
 
 def constant(value: float) -> Start:
-    return lambda tensor, _: tensor.fill_(value)
+    return lambda tensor, *_: tensor.fill_(value)
 
 
-def orthogonal(tensor: Tensor, generator: Generator) -> None:
+def orthogonal(tensor: Tensor, generator: Generator, *_: object) -> None:
     """Each square block of (n·H, H) orthogonal: a gradient keeps its length through time. Saxe et al. 2013, arXiv 1312.6120."""
     size = tensor.size(1)
     for block in tensor.split(size):
@@ -58,7 +59,7 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         start = torch.empty(parameter.shape, dtype=torch.float32)
-        rule_of(model, name).start(start, generator)
+        rule_of(model, name).start(start, generator, model.get_submodule(name.rpartition(".")[0]))
         parameter.copy_(start)
     return model
 

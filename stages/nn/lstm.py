@@ -11,7 +11,7 @@ stages/nn/rnn.py.
 from collections.abc import Mapping
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ class LstmScan(torch.autograd.Function):
         return dx, dx.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh, dc
 
 
-def forget_gate_open(bias: Tensor, generator: Generator) -> None:
+def forget_gate_open(bias: Tensor, *_: object) -> None:
     """Zeros, and ones for the forget gate: at first everything is remembered."""
     bias.zero_().view(4, -1)[1] = 1
 
