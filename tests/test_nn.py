@@ -327,7 +327,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]
 tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
 asked = tokenizer(prompt, return_tensors="pt")
-ids = model.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked.input_ids.size(1):]
+unused = list(range(len(tokenizer), model.config.vocab_size))   # random weights may give the padding of the table a chance
+ids = model.generate(**asked, max_new_tokens=12, do_sample=False, suppress_tokens=unused)[0, asked.input_ids.size(1):]
 print(json.dumps({"ids": ids.tolist(), "text": tokenizer.decode(ids)}))
 """
 
