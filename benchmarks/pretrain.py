@@ -1,6 +1,7 @@
 """Training steps and decoding, ours beside what one would take instead, in one run.
 
-    python -m benchmarks.pretrain                # all; `--rows 1 --steps 1 --sizes 32 --new-tokens 4` tries whether it runs
+    python -m benchmarks.pretrain                    # all; `--rows 1 --steps 1 --sizes 32 --new-tokens 4` tries whether it runs
+    python -m benchmarks.pretrain gpt_oss decoding   # parts of it
 
 out  metrics/speed/pretrain.json: {gpt_oss: {tokens_per_s, times_reference}, <cell>_<size>: …}: the reference is transformers'
      GptOssForCausalLM (default experts, eager attention), or torch.nn's RNN, LSTM and GRU between the same embedding and head
@@ -33,6 +34,7 @@ from stages.nn.rnn import Rnn, normed
 
 ROOT = Path(__file__).parent.parent
 CELLS = {"rnn": (Rnn, nn.RNN), "lstm": (Lstm, nn.LSTM), "gru": (Gru, nn.GRU)}
+PARTS = ("gpt_oss", *CELLS, "decoding")
 
 
 class Reference(nn.Module):
@@ -91,6 +93,7 @@ def hugging_face(model: nn.Module, tokenizer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="part", help="gpt_oss, rnn, lstm, gru, decoding (all)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a training step (%(default)s)")
     parser.add_argument("--steps", type=int, default=9, help="measured steps of each (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024], help="widths of the recurrent layers")
@@ -108,13 +111,16 @@ def main() -> None:
     config = profile.models.gpt_oss.model_dump() | {"balance": 0.0, "z_loss": 0.0}
     model = initialise(MODELS["gpt_oss"](config, vocabulary), 1).to(device.kind)
     reference = hugging_face(model, tokenizer).to(device.kind).train()
-    fused = torch.optim.AdamW(reference.parameters(), 1e-4, fused=True)
-    results = {"gpt_oss": row(*median_seconds(
-        step_of(model, adamw(model, 0.1, 0.9, 0.95), lambda: model.loss(inputs, targets)[0], device),
-        step_of(reference, fused, lambda: F.cross_entropy(reference(inputs).logits.flatten(0, 1).float(), targets.flatten()), device),
-        words.steps), words.rows * context)}
-    print("gpt_oss", results["gpt_oss"], flush=True)
-    for name, (ours, theirs) in CELLS.items():
+    results, decoded = {}, {}
+    if "gpt_oss" in words.parts:
+        fused = torch.optim.AdamW(reference.parameters(), 1e-4, fused=True)
+        results["gpt_oss"] = row(*median_seconds(
+            step_of(model, adamw(model, 0.1, 0.9, 0.95), lambda: model.loss(inputs, targets)[0], device),
+            step_of(reference, fused, lambda: F.cross_entropy(reference(inputs).logits.flatten(0, 1).float(), targets.flatten()), device),
+            words.steps), words.rows * context)
+        print("gpt_oss", results["gpt_oss"], flush=True)
+    for name in [name for name in CELLS if name in words.parts]:
+        ours, theirs = CELLS[name]
         for width in words.sizes:
             model_of = initialise(ours({"width": width, "layers": 2, "dropout": 0.0}, vocabulary), 1).to(device.kind)
             twin = Reference(theirs, width, 2, padded(vocabulary)).to(device.kind)
@@ -123,19 +129,20 @@ def main() -> None:
                 step_of(twin, torch.optim.AdamW(twin.parameters(), 1e-4, fused=True), lambda m=twin: m(inputs, targets), device),
                 words.steps), words.rows * context)
             print(name, width, results[f"{name}_{width}"], flush=True)
-    write_report("pretrain", results)
+    if results:
+        write_report("pretrain", results)
 
-    model.eval(), reference.eval()
-    decoded = {}
-    for batch in (1, 32):
-        prompt = torch.randint(0, 4000, (batch, 64), device=device.kind)
-        common = {"max_new_tokens": words.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        with torch.no_grad(), device.autocast():
-            ours, theirs = median_seconds(lambda p=prompt: generate(model, p.tolist(), words.new_tokens, temperature=0),
-                                          lambda p=prompt, c=common: reference.generate(p, attention_mask=torch.ones_like(p), **c), 3)
-        decoded[f"batch_{batch}"] = row(ours, theirs, batch * words.new_tokens)
-        print("decoding, batch", batch, decoded[f"batch_{batch}"], flush=True)
-    write_report("generate", decoded)
+    if "decoding" in words.parts:
+        model.eval(), reference.eval()
+        for batch in (1, 32):
+            prompt = torch.randint(0, 4000, (batch, 64), device=device.kind)
+            common = {"max_new_tokens": words.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            with torch.no_grad(), device.autocast():
+                ours, theirs = median_seconds(lambda p=prompt: generate(model, p.tolist(), words.new_tokens, temperature=0),
+                                              lambda p=prompt, c=common: reference.generate(p, attention_mask=torch.ones_like(p), **c), 3)
+            decoded[f"batch_{batch}"] = row(ours, theirs, batch * words.new_tokens)
+            print("decoding, batch", batch, decoded[f"batch_{batch}"], flush=True)
+        write_report("generate", decoded)
 
 
 if __name__ == "__main__":

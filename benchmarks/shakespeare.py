@@ -1,6 +1,7 @@
 """tinyshakespeare, letter by letter, with the budget of nanoGPT's CPU setting: our five models beside a plain GPT-2.
 
-    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt
+    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt                    # all five
+    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt --models gpt_oss   # beside the reference alone
 
 out  metrics/speed/shakespeare.json: {model: {val_nats, seconds, milliseconds_per_step, parameters}}
 
@@ -94,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shakespeare", description=__doc__.splitlines()[0])
     parser.add_argument("text", help="a text file, such as ../shared/data/text/tinyshakespeare.txt")
     parser.add_argument("--steps", type=int, default=2000, help="steps of each model (%(default)s)")
+    parser.add_argument("--models", nargs="+", default=list(SIZES), choices=SIZES, metavar="model", help="of ours (all)")
     parser.add_argument("--threads", type=int, default=2)
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
@@ -109,8 +111,8 @@ def main() -> None:
 
     results = {"gpt2_torch": measure(reference, train_text, val_text, 1e-3, words.steps)}
     print("gpt2_torch", results["gpt2_torch"], flush=True)
-    for name, config in SIZES.items():
-        def ours(name: str = name, config: dict = config) -> tuple[nn.Module, torch.optim.Optimizer]:
+    for name in words.models:
+        def ours(name: str = name, config: dict = SIZES[name]) -> tuple[nn.Module, torch.optim.Optimizer]:
             model = initialise(MODELS[name](config, vocabulary), SEED)
             return model, adamw(model, 0.1, 0.9, 0.99)
 

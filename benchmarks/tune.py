@@ -1,10 +1,12 @@
 """Find each model's learning rate: the same values, steps and tokens for all five, by the very program that trains them.
 
     python -m benchmarks.tune                   # all five
-    python -m benchmarks.tune gru --steps 120   # one of them, longer
+    python -m benchmarks.tune mlp --steps 320 --rates 0.0032 0.0064 0.0128   # one of them, as long as it trains
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
 out  metrics/speed/tune.json: {model: {bits_per_byte: {learning rate: bits per byte on validation}, best, steps, threads}}
+Each run is a whole one: its learning rate has risen and fallen when validation is read. What a short one can not show is
+that a high rate learns the corpus by heart in a long one, so where that is in question, give the steps of the profile.
 """
 
 import argparse
@@ -24,8 +26,9 @@ RATES = (0.0016, 0.0032, 0.0064, 0.0128)
 ROOT = Path(__file__).parent.parent
 
 
-def bits_per_byte(model: str, rate: float, steps: int, threads: int) -> float | None:
-    """What `python -m stages.pretrain` reaches with this learning rate; None if the loss was not finite."""
+def pretrained(model: str, steps: int, threads: int, rate: float | None = None, sizes: dict | None = None) -> dict | None:
+    """The metrics that `python -m stages.pretrain` writes with this learning rate and these sizes in place of those in
+    params.yaml; None if the loss was not finite."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name in ("stages", "dvc.yaml", "requirements.txt"):
@@ -35,10 +38,12 @@ def bits_per_byte(model: str, rate: float, steps: int, threads: int) -> float | 
             (root / "data" / name).symlink_to(ROOT / "data" / name)
         yaml = YAML()
         params = yaml.load(ROOT / "params.yaml")
-        params["pretrain"][model]["learning_rate"] = rate
+        if rate is not None:
+            params["pretrain"][model]["learning_rate"] = rate
         profile = params["profiles"][params["profile"]]
         profile["threads"] = threads
         profile["pretrain"].update(steps=steps, steps_per_look=steps)
+        profile["models"][model].update(sizes or {})
         yaml.dump(params, root / "params.yaml")
         said = subprocess.run([sys.executable, "-m", "stages.pretrain", model], cwd=root, capture_output=True, text=True,
                               env={key: value for key, value in os.environ.items() if key != "DVC_ROOT"})
@@ -46,20 +51,22 @@ def bits_per_byte(model: str, rate: float, steps: int, threads: int) -> float | 
             return None
         if said.returncode:
             sys.exit(said.stderr)
-        return read_json(root / "metrics" / "pretrain" / f"{model}.json")[model]["val_bits_per_byte"]
+        return read_json(root / "metrics" / "pretrain" / f"{model}.json")[model]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=MODELS, metavar="model", help="mlp, rnn, lstm, gru, gpt_oss (all)")
     parser.add_argument("--steps", type=int, default=40, help="steps of each run (%(default)s)")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
     kept = read_json(FOLDER / "tune.json") if (FOLDER / "tune.json").is_file() else {}
     for model in words.models:
         reached = {}
-        for rate in RATES:
-            reached[str(rate)] = bits_per_byte(model, rate, words.steps, words.threads)
+        for rate in words.rates:
+            metrics = pretrained(model, words.steps, words.threads, rate)
+            reached[str(rate)] = metrics and metrics["val_bits_per_byte"]
             print(f"{model}: learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
         finite = {rate: value for rate, value in reached.items() if value is not None}
         kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps,

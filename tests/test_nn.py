@@ -1,7 +1,10 @@
 """The five models against torch.nn and transformers, with controls that must break the agreement."""
 
+import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import GptOssForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
 from stages.common.problem import Problem
@@ -21,7 +24,7 @@ from stages.nn.attention import rope, rope_table
 from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
 from stages.nn.export import MODELS, exported_name, load_gpt_oss, load_model, save_model
 from stages.nn.generate import choose, generate, stream
-from stages.nn.gpt_oss import GptOss
+from stages.nn.gpt_oss import EPSILON, GptOss, rms_norm
 from stages.nn.initial import initialise, padded
 from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
 from stages.nn.openai_weights import load_openai, mxfp4
@@ -305,6 +308,43 @@ def test_an_export_writes_out_what_readers_need(pair, tokenizer, tmp_path):
     assert config["vocab_size"] == 320
     stops = json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"]
     assert [tokenizer.decode([number]) for number in stops] == ["<|return|>", "<|call|>", "<|endoftext|>"]
+
+
+def test_an_export_s_config_has_every_field_that_transformers_knows(pair, tokenizer, tmp_path):
+    save_model(pair[0], tmp_path, tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    fields = {field.name for field in dataclasses.fields(GptOssConfig)} & set(GptOssConfig().to_dict())
+    assert {"sliding_window", "rms_norm_eps", "attention_bias", "tie_word_embeddings", "router_aux_loss_coef"} < fields
+    assert not fields - set(config), "left to readers' defaults"
+    read = json.loads(GptOssConfig.from_pretrained(tmp_path).to_json_string(use_diff=False))
+    assert {name: read[name] for name in fields} == {name: config[name] for name in fields}
+
+
+ANSWER = """
+import json, sys
+sys.modules["stages"] = None   # to import anything of the project is an error
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+asked = tokenizer(prompt, return_tensors="pt")
+unused = list(range(len(tokenizer), model.config.vocab_size))   # random weights may give the padding of the table a chance
+ids = model.generate(**asked, max_new_tokens=12, do_sample=False, suppress_tokens=unused)[0, asked.input_ids.size(1):]
+print(json.dumps({"ids": ids.tolist(), "text": tokenizer.decode(ids)}))
+"""
+
+
+def test_transformers_alone_loads_an_export_and_answers(pair, tokenizer, tmp_path):
+    model = pair[0]
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    folder.mkdir(), elsewhere.mkdir()
+    save_model(model, folder, tokenizer)
+    said = subprocess.run([sys.executable, "-I", "-c", ANSWER, folder, "The kettle"], cwd=elsewhere, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    answer = json.loads(said.stdout)
+    stops = [tokenizer.encode_single_token(token) for token in ("<|return|>", "<|call|>", "<|endoftext|>")]
+    (ours,) = generate(model, [tokenizer.encode_ordinary("The kettle")], 12, stops, temperature=0)
+    assert answer == {"ids": ours, "text": tokenizer.decode(ours)}
 
 
 def test_a_gpt_oss_that_differs_is_refused_by_name(pair, tokenizer, tmp_path):
@@ -601,6 +641,23 @@ def test_the_same_seed_gives_the_same_text():
     assert first == generate(model, prompts, 10, seed=1) != generate(model, prompts, 10, seed=2)
 
 
+def test_the_command_writes_each_token_as_soon_as_it_is_known(tokenizer, tmp_path):
+    save_model(shaken(make("gru")), tmp_path, tokenizer)
+    command = [sys.executable, "-u", "-m", "stages.nn.generate", tmp_path, "The kettle", "--tokens", "100000", "--seed", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
+        said = writing.stdout.read(20)   # comes long before the last token
+        assert writing.poll() is None
+        writing.kill()
+    assert said.startswith(b"The kettle")
+
+
+def test_the_command_says_which_folder_holds_no_model(tmp_path):
+    said = subprocess.run([sys.executable, "-m", "stages.nn.generate", tmp_path / "gru", "The kettle"], capture_output=True, text=True)
+    assert said.returncode == 1
+    assert str(tmp_path / "gru") in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 def test_choice_follows_the_probabilities():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(40_000, 4)
     draw = torch.rand(40_000, generator=torch.Generator().manual_seed(6))
@@ -637,6 +694,32 @@ def test_chunked_cross_entropy_equals_torch_s(length):
     torch.testing.assert_close(ours, plain)
     for a, b in zip(torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(plain, (hidden, weight)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_no_logits_are_made_where_nothing_is_learnt(monkeypatch):
+    targets = torch.full((5000,), IGNORE)
+    targets[::50] = 3
+    rows, softmax = [], torch.Tensor.log_softmax
+
+    def counting(logits, *rest, **how):
+        rows.append(len(logits))
+        return softmax(logits, *rest, **how)
+
+    monkeypatch.setattr(torch.Tensor, "log_softmax", counting)
+    cross_entropy(torch.randn(5000, 4), torch.randn(8, 4), targets)
+    assert rows == [100]
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 48), (5, 48)])
+def test_the_norm_is_torch_s_with_its_gradients(shape):
+    torch.manual_seed(14)
+    x, weight = (torch.randn(size) + 1 for size in (shape, shape[-1:]))
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in (x, weight)] for _ in range(2))
+    pull = torch.randn(shape)
+    result, expected = rms_norm(*ours), F.rms_norm(theirs[0], shape[-1:], theirs[1], EPSILON)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(result, ours, pull), torch.autograd.grad(expected, theirs, pull), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
 def test_cross_entropy_of_nothing_is_zero():
