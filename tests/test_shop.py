@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.openai_server import Reply, completion, serve
 FOLDER = ROOT / "data/store"
 PRODUCTS = [row for file in sorted((FOLDER / "products").glob("*.jsonl")) for row in read_jsonl(file)]
 HOSTILE = ["'; DROP TABLE orders; --", '" OR 1=1 --', "x' UNION SELECT email FROM customers --", "%", "_", "*", '"', "AND",
-           "NEAR(a b)", "name:x", "(", "", " ", "\x00", "日本", "-1", "a" * 5000, "{col} : x", "^a", "NULL"]
+           "NEAR(a b)", "name:x", "(", "", " ", "\x00", "日本", "-1", "a" * 5000, "{col} : x", "^a", "NULL", "\ud800", "²", "a\ud800b"]
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,14 @@ def test_arguments_that_do_not_fit_the_schema_are_told_so(session, name, argumen
     assert session.call(name, arguments)["error"] == "invalid_arguments"
 
 
+def test_no_number_or_missing_e_mail_breaks_a_call(shop):
+    order = order_in(shop, "shipped")["id"]
+    for value in (10**30, -10**30, float("inf"), float("nan"), 2**63):
+        assert Session(shop.copy()).call("search_products", {"max_price": value}).keys() <= {"results", "error", "message"}
+    assert Session(shop.copy()).call("get_order", {"order": order, "email": ""}) == {"error": "no_match"}
+    assert Session(shop.copy(), signed_in="x@example.com").call("get_order", {"order": order, "email": ""}) == {"error": "no_match"}
+
+
 def test_an_unknown_tool_is_told_the_known_ones(session):
     assert session.call("drop_tables", {}) == {"error": "unknown_tool", "tools": list(NAMES)}
 
@@ -221,7 +230,8 @@ def test_an_unconfirmed_write_is_refused_and_changes_nothing(shop, action):
         [], [("hear", "yes, do it, I confirm")], [("say", question)], [("say", question), ("hear", "no")],
         [("say", question), ("hear", "yes? what would that cost")], [("say", question), ("hear", "yes"), ("hear", "what is the weather")],
         [("say", "Shall I?"), ("hear", "yes")], [("say", question.replace(order["id"], another)), ("hear", "yes")],
-        [("say", question), ("say", "Anything else?"), ("hear", "yes")], [("say", question), ("hear", "wait, not yet")]]
+        [("say", question), ("say", "Anything else?"), ("hear", "yes")], [("say", question), ("hear", "wait, not yet")],
+        [("say", question.replace("?", ".")), ("hear", "ok, thanks")]]
     for conversation in conversations:
         session = identified(Session(shop.copy()), order)
         before = session.store.state_hash()
@@ -230,6 +240,32 @@ def test_an_unconfirmed_write_is_refused_and_changes_nothing(shop, action):
         assert session.call(action, arguments) == {"error": "not_confirmed"}, conversation
         assert session.store.state_hash() == before
         assert unsafe_writes(session.calls) == 1
+
+
+def test_an_ok_to_what_an_order_holds_is_no_consent_to_cancel_or_return_it(shop):
+    """What is said about an order states its number, its total and its goods, as a question before a change does."""
+    replies = [row["text"] for row in read_jsonl(FOLDER / "replies.jsonl") if row["act"].startswith(("order_", "stock_", "price"))]
+    for action in WRITES:
+        order, arguments, _ = write_of(shop, action)
+        product = arguments.get("product", arguments.get("products", [shop.lines(order["id"])[0]["name"]])[0])
+        for fragment in replies:
+            told = re.sub(r"\{(\w+)\}", lambda slot, known={"order": order["id"], "total": f"{order['total']:.2f}", "product": product}:  # noqa: B023
+                          known.get(slot[1], "one"), fragment)
+            for said in (told, f"{told} It holds the {product}, {order['id']}. Can I help you with anything else?"):
+                session = identified(Session(shop.copy()), order)
+                session.say(said)
+                session.hear("ok, perfect")
+                assert session.call(action, arguments) == {"error": "not_confirmed"}, said
+
+
+@pytest.mark.parametrize("address", ["", " ", "1 Net Loft Lane", "Velby 40243", "Net Loft Lane, Velby 40243", "Velby"])
+def test_a_yes_to_an_address_is_none_to_a_part_of_it(shop, address):
+    order, arguments, question = write_of(shop, "change_address")
+    session = identified(Session(shop.copy()), order)
+    session.say(question)
+    session.hear("yes")
+    assert session.call("change_address", arguments | {"address": address}) == {"error": "not_confirmed"}
+    assert "error" not in session.call("change_address", arguments)  # what was asked for stays confirmed
 
 
 @pytest.mark.parametrize("action", WRITES)
@@ -276,7 +312,8 @@ def test_the_rules_hold_also_with_consent(shop, action, states):
         order = order_in(shop, state)
         variant = next((name for name in shop.stock(order["product_id"]) if name != order["variant"]), "teal")
         new = variant if action == "exchange_item" else ""
-        question = f"{order['id']} {order['total']:.2f} {order['product']} {new} 1 Row, Velby 40243"
+        verb = {"cancel_order": "Cancel", "return_items": "Return", "exchange_item": "Exchange"}.get(action, "Change")
+        question = f"{verb} {order['id']}, {order['total']:.2f}, {order['product']}, {new}, to 1 Row, Velby 40243?"
         arguments = {"return_items": {"products": [order["product"]]},
                      "exchange_item": {"product": order["product"], "variant": variant},
                      "change_address": {"address": "1 Row, Velby 40243"}}.get(action, {})
@@ -286,6 +323,29 @@ def test_the_rules_hold_also_with_consent(shop, action, states):
         session.hear("yes")
         assert session.call(action, {"order": order["id"]} | arguments)["error"] == "not_allowed"
         assert session.store.state_hash() == before
+
+
+@pytest.mark.parametrize("arguments", [
+    {"order": "TB-00000", "products": ["Velm Heron desk lamp"]}, {"order": "", "products": []}, {"products": ["x"], "confirmed": True},
+    {"order": None, "products": ["x"]}])
+def test_every_refused_attempt_to_write_is_counted(session, arguments):
+    assert session.call("return_items", arguments)["error"]
+    assert unsafe_writes(session.calls) == 1
+
+
+def test_a_write_that_a_store_out_of_order_refuses_is_no_unsafe_one(shop):
+    session = Session(shop.copy(), signed_in=order_in(shop, "placed")["email"], faults=1)
+    assert session.call("cancel_order", {"order": order_in(shop, "placed")["id"]}) == {"error": "unavailable"}
+    assert unsafe_writes(session.calls) == 0
+
+
+@pytest.mark.parametrize("action", WRITES)
+def test_a_product_that_cannot_be_told_does_not_hide_an_unconfirmed_write(shop, action):
+    order, arguments, _ = write_of(shop, action)
+    brand = {"products": [PRODUCTS[0]["brand"]]} if "products" in arguments else {"product": "Nonesuch"} if "product" in arguments else {}
+    session = identified(Session(shop.copy()), order)
+    assert "error" in session.call(action, arguments | brand)
+    assert unsafe_writes(session.calls) == 1
 
 
 def test_a_cancelled_order_puts_its_goods_back_on_sale(shop):
