@@ -26,9 +26,10 @@ from stages.shop.tools import Session, unsafe_writes
 # For each list of messages, the harmony text of the assistant's next turn.
 Writer = Callable[[Sequence[list[dict]], list[dict]], list[str]]
 MAX_CALLS = 6  # in one turn of the customer's
-MAX_CHARACTERS = 12_000  # of a conversation: about 4,000 tokens, what the exported models allow
+MAX_TOKENS = 3_000  # of a conversation, before each turn of the model's: with the tools and its answer below 4,096, its context
 COULD_NOT = "I'm sorry, I could not do that just now. Please put it another way, or ask me for a person."
 TOO_LONG = "This conversation has become too long for me. Please start a new one, or ask me for a person."
+CHANGED = "The change is made, but I could not say more about it just now. Please ask me for the order, or for a person."
 
 
 @dataclass
@@ -51,13 +52,16 @@ class Agent:
     def turn(self, text: str) -> Generator[list[dict], str, str]:
         """Takes the customer's turn. Yields the messages to go on from, is sent what the model wrote, and returns the reply.
 
-        A malformed turn is told to the model once; a second one, or more than MAX_CALLS calls, ends in an honest COULD_NOT.
+        A malformed turn is told to the model once; a second one, or more than MAX_CALLS calls, ends in an honest COULD_NOT, more than
+        MAX_TOKENS in TOO_LONG, and both in CHANGED where something was changed before.
         """
         self.session.hear(text)
         self.messages.append({"role": "user", "content": text})
-        reply, repaired = TOO_LONG if len(compact(self.messages)) > MAX_CHARACTERS else "", False
-        calls = 0
+        reply, repaired, calls, before = "", False, 0, len(self.session.calls)
         while not reply:
+            if about_tokens(compact(self.messages)) > MAX_TOKENS:
+                reply = TOO_LONG
+                break
             parsed = harmony.parse_completion((yield list(self.messages)))
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
@@ -72,6 +76,8 @@ class Agent:
                         reply = COULD_NOT
                         break
                     self._called(call["name"], call["arguments"], self.session.call(call["name"], call["arguments"]))
+        changed = any(call.name in WRITES and "error" not in call.result for call in self.session.calls[before:])
+        reply = CHANGED if changed and reply in (COULD_NOT, TOO_LONG) else reply
         self.messages.append({"role": "assistant", "content": reply})
         self.session.say(reply)
         return reply
@@ -80,6 +86,12 @@ class Agent:
         self.messages.append({"role": "assistant", "content": "", "tool_calls": [
             {"type": "function", "function": {"name": name, "arguments": arguments}}]})
         self.messages.append({"role": "tool", "name": name, "content": compact(result)})
+
+
+def about_tokens(text: str) -> float:
+    """Rather more tokens than a text has in the small table: one for a digit, half of one for other ASCII, one for each other byte."""
+    halves = sum(letter.isascii() and not letter.isdigit() for letter in text)
+    return len(text.encode(errors="replace")) - halves / 2
 
 
 # Recorded dialogues, played again
