@@ -1,20 +1,24 @@
 """The agent: model, call, tool, model, until there is a reply for the customer.
 
   python -m stages.shop.agent models/released "do you have a tent under 90 dollars?"
-  python -m stages.shop.agent http://127.0.0.1:8000/v1 "do you have a tent under 90 dollars?"
+  python -m stages.shop.agent http://127.0.0.1:8000/v1#models/released "do you have a tent under 90 dollars?"
 
-The first speaks to a model folder, the second to any server of the OpenAI API. Whoever writes the turns is a `Writer`: the same loop
-runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation.
+The first speaks to a model folder, the second to any server of the OpenAI API: behind `#` stands the model's name there, which may be
+left out where the server lists its models; `transformers serve models/released --device cpu` does not. Whoever writes the turns is
+a `Writer`: the same loop runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation.
 """
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
 
+from stages.common.models import check_model
 from stages.common.problem import Problem
 from stages.shop import harmony
 from stages.shop.consent import holds
@@ -195,16 +199,21 @@ def api_messages(messages: list[dict]) -> list[dict]:
 
 
 def open_writer(place: str) -> Writer:
-    """A writer for a model folder or for the first model of a server. The key comes from OPENAI_API_KEY, if the server wants one."""
-    if place.startswith(("http://", "https://")):
-        client = OpenAI(base_url=place, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=120, max_retries=1)
-        models = client.models.list().data
-        if not models:
-            raise Problem(f"{place} serves no model.")
-        return Endpoint(client, models[0].id)
-    # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
-    from pathlib import Path
+    """A writer for a model folder, or for a model of a server: the one behind `#`, or the first that it lists.
 
+    The key comes from OPENAI_API_KEY, if the server wants one. Raises Problem in words if there is no such folder, model or server.
+    """
+    if place.startswith(("http://", "https://")):
+        address, _, model = place.partition("#")
+        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=120, max_retries=1)
+        return Endpoint(client, model or first_model(client, address))
+    folder = Path(place)
+    if not folder.is_dir():
+        raise Problem(f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
+                      "`dvc repro` makes models/sft and models/released; `dvc checkout` fetches them from the cache.")
+    if not (folder / "pointer.json").is_file() and check_model(folder).get("model_type") is None:
+        raise Problem(f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released.")
+    # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
     from stages.common.device import open_device
     from stages.common.params import read_params
     from stages.shop.answer import Answerer
@@ -213,17 +222,42 @@ def open_writer(place: str) -> Writer:
     params = read_params(Path("params.yaml"))
     profile = getattr(params.profiles, params.profile)
     device = open_device(profile.device, profile.dtype, profile.threads, params.seed)
-    return Answerer(*open_model(place, device), device, params.evaluate.max_new_tokens)
+    model, tokenizer = open_model(place, device)
+    if not tokenizer.chat_template:
+        raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
+    return Answerer(model, tokenizer, device, params.evaluate.max_new_tokens)
+
+
+def first_model(client: OpenAI, address: str) -> str:
+    """The name of the first model that a server lists."""
+    try:
+        models = client.models.list().data
+    except OpenAIError as error:
+        raise Problem(f"{address} lists no models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, and does "
+                      f"its server run? Some do not list what they serve: name the model, as in {address}#models/released.") from error
+    if not models:
+        raise Problem(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
+    return models[0].id
+
+
+def in_words(error: OpenAIError) -> str:
+    """What went wrong, without the server's own words: they may repeat a key or a customer's text."""
+    if isinstance(error, APIStatusError):
+        return f"status {error.status_code}"
+    return "no connection" if isinstance(error, APIConnectionError) else type(error).__name__
 
 
 def main(words: list[str]) -> None:
     if len(words) != 2:
         sys.exit(__doc__)
     try:
-        agent = Agent(Session(open_store("data/store")), open_writer(words[0]))
+        with contextlib.redirect_stdout(sys.stderr):
+            agent = Agent(Session(open_store("data/store")), open_writer(words[0]))
         reply = agent(words[1])
     except Problem as problem:
         sys.exit(f"agent: {problem}")
+    except OpenAIError as error:
+        sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")
     for call in agent.session.calls:
         print(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}", file=sys.stderr)
     print(reply)
