@@ -18,6 +18,7 @@ from stages.shop.consent import holds
 from stages.shop.maker import CASES, Maker, named_products, shop_lexicon
 from stages.shop.schema import TOOLS
 from stages.shop.take import Shares
+from stages.shop.teacher import Teacher, add_wordings, further_dialogues
 
 STORE = Path("data/store")
 
@@ -59,11 +60,22 @@ def card(splits: dict[str, list[dict]], maker: Maker) -> dict:
     return {"splits": described, "unused": sorted(maker.unused)}
 
 
+def open_teacher(stage: Stage) -> Teacher:
+    params = stage.params.build_sft
+    return Teacher(params.teacher_model, params.teacher_input_price, params.teacher_output_price, params.teacher_budget,
+                   params.teacher_connections, stage.cache)
+
+
 def main(stage: Stage) -> None:
     params, sizes = stage.params.build_sft, stage.params.profile.build_sft
     maker = Maker(STORE, stage.params.seed, params.max_characters, Shares(plan=params.plan_share))
+    teacher = open_teacher(stage) if params.teacher == "openai" else None
+    if teacher:
+        add_wordings(teacher, maker, params.teacher_wordings, stage.params.seed)
     splits = {"train": maker.split("train", sizes.train_dialogues), "validation": maker.split("validation", sizes.validation_dialogues),
               "test": maker.split("test", sizes.test_dialogues), "safety": maker.safety("test", sizes.safety_dialogues)}
+    if teacher:
+        splits["train"] += further_dialogues(teacher, maker, splits["train"], params.teacher_dialogues)
     for name in ("validation", "test", "safety"):
         names = named_products(maker.world.shops, "validation" if name == "validation" else "test")
         check_apart(splits["train"], splits[name], names, name)
@@ -72,7 +84,10 @@ def main(stage: Stage) -> None:
             write_jsonl(folder / f"{name}.jsonl", dialogues)
         write_json(folder / "tools.json", TOOLS)
         write_json(folder / "lexicon.json", shop_lexicon(maker).words())
-        write_json(folder / "card.json", card(splits, maker))
+        described = card(splits, maker) | ({"teacher": teacher.summary()} if teacher else {})
+        write_json(folder / "card.json", described)
+    if teacher:
+        print(f"the teacher cost about ${teacher.dollars:.2f}; kept {dict(teacher.kept)}, rejected {dict(teacher.rejected)}")
     print(f"{', '.join(f'{len(dialogues):,} {name}' for name, dialogues in splits.items())} dialogues ({', '.join(CASES)} in safety)")
     if maker.unused:
         print(f"{len(maker.unused)} wordings or plans fit no product and were left out: {', '.join(sorted(maker.unused))}")

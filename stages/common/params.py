@@ -163,6 +163,14 @@ class Pretrain(Section):
 class BuildSft(Section):
     plan_share: Share
     max_characters: Count
+    teacher: Literal["none", "openai"]
+    teacher_model: str
+    teacher_wordings: Annotated[int, Field(ge=0)]
+    teacher_dialogues: Annotated[int, Field(ge=0)]
+    teacher_input_price: NotNegative
+    teacher_output_price: NotNegative
+    teacher_budget: Positive
+    teacher_connections: Count
 
 
 class Midtrain(Section):
