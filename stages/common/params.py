@@ -215,6 +215,7 @@ class Demo(Section):
     input_price: NotNegative
     output_price: NotNegative
     log_text: bool
+    constrained: bool
 
 
 class Evaluate(Section):

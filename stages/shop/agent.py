@@ -225,7 +225,12 @@ def open_writer(place: str) -> Writer:
     model, tokenizer = open_model(place, device)
     if not tokenizer.chat_template:
         raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
-    return Answerer(model, tokenizer, device, params.evaluate.max_new_tokens)
+    guide = None
+    if params.demo.constrained:
+        from stages.shop.constrained import Guide
+
+        guide = Guide(tokenizer, model.config.vocab_size)
+    return Answerer(model, tokenizer, device, params.evaluate.max_new_tokens, guide=guide)
 
 
 def first_model(client: OpenAI, address: str) -> str:

@@ -3,10 +3,10 @@
 One path for the small model and for gpt-oss-20b: Hugging Face `generate` over our chat template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.common.device import Device
 from stages.common.progress import progress
@@ -18,11 +18,14 @@ LOOK_BATCH = 16  # turns answered at once where a training stage looks at valida
 class Answerer:
     """Writes the assistant's next turn after a list of messages.
 
-    temperature 0 means greedy. A turn ends with one of STOPS, or after max_new_tokens.
+    temperature 0 means greedy. A turn ends with one of STOPS, or after max_new_tokens. guide: makes what keeps a batch to the form of
+    calls, for these tools and so many rows (constrained.py).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device,
-                 max_new_tokens: int = 120, temperature: float = 0.0, top_p: float = 1.0):
+                 max_new_tokens: int = 120, temperature: float = 0.0, top_p: float = 1.0,
+                 guide: Callable[[Sequence[dict], int], LogitsProcessor] | None = None):
+        self.guide = guide
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         self.generation = GenerationConfig(
@@ -36,8 +39,9 @@ class Answerer:
                  for prompt in prompts]
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
         batch = batch.to(self.model.device)
+        guides = LogitsProcessorList([self.guide(tools, len(prompts))] if self.guide else [])
         with self.device.autocast():
-            tokens = self.model.generate(**batch, generation_config=self.generation)
+            tokens = self.model.generate(**batch, generation_config=self.generation, logits_processor=guides)
         new = tokens[:, batch["input_ids"].shape[1]:]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=False)
         return [cut_after_stop(text) for text in texts]
