@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 import threading
 
 import pytest
@@ -282,6 +283,28 @@ def test_a_result_that_was_never_returned_is_found_out(world):
             assert dialogue_fault(dialogue, dialogue, shops.session(Scene.of(dialogue)), lexicon) is None
             forged += 1
     assert forged > 20
+
+
+def test_the_stage_asks_for_training_alone(server, project):
+    def run() -> dict[str, bytes]:
+        said = subprocess.run([project / ".venv/bin/python", "-m", "stages.build_sft"], cwd=project, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        return {file.name: file.read_bytes() for file in (project / "data/sft").iterdir()}
+
+    without = run()
+    assert not server.requests and "teacher" not in json.loads(without["card.json"])
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("teacher: none", "teacher: openai").replace(
+        "teacher_dialogues: 200", "teacher_dialogues: 4"))
+    paraphrasing(server, lambda line: [f"erm so basically zzz {line} zzz", "no"])
+    asked = server.answer
+    server.answer = lambda body, key: asked(body, key) if "response_format" in body else Reply(completion("I do not know."))
+    taught = run()
+    assert all(taught[f"{name}.jsonl"] == without[f"{name}.jsonl"] for name in ("validation", "test", "safety"))
+    assert b"zzz" in taught["train.jsonl"] and taught["lexicon.json"] == without["lexicon.json"]
+    told = json.loads(taught["card.json"])["teacher"]
+    assert told["kept"]["wordings"] > 100 and told["rejected"]["wordings: other slots"] > 50
+    assert b"The teacher gpt-4.1" in taught["README.md"]
 
 
 def test_plain_wordings_are_one_in_spite_of_case_and_stops():
