@@ -207,6 +207,11 @@ class Demo(Section):
     input_price: NotNegative
     output_price: NotNegative
     log_text: bool
+    most_characters: Count
+    turns_per_minute: Count
+    answers_at_once: Count
+    answers_waiting: Count
+    conversations: Count
 
 
 class Evaluate(Section):
