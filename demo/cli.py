@@ -91,16 +91,45 @@ def open_conversation(model: str, email: str | None) -> Conversation:
     return Conversation(router, lambda: shop.agent(model, email), DecisionLog(keep_text=keep_text))
 
 
-def show_steps(answer: Answer) -> None:
-    """Prints in dim lines who decided where the query goes, and which tools were called with what result."""
-    begin, end = (DIM, NORMAL) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    route = answer.route
-    lines = [f"{route.label}, says {route.source} ({route.confidence:.2f}; {route.why}); answered by {answer.by}"]
-    for call in answer.calls:
-        result = compact(call.result)
-        lines.append(f"{call.name} {compact(call.arguments)} -> {result[:SHOWN_CHARACTERS]}{'…' * (len(result) > SHOWN_CHARACTERS)}")
-    for line in lines:
-        print(f"{begin}  {plain(line)}{end}")
+class Voice:
+    """Prints an answer while it is written: in dim lines who decided where the query goes and which tools were called with what
+    result, then the text.
+    """
+
+    def __init__(self, conversation: Conversation):
+        self.conversation, self.said = conversation, ""
+        agent = conversation.agent
+        self.calls = len(agent.session.calls) if agent else 0  # that were shown, or belong to earlier answers
+        self.routed = False
+
+    def hear(self, text: str) -> None:
+        text = plain(text)
+        if not text.startswith(self.said):  # it was no reply; what comes now is told anew
+            print()
+            self.said = ""
+        if text and not self.said:
+            self.show_steps({"shopping": "agent", "other": "gpt"}[self.conversation.place])
+        print(text[len(self.said):], end="", flush=True)
+        self.said = text
+
+    def finish(self, answer: Answer) -> None:
+        if self.said and not plain(answer.text).startswith(self.said):
+            self.hear("")
+        self.show_steps(answer.by)
+        print(plain(answer.text)[len(self.said):], flush=True)
+        show_problem(answer)
+
+    def show_steps(self, by: str) -> None:
+        begin, end = (DIM, NORMAL) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+        route, agent = self.conversation.route, self.conversation.agent
+        lines = [] if self.routed else [f"{route.label}, says {route.source} ({route.confidence:.2f}; {route.why}); answered by {by}"]
+        self.routed = True
+        for call in agent.session.calls[self.calls:] if agent else ():
+            result = compact(call.result)
+            lines.append(f"{call.name} {compact(call.arguments)} -> {result[:SHOWN_CHARACTERS]}{'…' * (len(result) > SHOWN_CHARACTERS)}")
+            self.calls += 1
+        for line in lines:
+            print(f"{begin}  {plain(line)}{end}")
 
 
 def chat(model: str, email: str | None) -> int:
@@ -117,10 +146,8 @@ def chat(model: str, email: str | None) -> int:
         if query in ("exit", "quit"):
             return 0
         if query:
-            answer = conversation(query)
-            show_steps(answer)
-            print(plain(answer.text), flush=True)
-            show_problem(answer)
+            voice = Voice(conversation)
+            voice.finish(conversation(query, voice.hear))
 
 
 def show_problem(answer: Answer) -> None:

@@ -6,16 +6,12 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 MOST_BYTES = 64 * 1024  # of a request's body: a question and what Gradio sends along
 COOKIE = "crawl2cart_token"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 UPLOAD = "/upload"  # Gradio takes files there; this page has none
-
-
-class TooLarge(Exception):
-    """The body of a request went over MOST_BYTES."""
 
 
 class Guard:
@@ -29,28 +25,15 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await (self.app(scope, receive, send) if scope["type"] == "lifespan" else send({"type": "websocket.close"}))
-        answer, seen = self._answer(scope), 0
-        if answer:
-            return await answer(scope, receive, send)
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MOST_BYTES:
-                raise TooLarge
-            return message
-
-        try:
-            await self.app(scope, counted, send)
-        except TooLarge:  # it said that it was shorter, or not how long
-            await refusal(413)(scope, receive, send)
+        await (self._answer(scope) or self.app)(scope, receive, send)
 
     def _answer(self, scope: Scope) -> Response | None:
         """What a request that goes no further is answered."""
         headers = Headers(scope=scope)
         if scope["path"].rstrip("/").endswith(UPLOAD):
             return refusal(404)
+        if "transfer-encoding" in headers:  # browsers say how long a question is
+            return refusal(411)
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > MOST_BYTES:
             return refusal(413)
@@ -80,5 +63,6 @@ def cookie(header: str) -> str:
 def refusal(status: int) -> Response:
     return PlainTextResponse({401: "Open the address with ?token= that the demonstration printed when it started.",
                               404: "There is nothing here.",
+                              411: "The request does not say how long it is.",
                               413: "The request is too large.",
                               421: "This page answers at 127.0.0.1 and localhost."}[status], status)

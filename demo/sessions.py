@@ -71,7 +71,8 @@ class Part:
             if answer.by == "agent":
                 self.prompt = list(self.conversation.agent.messages[:-1])
         except Exception as error:  # a fault of ours must not leave the customer waiting
-            answer = Answer(DOWN, "shop", self.conversation.route, failed=True, problem=f"The demonstration failed: {error!r}")
+            answer = Answer(DOWN, "shop", self.conversation.route, failed=True,
+                            problem=f"The demonstration failed ({type(error).__name__}).")
         self.text, self.seconds = answer.text, time.monotonic() - started
         self.answer = answer
 
