@@ -42,7 +42,7 @@ class Guard:
             return None if host.strip("[]") in LOCAL or host.startswith("[::1]") else refusal(421)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self._is_token(given):
-            answer = RedirectResponse(scope["path"])  # without the token, which would stay in the history
+            answer = RedirectResponse("/")  # without the token, which would stay in the history
             answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
             return answer
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
