@@ -19,6 +19,7 @@ import os
 import readline  # noqa: F401  (gives input() arrow keys and a history)
 import sys
 import threading
+import webbrowser
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -190,7 +191,10 @@ def demo(address: str, port: int, model: str, compared: dict[str, str]) -> int:
     with listen(address, port) as listening:
         app = open_page(router, shop, model, compared, token)
         host = f"[{address}]" if ":" in address else address
-        print(f"http://{host}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''}  (Ctrl-C ends)", flush=True)
+        url = f"http://{host}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''}"
+        print(f"{url}  (Ctrl-C ends)", flush=True)
+        if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+            threading.Timer(0.5, webbrowser.open, [url]).start()
         threading.Thread(target=try_to_open, args=(shop, model), daemon=True).start()
         serve(app, listening)
     return 0

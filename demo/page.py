@@ -5,6 +5,7 @@ finds its conversation again after a reload by the key in the tab's own storage,
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -145,4 +146,5 @@ def token_for(address: str) -> str | None:
 
 def serve(app: fastapi.FastAPI, listening: socket.socket) -> None:
     """Serves until Ctrl-C."""
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listening])

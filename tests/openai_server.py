@@ -102,6 +102,8 @@ def serve() -> Iterator[Server]:
 
         def do_GET(self) -> None:
             """The one model that there is."""
+            if self.path != "/v1/models":
+                return self.send_error(404)
             body = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "us"}]}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

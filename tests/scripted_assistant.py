@@ -6,7 +6,7 @@ What it says is what a good model would; the page, the loop, the tools and the s
 import json
 import re
 
-from tests.openai_server import Reply, completion, verdict
+from tests.openai_server import Reply, completion
 
 ORDER = re.compile(r"TB-\d{5}")
 MAIL = re.compile(r"\S+@[\w.]+\w")
@@ -18,7 +18,10 @@ def answer(body: dict, key: str) -> Reply:
     if "response_format" in body:
         asked = body["messages"][1]["content"]
         last = json.loads(re.search(r"<messages>(.*)</messages>", asked, re.S)[1])[-1]
-        return Reply(completion(verdict("other" if "france" in last.casefold() else "shopping")))
+        other = "france" in last.casefold()
+        said = {"label": "other", "intent": "out_of_scope", "confidence": 0.98, "reason": "geography, nothing of this shop"} if other else {
+            "label": "shopping", "intent": "search", "confidence": 0.97, "reason": "a product, an order or a policy of this shop"}
+        return Reply(completion(json.dumps(said)))
     if "tools" not in body:
         return Reply(completion("Paris is the capital of France."), pause=PAUSE)
     return Reply(assistant(body["messages"]), pause=PAUSE)

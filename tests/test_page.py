@@ -174,7 +174,7 @@ def test_a_whole_conversation_over_search_orders_a_return_other_matters_and_a_ho
     page = tab.page
     page.get_by_role("button", name="Do you have a tent").locator("visible=true").click()
     tab.answered(1)
-    assert "GPT-4, 90 % sure · because of a parcel" in tab.last() and "Shop assistant" in tab.last()
+    assert "Shopping · GPT-4, 97 % sure · a product, an order or a policy" in tab.last() and "Shop assistant" in tab.last()
     names = page.locator(".card.product h3").all_inner_texts()
     tab.shoot("light", unfold=True)
     assert len(names) == 2 and all(name in {row["name"] for row in world.shop.store.all("SELECT name FROM products")} for name in names)
