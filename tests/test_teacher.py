@@ -98,7 +98,7 @@ def test_a_service_that_is_down_ends_the_stage_soon(server, tmp_path):
 
 
 def test_a_server_that_hangs_costs_its_request_only(server, tmp_path):
-    server.answer = lambda body, key: Reply(completion("Hello."), wait=5.0 * ("slow" in str(body)))
+    server.answer = lambda body, key: Reply(completion("Hello."), drip=0.1 * ("slow" in str(body)))  # a byte now and then
     asks = teacher(tmp_path, retries=0, seconds=0.5)
     said = asks.each("x", ["a", "slow", "b"], lambda job: [asks.ask(messages=[{"role": "user", "content": job}])["content"]])
     assert said == ["Hello.", "Hello."]

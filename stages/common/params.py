@@ -216,6 +216,11 @@ class Demo(Section):
     output_price: NotNegative
     log_text: bool
     constrained: bool
+    most_characters: Count
+    turns_per_minute: Count
+    answers_at_once: Count
+    answers_waiting: Count
+    conversations: Count
 
 
 class Evaluate(Section):

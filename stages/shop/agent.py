@@ -5,19 +5,23 @@
 
 The first speaks to a model folder, the second to any server of the OpenAI API: behind `#` stands the model's name there, which may be
 left out where the server lists its models; `transformers serve models/released --device cpu` does not. Whoever writes the turns is
-a `Writer`: the same loop runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation.
+a `Writer`: the same loop runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation. A reply can
+be heard while it is written.
 """
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+from openai.types.chat import ChatCompletionChunk
 
+from stages.common.deadline import within
 from stages.common.models import check_model
 from stages.common.problem import Problem
 from stages.shop import harmony
@@ -27,10 +31,14 @@ from stages.shop.schema import TOOLS, WRITES, compact
 from stages.shop.store import open_store
 from stages.shop.tools import Session, unsafe_writes
 
-# For each list of messages, the harmony text of the assistant's next turn.
-Writer = Callable[[Sequence[list[dict]], list[dict]], list[str]]
+# For each list of messages, the harmony text of the assistant's next turn. One that is given a `Hear` beside a single list
+# tells it what is written so far, whenever there is more.
+Writer = Callable[..., list[str]]
+Hear = Callable[[str], None]
 MAX_CALLS = 6  # in one turn of the customer's
 MAX_TOKENS = 3_000  # of a conversation, before each turn of the model's: with the tools and its answer below 4,096, its context
+MAX_SECONDS = 60.0  # of a reply, all calls included
+SECONDS_TO_OPEN = 10.0
 COULD_NOT = "I'm sorry, I could not do that just now. Please put it another way, or ask me for a person."
 TOO_LONG = "This conversation has become too long for me. Please start a new one, or ask me for a person."
 CHANGED = "The change is made, but I could not say more about it just now. Please ask me for the order, or for a person."
@@ -43,15 +51,35 @@ class Agent:
     session: Session
     writer: Writer | None = None
     messages: list[dict] = field(default_factory=list)
+    seconds: float = MAX_SECONDS
 
-    def __call__(self, text: str) -> str:
-        turn = self.turn(text)
+    def __call__(self, text: str, hear: Hear | None = None) -> str:
+        """hear: told the reply as far as it is written; it may begin anew when what was written turns out to be no reply.
+
+        Raises what the writer raises, and TimeoutError after `seconds`: then nothing is called any more.
+        """
+        turn, ends = self.turn(text), time.monotonic() + self.seconds
         try:
             prompt = next(turn)
             while True:
-                prompt = turn.send(self.writer([prompt], TOOLS)[0])
+                prompt = turn.send(self._written(prompt, ends, hear))
         except StopIteration as end:
             return end.value
+
+    def _written(self, prompt: list[dict], ends: float, hear: Hear | None) -> str:
+        """One turn of the writer's, which is left alone when the time is over: it may be a server that never ends its answer."""
+        over = False
+
+        def relay(text: str) -> None:
+            if over:
+                raise TimeoutError  # ends the writing, too
+            hear(harmony.spoken(text))
+
+        words = ([prompt], TOOLS, relay) if hear else ([prompt], TOOLS)
+        try:
+            return within(max(0.0, ends - time.monotonic()), lambda: self.writer(*words)[0])
+        finally:
+            over = True
 
     def turn(self, text: str) -> Generator[list[dict], str, str]:
         """Takes the customer's turn. Yields the messages to go on from, is sent what the model wrote, and returns the reply.
@@ -166,16 +194,29 @@ class Endpoint:
     model: str
     max_tokens: int = 400
 
-    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict]) -> list[str]:
-        return [self._one(prompt, tools) for prompt in prompts]
+    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict], hear: Hear | None = None) -> list[str]:
+        return [self._one(prompt, tools, hear) for prompt in prompts]
 
-    def _one(self, prompt: list[dict], tools: list[dict]) -> str:
-        said = self.client.chat.completions.create(
-            model=self.model, messages=api_messages(prompt), tools=tools, max_tokens=self.max_tokens, temperature=0)
-        message = said.choices[0].message
-        calls = [{"type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
-                 for call in message.tool_calls or []]
-        return harmony.completion({"role": "assistant", "content": "" if calls else message.content or "", "tool_calls": calls})
+    def _one(self, prompt: list[dict], tools: list[dict], hear: Hear | None) -> str:
+        chunks = self.client.chat.completions.create(
+            model=self.model, messages=api_messages(prompt), tools=tools, max_tokens=self.max_tokens, temperature=0, stream=True)
+        content, calls = gathered(chunks, lambda text: hear(f"{harmony.REPLY}{harmony.plain(text)}") if hear else None)
+        return harmony.completion({"role": "assistant", "content": "" if calls else content, "tool_calls": calls})
+
+
+def gathered(chunks: Iterable[ChatCompletionChunk], hear: Hear) -> tuple[str, list[dict]]:
+    """Content and calls of a streamed answer. hear: told the content so far."""
+    content, calls = "", {}
+    for chunk in chunks:
+        delta = chunk.choices[0].delta if chunk.choices else None  # a last chunk may bring nothing but the usage
+        if delta and delta.content:
+            content += delta.content
+            hear(content)
+        for part in delta.tool_calls or [] if delta else []:
+            function = calls.setdefault(part.index, {"name": "", "arguments": ""})
+            function["name"] += part.function.name or ""
+            function["arguments"] += part.function.arguments or ""
+    return content, [{"type": "function", "function": calls[index]} for index in sorted(calls)]
 
 
 def api_messages(messages: list[dict]) -> list[dict]:
@@ -198,14 +239,18 @@ def api_messages(messages: list[dict]) -> list[dict]:
     return found
 
 
+def is_url(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
+
+
 def open_writer(place: str) -> Writer:
     """A writer for a model folder, or for a model of a server: the one behind `#`, or the first that it lists.
 
     The key comes from OPENAI_API_KEY, if the server wants one. Raises Problem in words if there is no such folder, model or server.
     """
-    if place.startswith(("http://", "https://")):
+    if is_url(place):
         address, _, model = place.partition("#")
-        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=120, max_retries=1)
+        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=MAX_SECONDS, max_retries=1)
         return Endpoint(client, model or first_model(client, address))
     folder = Path(place)
     if not folder.is_dir():
@@ -236,16 +281,17 @@ def open_writer(place: str) -> Writer:
 def first_model(client: OpenAI, address: str) -> str:
     """The name of the first model that a server lists."""
     try:
-        models = client.models.list().data
-    except OpenAIError as error:
-        raise Problem(f"{address} lists no models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, and does "
-                      f"its server run? Some do not list what they serve: name the model, as in {address}#models/released.") from error
+        models = within(SECONDS_TO_OPEN, lambda: client.models.list().data)
+    except (OpenAIError, TimeoutError, ValueError) as error:  # ValueError: what came is not JSON
+        raise Problem(f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
+                      "and does its server run? Some do not list what they serve: name the model, as in "
+                      f"{address}#models/released.") from error
     if not models:
         raise Problem(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
     return models[0].id
 
 
-def in_words(error: OpenAIError) -> str:
+def in_words(error: Exception) -> str:
     """What went wrong, without the server's own words: they may repeat a key or a customer's text."""
     if isinstance(error, APIStatusError):
         return f"status {error.status_code}"
@@ -261,7 +307,7 @@ def main(words: list[str]) -> None:
         reply = agent(words[1])
     except Problem as problem:
         sys.exit(f"agent: {problem}")
-    except OpenAIError as error:
+    except (OpenAIError, TimeoutError) as error:
         sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")
     for call in agent.session.calls:
         print(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}", file=sys.stderr)

@@ -21,6 +21,7 @@ from pathlib import Path
 from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAI, PermissionDeniedError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stages.common.deadline import within
 from stages.common.files import read_json, write_json
 from stages.common.problem import Problem
 from stages.shop import harmony
@@ -116,7 +117,7 @@ class Teacher:
             self._promised += most
         cost = most  # of a request that broke off: it may be on the bill
         try:
-            said = self._client.chat.completions.create(**request)
+            said = within(2 * self.seconds * (self.retries + 1), lambda: self._client.chat.completions.create(**request))
             if said.usage:
                 cost = (said.usage.prompt_tokens * self.input_price + said.usage.completion_tokens * self.output_price) / 1e6
             message = said.choices[0].message
