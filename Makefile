@@ -5,7 +5,7 @@ PROFILE ?=
 JOBS ?= 2
 SEEDS ?= 7 8 9 10 11
 
-.PHONY: help setup repro test slow-test check lock parallel reproduce tolerances chat clean
+.PHONY: help setup repro test slow-test check lock parallel reproduce tolerances demo chat clean
 .DEFAULT_GOAL := help
 
 help:                 ## list the targets
@@ -41,6 +41,9 @@ reproduce: setup      ## prove the committed metrics: run the graph from nothing
 
 tolerances: setup     ## measure how far metrics move with the seed (SEEDS="7 8 9 10 11" JOBS=2, a graph for each)
 	@.venv/bin/python -m setup.tolerances --jobs $(JOBS) $(SEEDS)
+
+demo: setup           ## open the chat page at http://127.0.0.1:7860
+	@.venv/bin/crawl2cart demo
 
 chat: setup           ## talk with the released model in the terminal
 	@.venv/bin/crawl2cart chat

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from demo.router import Route, Router
 from stages.common.problem import Problem
-from stages.shop.agent import COULD_NOT, TOO_LONG, Agent
+from stages.shop.agent import COULD_NOT, TOO_LONG, Agent, Hear
 from stages.shop.tools import Call
 
 POLITE = "I can only help with things of this shop: products, orders, returns and how we do things. What do you need?"
@@ -53,6 +53,7 @@ class Conversation:
     def __init__(self, router: Router, open_agent: Callable[[], Agent],
                  log: Callable[[str, tuple[str, ...], Route, str | None], None] | None = None):
         self.router, self.open_agent, self.log = router, open_agent, log
+        self.route: Route | None = None  # of the last query: known before its answer is
         self.agent: Agent | None = None
         self.queries: list[str] = []
         self.place: str | None = None  # where the conversation is: shopping or other
@@ -63,10 +64,10 @@ class Conversation:
         """Opens the agent now. Raises Problem if it cannot be."""
         self.agent = self.agent or self.open_agent()
 
-    def __call__(self, query: str) -> Answer:
-        """The answer to the customer's next turn. There is always one."""
+    def __call__(self, query: str, hear: Hear | None = None) -> Answer:
+        """The answer to the customer's next turn. There is always one. hear: told its text as far as it is written."""
         query, before = plain(query), tuple(self.queries)
-        route = self.router(query, before)
+        self.route = route = self.router(query, before)
         self.queries.append(query)
         place = self.goes_to(query, route)
         if self.log:
@@ -75,7 +76,7 @@ class Conversation:
             self.asked = True
             return Answer(CLARIFY, "shop", route)
         self.place = place
-        return self._shopping(query, route) if place == "shopping" else self._other(query, route)
+        return self._shopping(query, route, hear) if place == "shopping" else self._other(query, route, hear)
 
     def goes_to(self, query: str, route: Route) -> str | None:
         """`shopping` or `other`; None if the customer must be asked, which happens once."""
@@ -87,7 +88,7 @@ class Conversation:
                 return "shopping"
         return route.label
 
-    def _shopping(self, query: str, route: Route) -> Answer:
+    def _shopping(self, query: str, route: Route, hear: Hear | None) -> Answer:
         """The agent's answer, or that there is none: nobody else can see stock and orders, so nobody else may answer."""
         try:
             self.open()
@@ -95,17 +96,17 @@ class Conversation:
             return Answer(DOWN, "shop", route, failed=True, problem=str(problem))
         before = len(self.agent.session.calls)
         try:
-            text = self.agent(query)
-        except Exception as error:  # an endpoint may be gone or answer anything, torch be out of memory
+            text = self.agent(query, hear)
+        except Exception as error:  # an endpoint may be gone, be slow or answer anything, torch be out of memory
             self.agent.messages.append({"role": "assistant", "content": DOWN})
             self.agent.session.say(DOWN)
             calls = tuple(self.agent.session.calls[before:])
             return Answer(DOWN, "shop", route, calls, failed=True, problem=f"The shopping model failed ({type(error).__name__}).")
         return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG))
 
-    def _other(self, query: str, route: Route) -> Answer:
+    def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
         turn = {"role": "user", "content": query}
-        text = self.router.answer_other([*self.other, turn])
+        text = self.router.answer_other([*self.other, turn], hear)
         if text is None:
             return Answer(POLITE, "shop", route, failed=self.router.has_key)
         self.other += [turn, {"role": "assistant", "content": text}]

@@ -10,15 +10,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TypeVar
 
 from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
+
+from stages.common.deadline import Result, within
+from stages.shop.agent import Hear
 
 SECONDS_TO_CONNECT = 2.0
 LONGEST_RETRY_AFTER = 2.0  # seconds; a server that asks for more patience than the customer has is not asked again
@@ -26,7 +27,6 @@ FAILURES_THAT_OPEN = 3
 SECONDS_OF_FAILURES = 30.0
 SECONDS_OPEN = 30.0
 
-Result = TypeVar("Result")
 Ask = Callable[..., str]
 
 
@@ -72,23 +72,6 @@ class Circuit:
             if len(self._failures) == FAILURES_THAT_OPEN and now - self._failures[0] <= SECONDS_OF_FAILURES:
                 self._closes = now + SECONDS_OPEN
                 self._failures.clear()
-
-
-def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """The call's result; what it raises; or TimeoutError when it takes longer.
-
-    The client's own timeout is for each read, so a server that sends a byte now and then would hold the customer for ever.
-    """
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future.result(seconds)
 
 
 def retry_after(header: str | None) -> float | None:
@@ -143,15 +126,15 @@ class Gpt:
         return OpenAI(max_retries=0)  # the loop below is the only one
 
     def __call__(self, seconds: float, use: Callable[[Ask], Result]) -> Result:
-        """use(ask) within the deadline, where ask(spent, **request) is the text of a chat completion.
+        """use(ask) within the deadline, where ask(spent, hear, **request) is the text of a chat completion.
 
-        Raises Unreachable or Unusable, and what `use` raises itself.
+        hear, if any, is told the text as far as it is written. Raises Unreachable or Unusable, and what `use` raises itself.
         """
         if self.circuit.is_open:
             raise Unreachable("it failed repeatedly just now")
         ends = time.monotonic() + seconds
         try:
-            return within(seconds, lambda: use(lambda spent, **request: self._ask(ends, spent, request)))
+            return within(seconds, lambda: use(lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)))
         except TimeoutError as error:
             self.circuit.failed()
             raise Unreachable(f"no answer within {seconds:g} s") from error
@@ -159,27 +142,33 @@ class Gpt:
             self.circuit.failed()
             raise
 
-    def _ask(self, ends: float, spent: Spent, request: dict) -> str:
+    def _ask(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> str:
         try:
-            return self._text(self._send(ends, spent, request), spent)
+            return self._text(self._send(ends, spent, hear, request), spent)
         except (APIConnectionError, APIStatusError) as error:
             pause = pause_before_retry(error)
             if pause is None or time.monotonic() + pause >= ends:
                 raise Unreachable(in_words(error)) from error
             time.sleep(pause)
         try:
-            return self._text(self._send(ends, spent, request), spent)
+            return self._text(self._send(ends, spent, hear, request), spent)
         except (APIConnectionError, APIStatusError) as error:
             raise Unreachable(f"{in_words(error)}, twice") from error
 
-    def _send(self, ends: float, spent: Spent, request: dict) -> object:
+    def _send(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> object:
         left = ends - time.monotonic()
         if left <= 0:
             raise Unreachable("no time left")
         spent.requests += 1
+        request = request | {"model": self.model, "timeout": Timeout(left, connect=min(left, SECONDS_TO_CONNECT))}
         try:
-            return self.client.chat.completions.create(
-                model=self.model, timeout=Timeout(left, connect=min(left, SECONDS_TO_CONNECT)), **request)
+            if hear is None:
+                return self.client.chat.completions.create(**request)
+            with self.client.chat.completions.stream(**request, stream_options={"include_usage": True}) as events:
+                for event in events:
+                    if event.type == "content.delta" and time.monotonic() < ends:
+                        hear(event.snapshot)
+                return events.current_completion_snapshot
         except (APIConnectionError, APIStatusError):
             raise
         except Exception as error:  # a server may send anything, and a key may be what no header can carry

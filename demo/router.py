@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from demo.gpt import Ask, Gpt, Spent, Unreachable, Unusable
 from demo.local_router import LocalRouter
+from stages.shop.agent import Hear
 from stages.shop.records import Intent
 
 SECONDS_TO_CLASSIFY = 8.0
@@ -116,15 +117,15 @@ class Router:
         except ValidationError as error:
             raise Unusable("an answer outside of the schema") from error
 
-    def answer_other(self, turns: list[dict]) -> str | None:
+    def answer_other(self, turns: list[dict], hear: Hear | None = None) -> str | None:
         """GPT-4's answer to a conversation that is not about the shop, or None when it is not to be had.
 
-        turns: messages of the roles user and assistant, the last one the user's.
+        turns: messages of the roles user and assistant, the last one the user's. hear: told the text as far as it is written.
         """
         if not self.has_key:
             return None
         try:
             return self.gpt(self.seconds_to_answer, lambda ask: ask(
-                Spent(), max_tokens=400, messages=[{"role": "system", "content": ANSWER}, *turns])).strip()
+                Spent(), hear, max_tokens=400, messages=[{"role": "system", "content": ANSWER}, *turns])).strip()
         except (Unreachable, Unusable):
             return None

@@ -1,14 +1,12 @@
 """Make shopping dialogues whose tool calls were really executed on the store.
 
 in   data/store (products, orders, policies, wordings, plans, replies)
-out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json, card.json
+out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json, card.json, README.md (the card to read)
 
 Held out by product, by wording and by plan; order numbers and e-mails of test occur in no training dialogue. Dialogues are
 made as in tau-bench, by a scripted customer and tools on a real database. Yao et al. 2024, https://arxiv.org/abs/2406.12045
 """
 
-import statistics
-from collections import Counter
 from pathlib import Path
 
 from stages.common.files import atomic_directory, write_json, write_jsonl
@@ -17,7 +15,9 @@ from stages.common.stage import Stage, run
 from stages.shop.consent import holds
 from stages.shop.maker import CASES, Maker, named_products, shop_lexicon
 from stages.shop.schema import TOOLS
+from stages.shop.sft_card import card, page
 from stages.shop.take import Shares
+from stages.shop.teacher import Teacher, add_wordings, further_dialogues
 
 STORE = Path("data/store")
 
@@ -44,26 +44,22 @@ def check_apart(train: list[dict], other: list[dict], names: set[str], split: st
                 raise Problem(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
 
 
-def card(splits: dict[str, list[dict]], maker: Maker) -> dict:
-    """Counts of what the data set holds."""
-    described = {}
-    for name, dialogues in splits.items():
-        lengths = [len(dialogue["messages"]) for dialogue in dialogues]
-        described[name] = {
-            "dialogues": len(dialogues), "messages": sum(lengths), "mean_messages": statistics.mean(lengths) if lengths else 0,
-            "by_intent": dict(Counter(dialogue["intent"] for dialogue in dialogues)),
-            "with_plan": sum(dialogue["plan"] is not None for dialogue in dialogues),
-            "by_tool": dict(Counter(call["function"]["name"] for dialogue in dialogues for message in dialogue["messages"]
-                                    for call in message.get("tool_calls", []))),
-            "by_act": dict(Counter(act for dialogue in dialogues for note in dialogue["notes"] for act in note["acts"]))}
-    return {"splits": described, "unused": sorted(maker.unused)}
+def open_teacher(stage: Stage) -> Teacher:
+    params = stage.params.build_sft
+    return Teacher(params.teacher_model, params.teacher_input_price, params.teacher_output_price, params.teacher_budget,
+                   params.teacher_connections, stage.cache)
 
 
 def main(stage: Stage) -> None:
     params, sizes = stage.params.build_sft, stage.params.profile.build_sft
     maker = Maker(STORE, stage.params.seed, params.max_characters, Shares(plan=params.plan_share))
+    teacher = open_teacher(stage) if params.teacher == "openai" else None
+    if teacher:
+        add_wordings(teacher, maker, params.teacher_wordings, stage.params.seed)
     splits = {"train": maker.split("train", sizes.train_dialogues), "validation": maker.split("validation", sizes.validation_dialogues),
               "test": maker.split("test", sizes.test_dialogues), "safety": maker.safety("test", sizes.safety_dialogues)}
+    if teacher:
+        splits["train"] += further_dialogues(teacher, maker, splits["train"], params.teacher_dialogues)
     for name in ("validation", "test", "safety"):
         names = named_products(maker.world.shops, "validation" if name == "validation" else "test")
         check_apart(splits["train"], splits[name], names, name)
@@ -72,7 +68,11 @@ def main(stage: Stage) -> None:
             write_jsonl(folder / f"{name}.jsonl", dialogues)
         write_json(folder / "tools.json", TOOLS)
         write_json(folder / "lexicon.json", shop_lexicon(maker).words())
-        write_json(folder / "card.json", card(splits, maker))
+        described = card(splits, maker, teacher.summary() if teacher else None)
+        write_json(folder / "card.json", described)
+        (folder / "README.md").write_text(page(described, splits))
+    if teacher:
+        print(f"the teacher cost about ${teacher.dollars:.2f}; kept {dict(teacher.kept)}, rejected {dict(teacher.rejected)}")
     print(f"{', '.join(f'{len(dialogues):,} {name}' for name, dialogues in splits.items())} dialogues ({', '.join(CASES)} in safety)")
     if maker.unused:
         print(f"{len(maker.unused)} wordings or plans fit no product and were left out: {', '.join(sorted(maker.unused))}")

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from openai import OpenAI
 
@@ -338,13 +340,58 @@ def test_a_missing_router_and_another_folder_are_readable_errors(world, tmp_path
     assert "dvc repro router" in capsys.readouterr().err
 
 
+def test_ask_speaks_to_an_endpoint_as_to_a_folder(world, server, monkeypatch, capsys):
+    def answer(body: dict, key: str) -> Reply:
+        last = body["messages"][-1]
+        return Reply(tool_call("get_order", order=ORDER) if last["role"] == "user" else completion("It is on its way."))
+    server.answer = answer
+    monkeypatch.chdir(world)
+    assert cli.main(["ask", "--json", "--model", server.url, "--email", OWNER, QUERY]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["text"], said["by"], said["calls"][0]["result"]["order"]) == ("It is on its way.", "agent", ORDER)
+
+
+def test_an_endpoint_that_is_not_there_or_is_something_else_is_a_readable_error(world, server, monkeypatch, capsys):
+    monkeypatch.chdir(world)
+    for place in ("http://127.0.0.1:9/v1", server.url.replace("/v1", "/nothing")):
+        assert cli.main(["ask", "--model", place, QUERY]) == 1
+        said = capsys.readouterr()
+        assert said.out == DOWN + "\n" and place in said.err and "Traceback" not in said.err
+
+
+def test_chat_prints_a_reply_while_it_is_written(world, server):
+    """After a call: the steps once, before the text, and the text once."""
+    def answer(body: dict, key: str) -> Reply:
+        last = body["messages"][-1]
+        return Reply(tool_call("get_order", order=ORDER) if last["role"] == "user" else completion("It is on its way."), pause=0.01)
+    server.answer = answer
+    said = subprocess.run(
+        [sys.executable, "-m", "demo.cli", "chat", "--model", server.url, "--email", OWNER], cwd=world, input=f"{QUERY}\n", text=True,
+        capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"shopping, says local.*\n  get_order .*\nIt is on its way\.\n", said.stdout), said.stdout
+    assert said.stdout.count("It is on its way.") == said.stdout.count("get_order") == 1
+
+
+@pytest.mark.slow
+def test_the_page_elsewhere_asks_for_the_token_that_it_prints_and_ends_with_ctrl_c(world, server):
+    command = [sys.executable, "-m", "demo.cli", "demo", "--port", "0", "--address", "0.0.0.0", "--model", server.url]
+    with subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as running:
+        url = running.stdout.readline().split()[0].replace("0.0.0.0", "127.0.0.1")
+        assert "token=" in url
+        assert httpx.get(url.partition("?")[0]).status_code == 401
+        assert "Tarrowby Goods" in httpx.get(url, follow_redirects=True, cookies=httpx.get(url).cookies).text
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+
+
 def test_help_says_how_to_use_it(capsys):
-    for words in (["--help"], ["chat", "--help"], ["ask", "--help"]):
+    for words in (["--help"], ["chat", "--help"], ["ask", "--help"], ["demo", "--help"]):
         with pytest.raises(SystemExit) as end:
             cli.main(words)
         assert end.value.code == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("crawl2cart chat", "crawl2cart ask", "--email", "--json", "OPENAI_API_KEY"))
+    assert all(word in out for word in ("crawl2cart chat", "crawl2cart ask", "--email", "--json", "--address", "OPENAI_API_KEY"))
 
 
 def test_what_was_asked_is_recorded_and_replayed(world, tmp_path, monkeypatch, capsys):

@@ -163,6 +163,14 @@ class Pretrain(Section):
 class BuildSft(Section):
     plan_share: Share
     max_characters: Count
+    teacher: Literal["none", "openai"]
+    teacher_model: str
+    teacher_wordings: Annotated[int, Field(ge=0)]
+    teacher_dialogues: Annotated[int, Field(ge=0)]
+    teacher_input_price: NotNegative
+    teacher_output_price: NotNegative
+    teacher_budget: Positive
+    teacher_connections: Count
 
 
 class Midtrain(Section):
@@ -207,6 +215,12 @@ class Demo(Section):
     input_price: NotNegative
     output_price: NotNegative
     log_text: bool
+    constrained: bool
+    most_characters: Count
+    turns_per_minute: Count
+    answers_at_once: Count
+    answers_waiting: Count
+    conversations: Count
 
 
 class Evaluate(Section):

@@ -1,20 +1,28 @@
 """The agent: model, call, tool, model, until there is a reply for the customer.
 
   python -m stages.shop.agent models/released "do you have a tent under 90 dollars?"
-  python -m stages.shop.agent http://127.0.0.1:8000/v1 "do you have a tent under 90 dollars?"
+  python -m stages.shop.agent http://127.0.0.1:8000/v1#models/released "do you have a tent under 90 dollars?"
 
-The first speaks to a model folder, the second to any server of the OpenAI API. Whoever writes the turns is a `Writer`: the same loop
-runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation.
+The first speaks to a model folder, the second to any server of the OpenAI API: behind `#` stands the model's name there, which may be
+left out where the server lists its models; `transformers serve models/released --device cpu` does not. Whoever writes the turns is
+a `Writer`: the same loop runs with each of them, and plays recorded dialogues with a scripted customer for the evaluation. A reply can
+be heard while it is written.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+from openai.types.chat import ChatCompletionChunk
 
+from stages.common.deadline import within
+from stages.common.models import check_model
 from stages.common.problem import Problem
 from stages.shop import harmony
 from stages.shop.consent import holds
@@ -23,12 +31,17 @@ from stages.shop.schema import TOOLS, WRITES, compact
 from stages.shop.store import open_store
 from stages.shop.tools import Session, unsafe_writes
 
-# For each list of messages, the harmony text of the assistant's next turn.
-Writer = Callable[[Sequence[list[dict]], list[dict]], list[str]]
+# For each list of messages, the harmony text of the assistant's next turn. One that is given a `Hear` beside a single list
+# tells it what is written so far, whenever there is more.
+Writer = Callable[..., list[str]]
+Hear = Callable[[str], None]
 MAX_CALLS = 6  # in one turn of the customer's
-MAX_CHARACTERS = 12_000  # of a conversation: about 4,000 tokens, what the exported models allow
+MAX_TOKENS = 3_000  # of a conversation, before each turn of the model's: with the tools and its answer below 4,096, its context
+MAX_SECONDS = 60.0  # of a reply, all calls included
+SECONDS_TO_OPEN = 10.0
 COULD_NOT = "I'm sorry, I could not do that just now. Please put it another way, or ask me for a person."
 TOO_LONG = "This conversation has become too long for me. Please start a new one, or ask me for a person."
+CHANGED = "The change is made, but I could not say more about it just now. Please ask me for the order, or for a person."
 
 
 @dataclass
@@ -38,26 +51,49 @@ class Agent:
     session: Session
     writer: Writer | None = None
     messages: list[dict] = field(default_factory=list)
+    seconds: float = MAX_SECONDS
 
-    def __call__(self, text: str) -> str:
-        turn = self.turn(text)
+    def __call__(self, text: str, hear: Hear | None = None) -> str:
+        """hear: told the reply as far as it is written; it may begin anew when what was written turns out to be no reply.
+
+        Raises what the writer raises, and TimeoutError after `seconds`: then nothing is called any more.
+        """
+        turn, ends = self.turn(text), time.monotonic() + self.seconds
         try:
             prompt = next(turn)
             while True:
-                prompt = turn.send(self.writer([prompt], TOOLS)[0])
+                prompt = turn.send(self._written(prompt, ends, hear))
         except StopIteration as end:
             return end.value
+
+    def _written(self, prompt: list[dict], ends: float, hear: Hear | None) -> str:
+        """One turn of the writer's, which is left alone when the time is over: it may be a server that never ends its answer."""
+        over = False
+
+        def relay(text: str) -> None:
+            if over:
+                raise TimeoutError  # ends the writing, too
+            hear(harmony.spoken(text))
+
+        words = ([prompt], TOOLS, relay) if hear else ([prompt], TOOLS)
+        try:
+            return within(max(0.0, ends - time.monotonic()), lambda: self.writer(*words)[0])
+        finally:
+            over = True
 
     def turn(self, text: str) -> Generator[list[dict], str, str]:
         """Takes the customer's turn. Yields the messages to go on from, is sent what the model wrote, and returns the reply.
 
-        A malformed turn is told to the model once; a second one, or more than MAX_CALLS calls, ends in an honest COULD_NOT.
+        A malformed turn is told to the model once; a second one, or more than MAX_CALLS calls, ends in an honest COULD_NOT, more than
+        MAX_TOKENS in TOO_LONG, and both in CHANGED where something was changed before.
         """
         self.session.hear(text)
         self.messages.append({"role": "user", "content": text})
-        reply, repaired = TOO_LONG if len(compact(self.messages)) > MAX_CHARACTERS else "", False
-        calls = 0
+        reply, repaired, calls, before = "", False, 0, len(self.session.calls)
         while not reply:
+            if about_tokens(compact(self.messages)) > MAX_TOKENS:
+                reply = TOO_LONG
+                break
             parsed = harmony.parse_completion((yield list(self.messages)))
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
@@ -72,6 +108,8 @@ class Agent:
                         reply = COULD_NOT
                         break
                     self._called(call["name"], call["arguments"], self.session.call(call["name"], call["arguments"]))
+        changed = any(call.name in WRITES and "error" not in call.result for call in self.session.calls[before:])
+        reply = CHANGED if changed and reply in (COULD_NOT, TOO_LONG) else reply
         self.messages.append({"role": "assistant", "content": reply})
         self.session.say(reply)
         return reply
@@ -80,6 +118,12 @@ class Agent:
         self.messages.append({"role": "assistant", "content": "", "tool_calls": [
             {"type": "function", "function": {"name": name, "arguments": arguments}}]})
         self.messages.append({"role": "tool", "name": name, "content": compact(result)})
+
+
+def about_tokens(text: str) -> float:
+    """Rather more tokens than a text has in the small table: one for a digit, half of one for other ASCII, one for each other byte."""
+    halves = sum(letter.isascii() and not letter.isdigit() for letter in text)
+    return len(text.encode(errors="replace")) - halves / 2
 
 
 # Recorded dialogues, played again
@@ -150,16 +194,29 @@ class Endpoint:
     model: str
     max_tokens: int = 400
 
-    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict]) -> list[str]:
-        return [self._one(prompt, tools) for prompt in prompts]
+    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict], hear: Hear | None = None) -> list[str]:
+        return [self._one(prompt, tools, hear) for prompt in prompts]
 
-    def _one(self, prompt: list[dict], tools: list[dict]) -> str:
-        said = self.client.chat.completions.create(
-            model=self.model, messages=api_messages(prompt), tools=tools, max_tokens=self.max_tokens, temperature=0)
-        message = said.choices[0].message
-        calls = [{"type": "function", "function": {"name": call.function.name, "arguments": call.function.arguments}}
-                 for call in message.tool_calls or []]
-        return harmony.completion({"role": "assistant", "content": "" if calls else message.content or "", "tool_calls": calls})
+    def _one(self, prompt: list[dict], tools: list[dict], hear: Hear | None) -> str:
+        chunks = self.client.chat.completions.create(
+            model=self.model, messages=api_messages(prompt), tools=tools, max_tokens=self.max_tokens, temperature=0, stream=True)
+        content, calls = gathered(chunks, lambda text: hear(f"{harmony.REPLY}{harmony.plain(text)}") if hear else None)
+        return harmony.completion({"role": "assistant", "content": "" if calls else content, "tool_calls": calls})
+
+
+def gathered(chunks: Iterable[ChatCompletionChunk], hear: Hear) -> tuple[str, list[dict]]:
+    """Content and calls of a streamed answer. hear: told the content so far."""
+    content, calls = "", {}
+    for chunk in chunks:
+        delta = chunk.choices[0].delta if chunk.choices else None  # a last chunk may bring nothing but the usage
+        if delta and delta.content:
+            content += delta.content
+            hear(content)
+        for part in delta.tool_calls or [] if delta else []:
+            function = calls.setdefault(part.index, {"name": "", "arguments": ""})
+            function["name"] += part.function.name or ""
+            function["arguments"] += part.function.arguments or ""
+    return content, [{"type": "function", "function": calls[index]} for index in sorted(calls)]
 
 
 def api_messages(messages: list[dict]) -> list[dict]:
@@ -182,17 +239,26 @@ def api_messages(messages: list[dict]) -> list[dict]:
     return found
 
 
-def open_writer(place: str) -> Writer:
-    """A writer for a model folder or for the first model of a server. The key comes from OPENAI_API_KEY, if the server wants one."""
-    if place.startswith(("http://", "https://")):
-        client = OpenAI(base_url=place, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=120, max_retries=1)
-        models = client.models.list().data
-        if not models:
-            raise Problem(f"{place} serves no model.")
-        return Endpoint(client, models[0].id)
-    # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
-    from pathlib import Path
+def is_url(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
 
+
+def open_writer(place: str) -> Writer:
+    """A writer for a model folder, or for a model of a server: the one behind `#`, or the first that it lists.
+
+    The key comes from OPENAI_API_KEY, if the server wants one. Raises Problem in words if there is no such folder, model or server.
+    """
+    if is_url(place):
+        address, _, model = place.partition("#")
+        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=MAX_SECONDS, max_retries=1)
+        return Endpoint(client, model or first_model(client, address))
+    folder = Path(place)
+    if not folder.is_dir():
+        raise Problem(f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
+                      "`dvc repro` makes models/sft and models/released; `dvc checkout` fetches them from the cache.")
+    if not (folder / "pointer.json").is_file() and check_model(folder).get("model_type") is None:
+        raise Problem(f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released.")
+    # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
     from stages.common.device import open_device
     from stages.common.params import read_params
     from stages.shop.answer import Answerer
@@ -201,17 +267,48 @@ def open_writer(place: str) -> Writer:
     params = read_params(Path("params.yaml"))
     profile = getattr(params.profiles, params.profile)
     device = open_device(profile.device, profile.dtype, profile.threads, params.seed)
-    return Answerer(*open_model(place, device), device, params.evaluate.max_new_tokens)
+    model, tokenizer = open_model(place, device)
+    if not tokenizer.chat_template:
+        raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
+    guide = None
+    if params.demo.constrained:
+        from stages.shop.constrained import Guide
+
+        guide = Guide(tokenizer, model.config.vocab_size)
+    return Answerer(model, tokenizer, device, params.evaluate.max_new_tokens, guide=guide)
+
+
+def first_model(client: OpenAI, address: str) -> str:
+    """The name of the first model that a server lists."""
+    try:
+        models = within(SECONDS_TO_OPEN, lambda: client.models.list().data)
+    except (OpenAIError, TimeoutError, ValueError) as error:  # ValueError: what came is not JSON
+        raise Problem(f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
+                      "and does its server run? Some do not list what they serve: name the model, as in "
+                      f"{address}#models/released.") from error
+    if not models:
+        raise Problem(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
+    return models[0].id
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, without the server's own words: they may repeat a key or a customer's text."""
+    if isinstance(error, APIStatusError):
+        return f"status {error.status_code}"
+    return "no connection" if isinstance(error, APIConnectionError) else type(error).__name__
 
 
 def main(words: list[str]) -> None:
     if len(words) != 2:
         sys.exit(__doc__)
     try:
-        agent = Agent(Session(open_store("data/store")), open_writer(words[0]))
+        with contextlib.redirect_stdout(sys.stderr):
+            agent = Agent(Session(open_store("data/store")), open_writer(words[0]))
         reply = agent(words[1])
     except Problem as problem:
         sys.exit(f"agent: {problem}")
+    except (OpenAIError, TimeoutError) as error:
+        sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")
     for call in agent.session.calls:
         print(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}", file=sys.stderr)
     print(reply)

@@ -1,7 +1,7 @@
 """The customer's consent to a change, read from the conversation and never from an argument that a model sets.
 
-A write is consented to when the assistant's last reply restated it (`restates`) and the customer's own next turn says yes
-(`agrees`). Both lean to the safe side: a yes that is not understood costs one more question, a wrong one costs an order.
+A write is consented to when the assistant's last reply asked about it and restated it (`restates`) and the customer's own next turn
+says yes (`agrees`). Both lean to the safe side: a yes that is not understood costs one more question, a wrong one costs an order.
 """
 
 import re
@@ -29,6 +29,14 @@ harmless, refuses, consents = map(any_of, (HARMLESS, NO, YES))
 # Verbs that ask for the write itself: "swap it" is a yes to an exchange and to nothing else.
 VERBS = {"cancel_order": "cancel|undo|scrap|bin|kill|drop|call off|halt", "return_items": "return|take|send|collect|fetch",
          "exchange_item": "swap|exchange|switch|trade|replace", "change_address": "change|redirect|send|ship|reroute|use|update"}
+# What makes a reply a question before a change: "ok" to the status of an order, which states its total, too, is no consent.
+ASKS = re.compile(r"\?|(?:^|[.!] )confirm\b[^.]*:|\b(?:say yes|(?:please|you|to) confirm|consent|approval|approve|agree)\b", re.IGNORECASE)
+# Questions that ask for no such thing: "Can I help you with anything else?"
+OTHER = re.compile(r"[^.?!]*\b(?:anything|something|help)\b[^.?!]*\?|(?:^|(?<=[.?!] ))(?:what|who|how|where|when)\b[^.?!]*\?",
+                   re.IGNORECASE)
+# What the question has to speak of where order and goods alone leave it open.
+NAMES = {"cancel_order": re.compile(r"\b(cancel\w*|call(ing|ed)? off|goes)\b", re.IGNORECASE),
+         "return_items": re.compile(r"\b(return\w*|back|label|collect\w*)\b", re.IGNORECASE)}
 
 
 def agrees(text: str, action: str | None = None) -> bool:
@@ -45,18 +53,26 @@ def holds(text: str, fact: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(squeezed)}(?!\w)", " ".join(text.casefold().split())) is not None
 
 
+def whole(text: str, address: str) -> bool:
+    """Whether the text holds an address that is not cut out of a longer one: "Velby 40243" is not "1 Row, Velby 40243"."""
+    words, wanted = " ".join(text.split()), " ".join(address.split())
+    places = re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", words, re.IGNORECASE) if wanted else ()
+    return any(not re.search(r"[A-Z0-9][\w'-]*,? $", words[:found.start()]) and not re.match(r",? [A-Z0-9]", words[found.end():])
+               for found in places)
+
+
 def short(name: str) -> str:
     """The first two words of a product's name, which no other product shares, in small letters."""
     return " ".join(name.casefold().split()[:2])
 
 
 def restates(text: str, action: str, order: str, total: str, products: list[tuple[str, list[str]]] = (), detail: str = "") -> bool:
-    """Whether the assistant's reply states everything that this write would do.
+    """Whether the assistant's reply asks for a yes and states everything that this write would do.
 
     products: each name with the names of its other variants, which would make a return an exchange. detail: the new variant or
     address. A cancellation is known by the order's total, which no other write restates.
     """
-    if not holds(text, order):
+    if not holds(text, order) or not ASKS.search(OTHER.sub(" ", text)) or action in NAMES and not NAMES[action].search(text):
         return False
     named = all(holds(text, short(name)) for name, _ in products)
     match action:
@@ -71,5 +87,5 @@ def restates(text: str, action: str, order: str, total: str, products: list[tupl
         case "exchange_item":
             return named and holds(text, detail)
         case "change_address":
-            return holds(text, detail)
+            return whole(text.replace(order, ""), detail)
     raise ValueError(f"{action} is not a write")

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TEMPLATE = Path(__file__).with_name("harmony.jinja").read_text()
 START, MESSAGE, CHANNEL = "<|start|>assistant", "<|message|>", "<|channel|>"
+REPLY = f"{CHANNEL}final{MESSAGE}"  # what a reply to the customer begins with
 # What ends a turn of the model's. <|end|> closes earlier replies of a conversation, and a model may write it for <|return|>.
 STOPS = ("<|return|>", "<|call|>", "<|end|>", "<|endoftext|>")
 
@@ -103,3 +104,10 @@ def parse_completion(text: str) -> dict | Malformed:
         elif channel not in ("analysis", "commentary"):
             return Malformed(f"the channel {channel or '(none)'} is not one of commentary and final")
     return {"tool_calls": calls} if calls else Malformed("there is neither a reply nor a call")
+
+
+def spoken(text: str) -> str:
+    """The reply as far as a completion that is still being written holds it: nothing of calls, of analysis or of markers."""
+    body = text.rpartition(START)[2].partition(REPLY)[2]
+    body = re.split("|".join(map(re.escape, STOPS)), body)[0]
+    return body.partition("<|")[0].rstrip("<").strip()  # a stop token may come in pieces

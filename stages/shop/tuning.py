@@ -12,10 +12,22 @@ from stages.common.device import Device
 from stages.common.files import read_json, write_json
 from stages.common.models import check_model
 from stages.common.problem import Problem
+from stages.shop import harmony
 
 POINTER = "pointer.json"
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 KEPT_CHECKPOINTS = 2
+# How a server of transformers reads a turn that our template wrote: goes into tokenizer_config.json, without which `transformers
+# serve` passes calls on as text. A recipient may stand on either side of the channel; what is no JSON stays text, for the client to see.
+RESPONSE = {
+    "defaults": {"role": "assistant"}, "start_anchor": harmony.START,
+    "fields": {
+        "reasoning_content": {"open": "<|channel|>analysis<|message|>", "close": list(harmony.STOPS), "content": "text"},
+        "content": {"open": "<|channel|>final<|message|>", "close": list(harmony.STOPS), "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"to=functions\.(?P<name>[^\s<]+)(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?\s*(?:json)?<\|message\|>",
+            "close": list(harmony.STOPS), "repeats": True, "content": "json", "content_args": {"allow_non_json": True},
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}}}}
 
 
 def open_model(folder: Path | str, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -30,7 +42,9 @@ def open_model(folder: Path | str, device: Device) -> tuple[PreTrainedModel, Pre
         model = AutoModelForCausalLM.from_pretrained(
             pointer["hub_id"], revision=pointer["revision"], dtype=device.dtype, device_map={"": 0},
             quantization_config=Mxfp4Config(dequantize=True), attn_implementation="eager", use_cache=False)
-        return model, AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(pointer["hub_id"], revision=pointer["revision"])
+        tokenizer.chat_template = harmony.TEMPLATE   # the hub's own puts today's date into every prompt
+        return model, tokenizer
     check_model(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.to(device.kind), AutoTokenizer.from_pretrained(folder)
@@ -108,4 +122,5 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     assert not model.config.output_router_logits, "the saved config must not ask for router logits"
     model.config.use_cache = True
     model.save_pretrained(folder)
+    tokenizer.response_template = RESPONSE
     tokenizer.save_pretrained(folder)
