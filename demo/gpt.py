@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TypeVar
 
 from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
+
+from stages.common.retry_after import retry_after
 
 SECONDS_TO_CONNECT = 2.0
 LONGEST_RETRY_AFTER = 2.0  # seconds; a server that asks for more patience than the customer has is not asked again
@@ -89,20 +89,6 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 
     threading.Thread(target=work, daemon=True).start()
     return future.result(seconds)
-
-
-def retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header of seconds or a date (RFC 9110, 10.2.3); None if there is none to be read."""
-    if not header:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # TypeError: a date without a zone
-        return None
 
 
 def pause_before_retry(error: APIConnectionError | APIStatusError) -> float | None:
