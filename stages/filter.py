@@ -38,7 +38,7 @@ from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, 
 from stages.crawl.parquet_parts import Parts
 from stages.crawl.pii import mask
 from stages.crawl.removal_stats import Account, copy_counts
-from stages.crawl.shards import batches, make_shards, read_counts
+from stages.crawl.shards import batches, make_shards, prune, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
 from stages.crawl.text_key import unit_interval
 from stages.crawl.topic import Weights, learn_topic
@@ -150,7 +150,8 @@ def main(stage: Stage) -> None:
     # DVC may run another experiment at the same time, in a folder of its own but with this cache.
     with exclusive(stage.cache / "lock", "a filter with the same .cache"):
         shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
-                             stage.cache)
+                             stage.cache, stage.kept / "runs/filter-errors.log")
+        prune(stage.cache, shards)
         across = look_across(shards, held_out, limits, stage.cache)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     account = Account(limits.rejects_per_reason, labels.keys())
