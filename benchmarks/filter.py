@@ -4,8 +4,8 @@ python -m benchmarks.filter            pages a second: writes metrics/speed/filt
 python -m benchmarks.filter memory     of 1, 4 and 16 times the input: writes metrics/speed/filter_memory.json
 
 Two sets of pages, in each every second one in English. `whole`: real pages of 50 to 400 KB as they are, of the gold set
-for extraction. `joined`: bodies of the small pages of older crawls, joined until a page has 150 KB; they have three times
-as much text and markup for each byte of script. A page's first paragraph is its number, so that none is a copy. Both
+for extraction. `joined`: bodies of the small pages of older crawls, joined until a page has 150 KB; they have more
+text and markup for each byte of script. A page's first paragraph is its number, so that none is a copy. Both
 programs run as they would for a user, one process each, from WARC to texts without copies, on few and on many pages; the
 difference divided by the difference in pages is the cost of a page without the start. Processor seconds of all
 processes, the least of several runs, not elapsed ones: other programs may run beside. datatrove gets an environment of
