@@ -187,9 +187,10 @@ def test_no_worker_outlives_the_stage(workplace, end):
     set_params(workplace, workers="2")
     download.main(Stage("download"))
     process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(Path(".cache").glob("filter/*.parquet")):
+    workers = []
+    while process.poll() is None and not (len(workers) == 2 and list(Path(".cache").glob("filter/*.parquet"))):
+        workers = workers_of(process.pid)  # on a busy machine the second starts after the first file is done
         time.sleep(0.02)
-    workers = workers_of(process.pid)
     assert len(workers) == 2
     process.send_signal(end)
     assert process.wait(20) == (-signal.SIGKILL if end == signal.SIGKILL else 128 + signal.SIGTERM)
