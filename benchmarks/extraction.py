@@ -1,7 +1,8 @@
 """How near the text comes to what people took out of real pages, and how many pages a core judges in a second.
 
 in   ../shared/data/extraction_gold: pages and the text that should come out
-out  printed: for each extractor token F1 and pages a second, alone and through all rules for one page; trafilatura by itself
+out  metrics/speed/extraction.json: for each extractor token F1 and pages a second, alone and through all rules for one
+     page; trafilatura by itself
 
     python -m benchmarks.extraction
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 import lxml.html
 import trafilatura
 
+from benchmarks.report import write_report
+from stages.common.metrics import rounded
 from stages.common.params import read_params
 from stages.crawl.blocklist import read_hosts
 from stages.crawl.extract import html_to_text
@@ -60,7 +63,8 @@ def main() -> None:
         found[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
     found["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
     found["trafilatura_by_itself"] = measure(pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or "")
-    print(json.dumps(found, indent=2))
+    write_report("extraction", found, ("resiliparse", "trafilatura", "lxml"))
+    print(json.dumps(rounded(found), indent=2))
 
 
 if __name__ == "__main__":

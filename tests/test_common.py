@@ -161,6 +161,33 @@ def test_whoever_fills_the_disk_it_is_said_in_words(tmp_path):
     assert said.stdout.count("The disk is full while writing") == 5
 
 
+WRITING = """
+import sys, time
+from stages.common.files import atomic_file
+
+with atomic_file(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print(temporary, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_dead_process_left_goes_and_what_another_still_writes_stays(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WRITING, str(out)]
+    dead, alive = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2))
+    left = [Path(process.stdout.readline().strip()) for process in (dead, alive)]
+    try:
+        dead.kill()
+        dead.wait()
+        assert all(part.read_text() == "half" for part in left) and left[0] != left[1]
+        with atomic_file(out) as temporary:
+            temporary.write_text("whole")
+        assert out.read_text() == "whole" and [part.exists() for part in left] == [False, True]
+    finally:
+        alive.kill()
+
+
 def test_an_error_that_is_no_full_disk_stays_itself(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "out"):
         raise ZeroDivisionError

@@ -20,8 +20,8 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from stages.common.params import read_params
 from stages.common.problem import Problem
+from stages.common.retry_after import retry_after
 from stages.common.stage import exclusive
-from stages.crawl.web import retry_after
 from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, name_of, serve, storm
 from tests.conftest import ROOT
 from tests.test_crawl import BODIES, http_block, members, page_body, warc_record

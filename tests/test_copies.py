@@ -14,12 +14,12 @@ from stages.common.params import read_params
 from stages.crawl import minhash
 from stages.crawl.copies import find_copies
 from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.dedup import plain_words, text_key
 from stages.crawl.engine import daft
 from stages.crawl.judge import SHARD
 from stages.crawl.labels import Label, copy_quality
 from stages.crawl.lines import exact_line_dedup
 from stages.crawl.minhash import components, minhash_dedup, near_pairs
+from stages.crawl.text_key import plain_words, text_key
 from tests.conftest import ROOT
 
 LIMITS = read_params(ROOT / "params.yaml").filter

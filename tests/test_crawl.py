@@ -16,12 +16,13 @@ import zstandard
 from fastwarc.warc import ArchiveIterator
 
 from stages.common.problem import Problem
-from stages.crawl.dedup import text_key, unit_interval
 from stages.crawl.extract import html_to_text
 from stages.crawl.labels import keep_quality, read_labels, read_spans, token_f1
 from stages.crawl.render import Renderer, to_html
 from stages.crawl.sites import gold_text, plain_text, read_sites
-from stages.crawl.warc import frames, read
+from stages.crawl.text_key import text_key, unit_interval
+from stages.crawl.warc import read
+from stages.crawl.warc_frames import frames
 from tests.conftest import ROOT
 
 DESIGNS = sorted(file.name.removesuffix(".html.j2") for file in (ROOT / "data/web/designs").glob("*.j2"))

@@ -24,6 +24,7 @@ from stages.common.stage import Stage, exclusive
 from stages.crawl.decontaminate import read_held_out
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.labels import COLUMNS
+from stages.crawl.shards import KEPT_RUNS, prune
 from stages.crawl.sites import gold_text, read_sites
 from tests.conftest import ROOT
 from tests.test_crawl import RECORDS, http_block, members, warc_record
@@ -186,9 +187,10 @@ def test_no_worker_outlives_the_stage(workplace, end):
     set_params(workplace, workers="2")
     download.main(Stage("download"))
     process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(Path(".cache").glob("filter/*.parquet")):
+    workers = []
+    while process.poll() is None and not (len(workers) == 2 and list(Path(".cache").glob("filter/*.parquet"))):
+        workers = workers_of(process.pid)  # on a busy machine the second starts after the first file is done
         time.sleep(0.02)
-    workers = workers_of(process.pid)
     assert len(workers) == 2
     process.send_signal(end)
     assert process.wait(20) == (-signal.SIGKILL if end == signal.SIGKILL else 128 + signal.SIGTERM)
@@ -220,7 +222,7 @@ def test_a_file_that_kills_its_workers_is_left_out_by_name(tmp_path, monkeypatch
         source.write_text(source.name)
     tasks = [Task(str(source), str(source.with_suffix(".done"))) for source in sources]
     with pytest.raises(Problem, match="1 files .* deadly"):
-        run_tasks(die_of_one, tasks, LIMITS, "dying")
+        run_tasks(die_of_one, tasks, LIMITS, "dying", tmp_path / "errors.log")
     assert (tmp_path / "good.done").exists()
 
 
@@ -231,9 +233,34 @@ def test_no_file_is_worked_on_twice_at_a_time_when_another_fails(tmp_path, monke
     for source in sources:
         source.write_text(source.name)
     with pytest.raises(Problem, match="1 files .* 1-bad: this one is bad"):
-        run_tasks(one_is_bad, [Task(str(source), str(source.with_suffix(".done"))) for source in sources], LIMITS, "failing")
+        run_tasks(one_is_bad, [Task(str(source), str(source.with_suffix(".done"))) for source in sources], LIMITS, "failing",
+                  tmp_path / "errors.log")
     starts = Counter((tmp_path / "starts").read_text().split())
     assert starts == {source.name: 2 if source.name == "1-bad" else 1 for source in sources}
+
+
+def test_an_error_in_a_worker_is_kept_with_its_place_in_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    source, log = tmp_path / "page", tmp_path / "runs/errors.log"
+    source.touch()
+    tasks = [Task(str(source), str(source.with_suffix(f".{number}"))) for number in range(2)]
+    with pytest.raises(Problem, match=re.escape(str(log))):
+        run_tasks(go_wrong, tasks, LIMITS, "failing", log)
+    assert "go_wrong" in log.read_text() and "division by zero" in log.read_text()
+
+
+def go_wrong(source: Path, target: Path) -> None:
+    target.write_text(str(1 / len(source.read_text())))
+
+
+def test_shards_that_no_recent_run_used_are_removed(tmp_path):
+    for number in range(KEPT_RUNS + 3):
+        shards = [tmp_path / f"{number}.parquet", tmp_path / "always.parquet"]
+        for shard in shards:
+            shard.touch()
+        prune(tmp_path, shards)
+        prune(tmp_path, shards)  # a run that is repeated pushes none out
+    assert {file.stem for file in tmp_path.glob("*.parquet")} == {"always", *map(str, range(3, KEPT_RUNS + 3))}
 
 
 def one_is_bad(source: Path, target: Path) -> None:

@@ -1,11 +1,30 @@
 """Personal data is found in the forms people write it in, and what looks alike is left alone."""
 
 import random
+import re
+from collections.abc import Iterable
 
 import pytest
 
 from stages.crawl.labels import Span, measure_pii, read_labels, read_spans
-from stages.crawl.pii import luhn, mask, mask_cards, mask_emails, mask_ips, mask_phones
+from stages.crawl.pii import (
+    BRACKETED,
+    CARD,
+    EMAIL,
+    INTERNATIONAL,
+    IPV4,
+    LOCAL,
+    NATIONAL,
+    UNSEPARATED,
+    emails,
+    luhn,
+    mask,
+    mask_cards,
+    mask_emails,
+    mask_ips,
+    mask_phones,
+    numbers,
+)
 from stages.crawl.sites import Page, read_sites
 from tests.conftest import ROOT
 
@@ -112,3 +131,31 @@ def test_the_embedded_pages_keep_hardly_any():
 def test_a_finder_that_finds_nothing_or_the_wrong_text_is_seen():
     page = pages(False)[0]
     assert measure_pii([page], {page.url: [Span("phone", "not on the page", True)]})["recall"] == 0
+
+
+def test_looking_in_stretches_of_digits_finds_what_looking_everywhere_does():
+    patterns = (IPV4, CARD, INTERNATIONAL, BRACKETED, NATIONAL, LOCAL, UNSEPARATED)
+    parts = ["0", "1", "8", "555", "0163", "8.8", ".", " ", "-", "(", ")", "+", "a", ",", "$", "/", "\n", "٣", "tel ", "4111 1111 "]
+    draw, found = random.Random(3), 0
+    for _ in range(5000):
+        text = "".join(draw.choices(parts, k=draw.randint(3, 60)))
+        everywhere = [long_enough(pattern.finditer(text)) for pattern in patterns]
+        assert list(map(long_enough, numbers(text, *patterns))) == everywhere
+        found += sum(map(len, everywhere))
+    assert found > 1000
+
+
+def long_enough(matches: Iterable[re.Match]) -> list[tuple[int, int]]:
+    """Numbers of fewer characters are not masked, so it does not matter whether they are found."""
+    return [match.span() for match in matches if len(match[0]) >= 7]
+
+
+def test_a_search_from_each_at_sign_finds_the_addresses_that_a_search_of_the_text_does():
+    draw, found = random.Random(4), 0
+    texts = ["".join(draw.choices("ab.@-9é \n", weights=[9, 9, 3, 4, 1, 1, 1, 1, 1], k=draw.randint(3, 300))) for _ in range(2000)]
+    texts += [f"{'a' * local}@{'b' * host}.example" for local in range(60, 70) for host in range(58, 68)]
+    for text in texts:
+        everywhere = [match.span() for match in EMAIL.finditer(text)]
+        assert list(emails(text)) == everywhere
+        found += len(everywhere)
+    assert found > 500

@@ -17,12 +17,13 @@ from openai import OpenAI
 
 from demo.conversation import DOWN, Conversation
 from demo.decisions import DecisionLog, replay
-from demo.gpt import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt, retry_after
+from demo.gpt import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt
 from demo.local_router import Lexicon, LocalRouter, common_words, form, platt, words
 from demo.router import AGAIN, PROMPT_VERSION, SECONDS_TO_CLASSIFY, Route, Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.common.problem import Problem
+from stages.common.retry_after import retry_after
 from stages.router import calibration_error, measure, read_lexicon, train, wordings
 from stages.shop.agent import Agent, Endpoint
 from stages.shop.folder import rows

@@ -1,14 +1,17 @@
 """Files that are either whole or absent.
 
 Outputs are written beside their place under a name that starts with a dot and ends in `.partial`, flushed to the disk and
-renamed. A process that dies at any moment leaves the partial name only, which the next run removes.
+renamed. A process that dies at any moment leaves the partial name only, which the next one that writes there removes. The
+name holds machine and process: a cluster may start a task again while its first worker, believed dead, still writes.
 """
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +22,23 @@ FULL_BYTES = 2**16  # less than one block of most writers
 
 
 def partial(path: Path) -> Path:
-    """The name under which `path` is written until it is whole."""
-    return path.with_name(f".{path.name}.partial")
+    """The name under which this process writes `path` until it is whole. Those of processes that are no more are removed."""
+    written_here = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(written_here)}*.partial"):
+        process = left.name.removeprefix(written_here).removesuffix(".partial")
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{written_here}{os.getpid()}.partial")
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def is_disk_full(path: Path, error: Exception) -> bool:

@@ -21,6 +21,7 @@ def progress(items: Iterable[Item], name: str, unit: str, total: int | None = No
     if sys.stderr.isatty():
         yield from tqdm(items, desc=name, unit=f" {unit}", total=total, initial=first)
         return
+    units = f"{unit}{'es' if unit.endswith(('s', 'x', 'ch')) else 's'}"
     started = spoken = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
@@ -28,6 +29,6 @@ def progress(items: Iterable[Item], name: str, unit: str, total: int | None = No
         if now - spoken >= SECONDS_BETWEEN_LINES:
             rate = done / (now - started)
             left = (total - first - done) / rate
-            print(f"{name}: {first + done:,} of {total:,} {unit}s, {rate:,.1f} a second, {left:,.0f} s left",
+            print(f"{name}: {first + done:,} of {total:,} {units}, {rate:,.1f} a second, {left:,.0f} s left",
                   file=sys.stderr, flush=True)
             spoken = now

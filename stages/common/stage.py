@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from types import CodeType
 
 from stages.common.files import file_hash, files_below, write_json
 from stages.common.graph import Definition, definitions
+from stages.common.memory import peak_memory_bytes
 from stages.common.params import Listed, Params, read_params
 from stages.common.problem import Problem
 
@@ -190,10 +190,8 @@ def check_is_loaded(code: CodeType) -> None:
 
 def note_cost(stage: Stage, seconds: float) -> None:
     """Notes what the run took in runs/<stage>.json, which no out may hold: outs are the same bytes on every run."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_mib = peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux
     write_json(stage.kept / "runs" / f"{stage.name}.json",
-               {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_mib, 1)})
+               {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory_bytes() / 2**20, 1)})
 
 
 def remove_outs(name: str) -> None:

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from stages.common.files import atomic_file
 from stages.common.problem import Problem
 from stages.crawl.fetch import Fetcher
-from stages.crawl.patience import Fault, Patience
+from stages.crawl.retry import Fault, Retry
 from stages.crawl.web import Web
 
 LONGEST_RECORD = 64 << 20  # unpacked; Common Crawl cuts pages at 5 MiB
@@ -64,7 +64,7 @@ def choose(names: list[str], files: int | float | str, seed: int) -> list[str]:
     return names[first:last + 1]
 
 
-def captures(index: Web, patience: Patience, crawl: str, patterns: list[str], filters: list[str], most: int) -> list[Capture]:
+def captures(index: Web, retry: Retry, crawl: str, patterns: list[str], filters: list[str], most: int) -> list[Capture]:
     """The first `most` captures that match any of the patterns, in the order of patterns and index, each once.
 
     patterns: as the index server takes them: example.org, *.example.org, example.org/shop/*. filters: its `filter` values.
@@ -72,9 +72,9 @@ def captures(index: Web, patience: Patience, crawl: str, patterns: list[str], fi
     found: dict[Capture, None] = {}
     for pattern in patterns:
         query = {"url": pattern, "output": "json", "filter": filters}
-        pages = patience.insist(f"index of {crawl}", lambda query=query: count_pages(index, crawl, query))
+        pages = retry.insist(f"index of {crawl}", lambda query=query: count_pages(index, crawl, query))
         for page in range(pages):
-            found |= dict.fromkeys(patience.insist(f"index of {crawl}, page {page} for {pattern}",
+            found |= dict.fromkeys(retry.insist(f"index of {crawl}, page {page} for {pattern}",
                                                    lambda query=query, page=page: index_page(index, crawl, query, page)))
             if len(found) >= most:
                 return list(found)[:most]
@@ -119,7 +119,7 @@ def records(fetcher: Fetcher, wanted: list[Capture]) -> list[Path]:
         with contextlib.suppress(Fault, FileNotFoundError):
             check_record(place.read_bytes(), capture)
             return place
-        member = fetcher.patience.insist(f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture))
+        member = fetcher.retry.insist(f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture))
         with atomic_file(place) as temporary:
             temporary.write_bytes(member)
         return place
@@ -149,7 +149,7 @@ def check_record(member: bytes, capture: Capture) -> None:
     raise Fault("damaged", wrong, evidence=hashlib.sha256(member).hexdigest())
 
 
-def newest(index: Web, patience: Patience) -> str:
+def newest(index: Web, retry: Retry) -> str:
     """The name of the newest crawl that the index server knows."""
     def ask() -> str:
         body = index.text("collinfo.json")
@@ -161,7 +161,7 @@ def newest(index: Web, patience: Patience) -> str:
         except (ValueError, KeyError, TypeError) as error:
             raise Fault("no index", f"the answer is no list of crawls: {body[:60]!r}") from error
 
-    return patience.insist("list of crawls", ask)
+    return retry.insist("list of crawls", ask)
 
 
 def set_crawl(path: Path, crawl: str) -> None:

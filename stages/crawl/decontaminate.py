@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stages.common.files import read_jsonl
 from stages.common.problem import Problem
-from stages.crawl.dedup import plain_words
+from stages.crawl.text_key import plain_words
 
 SLOT = re.compile(r"\{[^{}]*\}")
 HELD_OUT = ("validation", "test")

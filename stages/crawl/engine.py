@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from traceback import format_exception
 from typing import NamedTuple, TypeVar
 
 # Both report to their makers unless told otherwise, Daft as soon as it is imported. Workers inherit this.
@@ -20,6 +21,7 @@ os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_USAGE_ST
                "DAFT_PROGRESS_BAR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 import daft  # noqa: E402
 
+from stages.common.files import atomic_file  # noqa: E402
 from stages.common.params import Filter  # noqa: E402
 from stages.common.problem import Problem  # noqa: E402
 from stages.common.progress import progress  # noqa: E402
@@ -27,7 +29,7 @@ from stages.common.progress import progress  # noqa: E402
 Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
-LONGEST_FAULT = 300  # characters; Daft adds stacks of its own
+LONGEST_FAULT = 300  # characters of an error in a message; all of it goes to the log
 
 
 class Task(NamedTuple):
@@ -93,8 +95,10 @@ def start(limits: Filter) -> None:
     daft.set_runner_ray(noop_if_initialized=True)
 
 
-def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str) -> None:
+def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str, log: Path) -> None:
     """Runs every task whose target is not there yet, `limits.workers` at a time.
+
+    log: where the errors of tasks are written with their tracebacks, if there are any.
 
     A worker that dies is replaced. When one dies before any task is done, those that were at work are tried alone, and
     a file that ends its worker even so is left out. What was left out, and what failed for a reason that the user can
@@ -103,7 +107,7 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
     start(limits)
     left = [task for task in tasks if not Path(task.target).exists()]
     apart_from_here = limits.engine == "ray" or min(limits.workers, len(left)) > 1
-    faults, done = [], len(tasks) - len(left)
+    faults, done = {}, len(tasks) - len(left)
     while left:
         said = stream(query(work, left, limits, apart_from_here).iter_rows)
         fault = attempt(progress(said, name, "file", len(tasks), done))
@@ -113,12 +117,15 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
         if isinstance(fault, Problem) or len(left) == before:
             for task in left[:limits.workers]:
                 alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
-                faults += [f"{Path(task.source).name}: {str(alone)[:LONGEST_FAULT]}"] if alone else []
+                faults |= {Path(task.source).name: alone} if alone else {}
             left = left[limits.workers:]
         done = len(tasks) - len(left)
     if faults:
+        with atomic_file(log) as temporary:
+            temporary.write_text("\n\n".join(f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()))
+        file, error = next(iter(faults.items()))
         raise Problem(f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
-                      f"{faults[0]}")
+                      f"{file}: {str(error)[:LONGEST_FAULT]}\nAll of it, with the places in the code, is in {log}.")
 
 
 def attempt(said: Iterator[dict]) -> Exception | None:

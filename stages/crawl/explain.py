@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from stages.common.files import atomic_file
 from stages.common.params import Filter
 from stages.common.problem import Problem
-from stages.crawl.blocklist import read_hosts
 from stages.crawl.judge import Page, checks
 from stages.crawl.shards import batches
 from stages.crawl.topic import Weights
@@ -54,7 +53,7 @@ def find(url: str, listed: list[list[str]]) -> Iterator[tuple[int, str, int, dic
             number += len(batch)
 
 
-def explain(url: str, root: Path, limits: Filter, topic: Weights | None) -> Iterator[str]:
+def explain(url: str, root: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None) -> Iterator[str]:
     """What to say about a page, line by line. Raises Problem if the last run has not seen it, or there was none."""
     if not (root / NOTE).exists():
         raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
@@ -69,14 +68,14 @@ def explain(url: str, root: Path, limits: Filter, topic: Weights | None) -> Iter
     for number, file, turn, row in found:
         yield f"{url}: page {number:,} of the crawl, in {file}"
         if (root / "data/raw" / file).exists():
-            yield from again(root / "data/raw" / file, url, turn, limits, topic)
+            yield from again(root / "data/raw" / file, url, turn, limits, hosts, topic)
         yield from ending(row, decided.get(number), limits)
         yield ""
         yield row["text"][:LONGEST_SHOWN] or "(no text was taken from it)"
         yield ""
 
 
-def again(path: Path, url: str, turn: int, limits: Filter, topic: Weights | None) -> Iterator[str]:
+def again(path: Path, url: str, turn: int, limits: Filter, hosts: frozenset[str], topic: Weights | None) -> Iterator[str]:
     """What each rule for one page measures on the record, the turn-th of this URL in the file, and what it would take."""
     records = (found for found in read(path, limits.max_page_bytes, Counter()) if found.url == url)
     record = next(islice(records, turn, None), None)
@@ -84,7 +83,7 @@ def again(path: Path, url: str, turn: int, limits: Filter, topic: Weights | None
         return
     yield f"  the record: status {record.status}, {record.content_type or 'no content type'}, {len(record.body):,} bytes"
     page = Page(record)
-    for check in checks(page, limits, read_hosts(Path(limits.blocked_hosts)), topic):
+    for check in checks(page, limits, hosts, topic):
         span = "" if check.ok and check.low == check.high else f" ({check.low:g} to {check.high:g})"
         yield f"  {'passes' if check.ok else 'FAILS '} {check.rule}: {check.score:.4g}{span}"
 

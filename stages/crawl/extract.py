@@ -35,6 +35,7 @@ BLANK_LINES = re.compile(r"\n{3,}")
 # that resiliparse finds they are too many. On the pages to tune on the mean F1 is the same from 0.5 to 0.7.
 LEAST_SHARE_OF_WORDS = 0.7
 ENGLISH = frozenset({"en"})
+CELL = re.compile(r"<td\b", re.IGNORECASE)
 TABLE_RULE = re.compile(r"\|[-|: ]+\|")
 CELL_BORDER = re.compile(r"(?<!\\) ?\| ?")
 
@@ -63,7 +64,7 @@ def main_text(page: str, extractor: str, languages: frozenset[str]) -> str:
     may be in one of `languages`, unless it gives much less.
     """
     tree = HTMLTree.parse(page)
-    if content := laid_out_by_table(tree):
+    if CELL.search(page) and (content := laid_out_by_table(tree)):
         page = f"<html><body>{content}</body></html>"
         tree = HTMLTree.parse(page)
     if extractor == "trafilatura":

@@ -19,7 +19,7 @@ from stages.common.files import disk_full_in_words, file_hash, read_json, write_
 from stages.common.problem import Problem
 from stages.common.progress import progress
 from stages.crawl.magic import check_gzip, looks_like
-from stages.crawl.patience import Fault, Patience
+from stages.crawl.retry import Fault, Retry
 from stages.crawl.s3 import S3
 from stages.crawl.web import Changed, Version, Web
 
@@ -44,8 +44,8 @@ class Fetcher:
     folder: where finished files are kept, by the base they come from and their name.
     """
 
-    def __init__(self, remote: Web | S3, patience: Patience, folder: Path, connections: int):
-        self.remote, self.patience, self.folder, self.connections = remote, patience, folder, connections
+    def __init__(self, remote: Web | S3, retry: Retry, folder: Path, connections: int):
+        self.remote, self.retry, self.folder, self.connections = remote, retry, folder, connections
         folder.mkdir(parents=True, exist_ok=True)
 
     def place(self, name: str) -> Path:
@@ -80,7 +80,7 @@ class Fetcher:
         """What the server says of a file, or said to an earlier run that was to fetch it."""
         version = self.noted_version(name)
         if not version:
-            version = self.patience.insist(name, lambda: self.remote.version(name))
+            version = self.retry.insist(name, lambda: self.remote.version(name))
             self.write_note(name, version)
         return version
 
@@ -119,7 +119,7 @@ class Fetcher:
     def fetch(self, name: str, starts: bytes, expected: Version | None, reached: Callable[[int], None]) -> None:
         """expected: the version that a look at the file has shown. reached: is told how many bytes of it are here."""
         said = Counter([expected]) if expected else None
-        self.patience.insist(name, lambda: self.attempt(name, starts, said, reached))
+        self.retry.insist(name, lambda: self.attempt(name, starts, said, reached))
 
     def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> None:
         """One more request for what is missing of a file; returns when it is whole. Raises Fault."""
@@ -167,7 +167,7 @@ class Fetcher:
                         file.write(piece)
                         size += len(piece)
                         reached(size)
-                        self.patience.check()
+                        self.retry.check()
                 except Fault as fault:
                     fault.gained = size - have >= GAIN
                     raise
@@ -195,7 +195,7 @@ class Fetcher:
             try:
                 yield pool
             except BaseException:
-                self.patience.stopped.set()
+                self.retry.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.remote.hang_up()
                 raise

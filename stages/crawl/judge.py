@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from stages.common.params import Filter
 from stages.crawl.blocklist import is_blocked, url_words
-from stages.crawl.dedup import text_key
 from stages.crawl.extract import DEEPEST, decode, is_html, main_text, nesting, tidy
 from stages.crawl.language import language, may_be
 from stages.crawl.pii import MASKS, mask
 from stages.crawl.quality import NO_END, bounds_of, scores
+from stages.crawl.text_key import text_key
 from stages.crawl.topic import Weights, topic_score
 from stages.crawl.warc import Record
 

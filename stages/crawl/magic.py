@@ -7,7 +7,7 @@ from pathlib import Path
 from fastwarc.stream_io import ZstdReader
 
 from stages.common.problem import Problem
-from stages.crawl.patience import Fault
+from stages.crawl.retry import Fault
 
 FIRST_BYTES = 1 << 16
 READ_BLOCK = 1 << 18

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 EMAIL = re.compile(r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+LONGEST_LOCAL_PART = 64
+LOCAL_PART = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+\Z")
 IPV4 = re.compile(r"(?<![\w.:/-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
-IPV6 = re.compile(r"(?<![\w.:])[23][0-9a-f]{3}:[0-9a-f:]{2,34}(?<!:)(?![\w:])", re.IGNORECASE)
+# The check of what stands before comes second here: re scans for a first character much faster than it looks back.
+IPV6 = re.compile(r"[23](?<![\w.:].)[0-9a-f]{3}:[0-9a-f:]{2,34}(?<!:)(?![\w:])", re.IGNORECASE)
 CARD = re.compile(r"(?<![\w.-])(?<!\d )\d(?:[ -]?\d){12,18}(?![\w-]| \d)")
 # ISO/IEC 7812 ranges of Visa, Mastercard (two), American Express, Discover, Diners Club, JCB.
 CARD_ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|64[4-9]|30[0-5]|3[689]|35(?:2[89]|[3-8])")
@@ -34,6 +37,10 @@ SAYS_PHONE = re.compile(r"\b(?:phone|telephone|tel|call|ring|dial|text|mobile|ce
 SAYS_VERSION = re.compile(r"\b(?:v|ver|version|release|build|firmware|driver|section|chapter|clause|figure|table|model|code|folio"
                           r"|drawing|page|part)s?(?: (?:no|number|numbered|code|of|is))*[.:#]? ?$", re.IGNORECASE)
 SAYS_ADDRESS = re.compile(r"\b(?:ip|address|host|server|ping|gateway|dns|router)\b", re.IGNORECASE)
+# All numbers below, those of IPv6 aside, lie in a stretch of these characters, and their patterns look at most LOOKED_AHEAD
+# characters beyond it. Looking for them only there finds the same in a fifth of the time.
+STRETCH = re.compile(r"[+(\d][+\d ().-]{6,}")
+LOOKED_AHEAD = 4
 BEFORE = 40  # characters before a number that are read
 # All four numbers of an address are below 64 in one of 256, of a version or a chapter nearly always.
 SMALL = 64
@@ -85,13 +92,27 @@ def replace(text: str, find: Callable[[str], Iterator[Span]], word: str) -> tupl
     return "".join(parts) + text[position:], count
 
 
+def numbers(text: str, *patterns: re.Pattern) -> list[list[re.Match]]:
+    """What `finditer` finds in the text for each of these patterns of numbers."""
+    stretches = [stretch.span() for stretch in STRETCH.finditer(text)]
+    return [[match for start, end in stretches for match in pattern.finditer(text, start, end + LOOKED_AHEAD)]
+            for pattern in patterns]
+
+
 def emails(text: str) -> Iterator[Span]:
-    if "@" in text:
-        yield from (Span(*match.span()) for match in EMAIL.finditer(text))
+    end = 0
+    at = text.find("@")
+    while at >= 0:
+        local = LOCAL_PART.search(text, max(end, at - LONGEST_LOCAL_PART - 1), at)
+        if local and (match := EMAIL.match(text, local.start())):
+            yield Span(*match.span())
+            end = match.end()
+        at = text.find("@", max(end, at + 1))
 
 
 def ips(text: str) -> Iterator[Span]:
-    found = [match for match in IPV4.finditer(text) if is_address(match)]
+    [fours] = numbers(text, IPV4)
+    found = [match for match in fours if is_address(match)]
     if ":" in text:
         found += [match for match in IPV6.finditer(text) if parses(match[0]) is not None]
     yield from sorted(Span(*match.span()) for match in found)
@@ -115,7 +136,8 @@ def parses(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def cards(text: str) -> Iterator[Span]:
-    for match in CARD.finditer(text):
+    [found] = numbers(text, CARD)
+    for match in found:
         digits = re.sub("[ -]", "", match[0])
         if len(digits) in CARD_LENGTHS and CARD_ISSUER.match(digits) and luhn(digits):
             yield Span(*match.span())
@@ -130,10 +152,11 @@ def luhn(digits: str) -> bool:
 def phones(text: str) -> Iterator[Span]:
     """Telephone numbers: with + or brackets, of ten digits with their separators, of seven as people give them in one
     town, and ten in a row after a word that says so."""
-    found = [Span(*match.span()) for match in INTERNATIONAL.finditer(text) if 8 <= digit_count(match[0]) <= 15]
-    found += [Span(*match.span()) for match in BRACKETED.finditer(text) if 7 <= digit_count(match[0]) <= 15]
-    for pattern, needs_word in ((NATIONAL, False), (LOCAL, False), (UNSEPARATED, True)):
-        for match in pattern.finditer(text):
+    international, bracketed, *others = numbers(text, INTERNATIONAL, BRACKETED, NATIONAL, LOCAL, UNSEPARATED)
+    found = [Span(*match.span()) for match in international if 8 <= digit_count(match[0]) <= 15]
+    found += [Span(*match.span()) for match in bracketed if 7 <= digit_count(match[0]) <= 15]
+    for matches, needs_word in zip(others, (False, False, True), strict=True):
+        for match in matches:
             before = text[max(0, match.start() - BEFORE):match.start()]
             if not NAMES_A_THING.search(before) and (not needs_word or SAYS_PHONE.search(before)):
                 found.append(Span(*match.span()))

@@ -242,13 +242,14 @@ def english_scores(text: str) -> Iterator[tuple[str, float]]:
 
     A list of links has few function words.
     """
-    words = [word.partition("'")[0] for word in ENGLISH_WORD.findall(text.lower().replace("’", "'"))]
+    lower = text.lower()
+    words = [word.partition("'")[0] for word in ENGLISH_WORD.findall(lower.replace("’", "'"))]
     count = max(1, len(words))
     functional = np.fromiter(map(FUNCTION_WORDS.__contains__, words), bool, len(words))
     yield "function_words", float(functional.sum()) / count
     yield "joined_words", joined_words(words, functional)
     yield "adult_words", sum(map(ADULT_WORDS.__contains__, words)) / count
-    yield "legal_phrases", len(LEGAL_PHRASES.findall(text)) / count
+    yield "legal_phrases", len(LEGAL_PHRASES.findall(lower)) / count
 
 
 def joined_words(words: list[str], functional: np.ndarray) -> float:

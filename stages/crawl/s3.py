@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pyarrow import NativeFile, fs
 
 from stages.common.problem import Problem
-from stages.crawl.patience import Fault
+from stages.crawl.retry import Fault
 from stages.crawl.web import Body, Version, mark
 
 PIECE = 1 << 20
@@ -27,7 +27,7 @@ class S3:
         region = COMMON_CRAWL_REGION if self.base == "commoncrawl/" else None
         self.files = fs.S3FileSystem(region=region, endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
                                      request_timeout=stall_seconds, connect_timeout=stall_seconds,
-                                     retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))  # Patience repeats
+                                     retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))  # stages.crawl.retry repeats
 
     def version(self, name: str) -> Version:
         with self._file(name) as file:

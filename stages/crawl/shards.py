@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.files import atomic_file
+from stages.common.files import atomic_file, read_json, write_json
 from stages.common.params import Filter
 from stages.crawl.engine import Task, run_tasks
 from stages.crawl.judge import SHARD, judge
@@ -20,6 +20,7 @@ from stages.crawl.warc import read
 COUNTS = b"counts"
 CHARACTERS_AT_ONCE = 1 << 24
 ROWS_AT_ONCE = 2000
+KEPT_RUNS = 8  # of which the shards stay: going back to parameters of before costs nothing, and the disk does not fill
 # Parameters of the rules that look at many pages, and of the engine: the judged pages do not depend on them.
 ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity",
              "repeated_line_pages", "repeated_line_letters", "contamination_words", "contamination_least_words",
@@ -27,13 +28,29 @@ ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "ne
 
 
 def make_shards(raw: Path, files: list[dict], limits: Filter, hosts: frozenset[str], topic: Weights | None,
-                code: dict[str, str], cache: Path) -> list[Path]:
-    """The shards of the files in their order, those made that an earlier run has not finished. Equal files share one."""
+                code: dict[str, str], cache: Path, log: Path) -> list[Path]:
+    """The shards of the files in their order, those made that an earlier run has not finished. Equal files share one.
+
+    log: see `run_tasks`.
+    """
     targets = {entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, hosts, topic, code)}.parquet" for entry in files}
     sources = {entry["sha256"]: raw / entry["file"] for entry in reversed(files)}
     tasks = [Task(str(sources[digest].resolve()), str(target.resolve())) for digest, target in targets.items()]
-    run_tasks(partial(write_shard, limits=limits, hosts=hosts, topic=topic), tasks, limits, "filtering")
+    run_tasks(partial(write_shard, limits=limits, hosts=hosts, topic=topic), tasks, limits, "filtering", log)
     return [targets[entry["sha256"]] for entry in files]
+
+
+def prune(cache: Path, shards: list[Path]) -> None:
+    """Notes which shards this run uses and removes those that none of the last KEPT_RUNS did."""
+    note = cache / "runs.json"
+    runs = read_json(note) if note.exists() else []
+    used = sorted({shard.name for shard in shards})
+    runs = [*(run for run in runs if run != used), used][-KEPT_RUNS:]
+    write_json(note, runs)
+    kept = {name for run in runs for name in run}
+    for shard in cache.glob("*.parquet"):
+        if shard.name not in kept:
+            shard.unlink()
 
 
 def shard_key(digest: str, limits: Filter, hosts: frozenset[str], topic: Weights | None, code: dict[str, str]) -> str:

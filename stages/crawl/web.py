@@ -5,7 +5,6 @@ Ranges and validators: RFC 9110 sections 8.8, 13.1.5 and 14.
 """
 
 import contextlib
-import email.utils
 import re
 import time
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import requests
 import urllib3
 
 from stages.common.problem import Problem
-from stages.crawl.patience import Fault
+from stages.common.retry_after import retry_after
+from stages.crawl.retry import Fault
 
 PIECE = 1 << 16
 LEAST_RATE = 1024  # bytes a second; below it over `stall_seconds` a connection is given up and resumed
@@ -172,7 +172,7 @@ def judge(answer: requests.Response, absent: bool) -> None:
         case 416:
             raise Changed("changed", "the file is shorter than what had come of it")
         case _ if status in NOT_NOW:
-            raise Fault(str(status), f"{status} {answer.reason}", after=retry_after(answer.headers.get("Retry-After", "")))
+            raise Fault(str(status), f"{status} {answer.reason}", after=retry_after(answer.headers.get("Retry-After")))
         case _:
             raise Problem(f"{said}: {reason(answer)}. Asking again would not help.")
 
@@ -185,16 +185,6 @@ def reason(answer: requests.Response) -> str:
         body = b""
     words = re.sub(r"<[^>]*>", " ", body.decode("utf-8", "replace")).split()
     return " ".join(words)[:REASON_LETTERS].rstrip(". ") or "it gave no reason"
-
-
-def retry_after(value: str) -> float | None:
-    """Seconds to wait, from a number or a date; None where the header is absent or unreadable."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
 
 
 def stated_length(answer: requests.Response) -> int:

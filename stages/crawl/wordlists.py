@@ -24,7 +24,7 @@ flirt flirty hardcore hookup hookups horny hottest kinky lingerie lonely milf na
 pornographic sensual sex sexual sexy singles softcore steamy stripper strippers uncensored webcam webcams xxx
 """.split())
 
-# Of conditions, notices and policies, which every second site has word by word. C4 drops lines with the first few of them.
+# Of conditions, notices and policies, which every second site has word by word, in lower case. C4 drops lines with the first few of them.
 LEGAL_PHRASES = re.compile(r"""\b(?:
     terms\ of\ (?:use|service) | terms\ and\ conditions | conditions\ of\ (?:sale|use)
     | (?:privacy|cookie)\ (?:policy|notice|statement) | us(?:e|es|e\ of|ing)\ cookies | third\ part(?:y|ies)
@@ -39,4 +39,4 @@ LEGAL_PHRASES = re.compile(r"""\b(?:
     | rectification | erasure | portability | intellectual\ property | infring(?:es?|ed|ing|ement) | indemnif(?:y|ies|ication)
     | copyrighted | non-transferable | sublicensable | irrevocable | authorised\ to | penalty\ of\ perjury
     | shall\ (?:not|be|have|remain|apply|become|include|continue|process) | the\ (?:controller|operator|licensor|licensee)
-    )\b""", re.IGNORECASE | re.VERBOSE)
+    )\b""", re.VERBOSE)

@@ -1,12 +1,11 @@
 """How fast a training run is, and what share of the machine's products it uses."""
 
-import resource
-import sys
 import time
 
 import torch
 from torch import nn
 
+from stages.common.memory import peak_memory_bytes
 from stages.nn.initial import rule_of
 
 PRODUCT_SIZE, PRODUCTS = 2048, 4
@@ -51,5 +50,4 @@ def peak_memory(kind: str) -> float:
     """Most GiB held at once so far: on the GPU by tensors, on a CPU by the process."""
     if kind == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20   # bytes on macOS, KiB on Linux
+    return peak_memory_bytes() / 2**30

@@ -1,6 +1,6 @@
 """The one loop in which requests are repeated: what may be asked again, when, and when to stop asking.
 
-All connections share one Patience, so that a server which says "later" to one of them is left alone by all.
+All connections share one Retry, so that a server which says "later" to one of them is left alone by all.
 Retry-After: RFC 9110 section 10.2.3. Jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
 """
 
@@ -38,7 +38,7 @@ class Stopped(Exception):
     """Raised in the connections that still work when another has met a Problem or the user has ended the run."""
 
 
-class Patience:
+class Retry:
     """seconds_between_requests: least time from one request to the next over all connections, and the first wait.
 
     attempts: how many attempts in a row may fail. faults: how often which fault was met.

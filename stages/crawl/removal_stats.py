@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from stages.crawl.across import RULES
 from stages.crawl.copies import Copies
+from stages.crawl.cross_page import RULES
 from stages.crawl.judge import SHARD
 
 HEAD_CHARACTERS = 200
