@@ -19,8 +19,8 @@ WRONG = 0.3
 
 DONE = re.compile(
     r"\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?(?:been )?"
-    r"(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered|changed)\b|\bwent through\b|(?<!be )\bdone\b",
-    re.IGNORECASE)
+    r"(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered|changed)\b"
+    r"|\bwent through\b|(?:^|[.:!] |that's |all )done\b", re.IGNORECASE)
 ASKS = re.compile(r"\?|\b(?:confirm|yes|consent|approval|correct)\b", re.IGNORECASE)
 STEP = re.compile(
     r"\?|\b(?:tell me|let me know|give me|send me|show me|ask me|just (?:say|name|ask|send|pick)|say (?:yes|which|the)|name (?:the|one|it)"
