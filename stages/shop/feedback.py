@@ -15,6 +15,7 @@ from stages.shop.pairs import make_pair
 from stages.shop.schema import TOOLS
 from stages.shop.score import Score, score
 from stages.shop.tone import ToneScorer
+from stages.shop.verify import Lexicon
 
 KEYS = {"messages": list, "reply": dict, "liked": bool}
 
@@ -41,13 +42,15 @@ def read_feedback(folder: Path) -> list[dict]:
     return list(rows.values())
 
 
-def feedback_slots(row: dict, samples: Sequence[Score], tone: ToneScorer, min_gap: float) -> list[list[dict]]:
+def feedback_slots(row: dict, samples: Sequence[Score], tone: ToneScorer, min_gap: float,
+                   words: Lexicon | None = None) -> list[list[dict]]:
     """At most two slots of pairs: a liked reply against disliked ones, or against samples that are wrong; without a liked
     one, the best right sample against a disliked reply that scores lower.
 
-    A thumb says more about a reply than its score, but a liked reply that states what no tool returned is never chosen.
+    A thumb says more about a reply than its score, but a liked reply that states what no tool returned is never chosen. words: the
+    shop's lexicon, data/sft's by default.
     """
-    judged = {text: score(row, harmony.completion({"role": "assistant", "content": text}), tone)
+    judged = {text: score(row, harmony.completion({"role": "assistant", "content": text}), tone, words)
               for text in dict.fromkeys(row["liked"] + row["disliked"])}
     both = set(row["liked"]) & set(row["disliked"])  # opinions differ
     liked = [judged[text] for text in row["liked"] if text not in both and judged[text].right]

@@ -18,7 +18,7 @@ RIGHT, HELPFUL, TONE = 0.5, 0.38, 0.12
 WRONG = 0.3
 
 DONE = re.compile(
-    r"\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?(?:been )?"
+    r"(?<!nothing )\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?(?:been )?"
     r"(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered|changed)\b"
     r"|\bwent through\b|(?:^|[.:!] |that's |all )done\b", re.IGNORECASE)
 ASKS = re.compile(r"\?|\b(?:confirm|yes|consent|approval|correct)\b", re.IGNORECASE)
