@@ -133,7 +133,7 @@ def main(stage: Stage) -> None:
         shutil.copytree("models/sft" if failed else "models/dpo", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter"))
     why = f"SFT is released: {'; '.join(failed)}" if failed else f"DPO is released: all {len(judged)} guards hold"
     write_curve("metrics/dpo.tsv", rows)
-    measured = {name: {key: value for key, value in found.items() if key not in ("qualities", "calls")}
+    measured = {name: {key: value for key, value in found.items() if key not in ("qualities", "calls", "runs")}
                 for name, found in (("sft", before), ("dpo", after))}
     last = {"loss": rows[-1]["loss"], "reward_accuracy": rows[-1]["accuracy"], "reward_margin": rows[-1]["margin"], "kl": rows[-1]["kl"],
             "released_is_dpo": not failed}
