@@ -42,8 +42,8 @@ from stages.shop.tuning import (
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
 LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",
           "eval_logps/chosen": "chosen_log_probability", "eval_logps/rejected": "rejected_log_probability", "eval_kl": "kl"}
-LOOKS = 4           # at the held-out pairs, besides the one before the first step
-DIVERGENCE_PAIRS = 4  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
+LOOKS = 3             # at the held-out pairs, besides the one before the first step
+DIVERGENCE_PAIRS = 2  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
 
 
 class Trainer(DPOTrainer):
@@ -71,6 +71,7 @@ class Trainer(DPOTrainer):
 def settings(stage: Stage, device: Device, folder: Path) -> DPOConfig:
     """TRL's arguments: a preference loss with a small share of the SFT loss, which holds the chosen answers likely."""
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
+    steps_per_look = math.ceil(scale.steps / LOOKS)
     return DPOConfig(
         output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
         per_device_eval_batch_size=2 * scale.batch, max_length=scale.max_length, beta=dpo.beta,
@@ -79,8 +80,7 @@ def settings(stage: Stage, device: Device, folder: Path) -> DPOConfig:
         warmup_steps=int(dpo.warmup_share * scale.steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
         use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
         dataloader_pin_memory=False, logging_steps=scale.steps, report_to="none", eval_strategy="steps",
-        eval_steps=max(1, scale.steps // LOOKS), save_strategy="steps", save_steps=max(1, scale.steps // LOOKS),
-        save_total_limit=KEPT_CHECKPOINTS)
+        eval_steps=steps_per_look, save_strategy="steps", save_steps=steps_per_look, save_total_limit=KEPT_CHECKPOINTS)
 
 
 def loss_at_start(beta: float, kind: str) -> float:

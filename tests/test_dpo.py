@@ -224,7 +224,7 @@ def worse(row: dict) -> dict:
     return {"role": "assistant", "content": "Buy the blue one today, it is only $77.31 and it will be gone tomorrow."}
 
 
-def run_dpo(project: Path, rows: list[dict], reversed_pairs: bool) -> tuple[dict, str]:
+def run_dpo(project: Path, rows: list[dict], reversed_pairs: bool, learning_rate: float, sft_weight: float) -> tuple[dict, str]:
     pairs = []
     for row in rows:
         sides = [(row["completion"][0], 1.0), (worse(row), 0.1)]
@@ -237,7 +237,8 @@ def run_dpo(project: Path, rows: list[dict], reversed_pairs: bool) -> tuple[dict
     sizes = r"(    dpo:\n      steps: )\d+(\n      batch: )\d+(.*?look_rows: )\d+"
     text = text[:smoke] + re.sub(sizes, r"\g<1>24\g<2>3\g<3>6", text[smoke:], count=1, flags=re.DOTALL)
     start = text.index("\ndpo:")
-    text = text[:start] + re.sub(r"learning_rate: \S+", "learning_rate: 0.01", text[start:], count=1)
+    for key, value in (("learning_rate", learning_rate), ("sft_weight", sft_weight)):
+        text = text[:start] + re.sub(rf"{key}: \S+", f"{key}: {value}", text[start:], count=1)
     (project / "params.yaml").write_text(text)
     said = subprocess.run([ROOT / ".venv" / "bin" / "python", "-m", "stages.dpo"], cwd=project, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(project)})
@@ -249,18 +250,20 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_pairs_the_wrong_way_round_release_sft_and_say_why(learnt):
     project, rows = learnt
-    found, said = run_dpo(project, rows, reversed_pairs=True)
+    found, said = run_dpo(project, rows, reversed_pairs=True, learning_rate=0.01, sft_weight=0.1)
     assert not found["dpo"]["released_is_dpo"] and found["released"]["model"] == "sft"
     assert not found["guards"]["quality"] and not all(found["guards"][name] for name in ("right_tool", "unsupported_facts"))
     assert "SFT is released: " in said and found["released"]["why"] in said and "quality is" in said
     assert weights(project / "models" / "released") == weights(project / "models" / "sft") != weights(project / "models" / "dpo")
 
 
+@pytest.mark.slow
 def test_pairs_the_right_way_round_release_dpo(learnt):
     project, rows = learnt
-    found, said = run_dpo(project, rows, reversed_pairs=False)
+    found, said = run_dpo(project, rows, reversed_pairs=False, learning_rate=0.002, sft_weight=1.0)
     assert found["released"] == {"model": "dpo", "why": "DPO is released: all 9 guards hold"}, found["released"]
     assert found["dpo"]["reward_accuracy"] == 1 and found["dpo"]["kl"] > 0
     assert weights(project / "models" / "released") == weights(project / "models" / "dpo") != weights(project / "models" / "sft")
