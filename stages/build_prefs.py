@@ -93,6 +93,15 @@ def thumbs(stage: Stage) -> list[dict]:
     return read_feedback(Path(folder))
 
 
+def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_gap: float, draw: random.Random) -> list[list[dict]]:
+    """What may be paired of each prompt's samples, and of thumbs."""
+    slots = []
+    for row, samples in zip(rows, scores, strict=True):
+        thumbed = row["intent"] == "feedback"
+        slots += feedback_slots(row, samples, tone, min_gap) if thumbed else options(row, samples, min_gap, draw)
+    return slots
+
+
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.build_prefs, stage.params.profile, stage.params.seed
     judge, liked = open_judge(stage), thumbs(stage)
@@ -100,26 +109,22 @@ def main(stage: Stage) -> None:
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
     answerer = Answerer(*open_model("models/sft", device), device, params.max_new_tokens, params.temperature, params.top_p)
-    ways = written(situations, TOOLS, lexicon(), tone)
+    alone = [row for row in situations if row.get("asks")]
+    ways = {"train": [row for number, row in enumerate(alone) if number % VALIDATION_PART], "validation": alone[::VALIDATION_PART]}
 
-    pairs, prompts, right = {}, Counter(), Counter()
+    pairs, samples, prompts = {}, [], Counter()
     for split, count in (("train", profile.build_prefs.prompts), ("validation", max(2, profile.build_prefs.prompts // VALIDATION_PART))):
         dialogues = read_jsonl(f"data/sft/{split}.jsonl")
         turns = [row for dialogue in dialogues for row in turn_rows(dialogue)]
-        seen = seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else []
-        fresh = freshness(dialogues, seen)
-        rows = choose_prompts(turns, fresh, count, seed) + (liked if split == "train" else [])
-        draw, slots = random.Random(f"{seed} {split}"), []
-        for row, scores in zip(rows, sample(rows, answerer, tone, params.samples, profile.build_prefs.batch, seed), strict=True):
-            thumbed = row["intent"] == "feedback"
-            slots += feedback_slots(row, scores, tone, params.min_gap) if thumbed else options(row, scores, params.min_gap, draw)
-            if not thumbed:
-                prompts[FRESHNESS[fresh[row["id"]]]] += split == "train"
-                right["samples"] += len(scores)
-                right["right"] += sum(one.right for one in scores)
-                right["unreadable"] += sum(one.message is None for one in scores)
-        part = [slot for number, slot in enumerate(ways) if (number // 2 % VALIDATION_PART == 0) == (split == "validation")]
-        pairs[split] = take(cap_gold(slots + part, params.gold_share))
+        fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else [])
+        rows = choose_prompts(turns, fresh, count, seed)
+        if split == "train":
+            prompts.update(FRESHNESS[fresh[row["id"]]] for row in rows)
+            rows += liked
+        scores = sample(rows, answerer, tone, params.samples, profile.build_prefs.batch, seed)
+        samples += [one for of_row in scores for one in of_row]
+        slots = slots_of(rows, scores, tone, params.min_gap, random.Random(f"{seed} {split}"))
+        pairs[split] = take(cap_gold(slots + written(ways[split], TOOLS, lexicon(), tone), params.gold_share))
         if judge:
             pairs[split] = take([[pair] for pair in judged(pairs[split], judge)])
         if not pairs[split]:
@@ -133,7 +138,8 @@ def main(stage: Stage) -> None:
     summary = {
         "pairs": {"train": len(pairs["train"]), "validation": len(pairs["validation"]),
                   "middle": sum(pair["kind"] == "middle" for pair in made), **{origin: origins[origin] for origin in ORIGINS}},
-        "samples": {"n": right["samples"], **{key: right[key] / right["samples"] for key in ("right", "unreadable")}},
+        "samples": {"n": len(samples), "right": sum(one.right for one in samples) / len(samples),
+                    "unreadable": sum(one.message is None for one in samples) / len(samples)},
         "chosen_longer": {"share": chosen_longer(made), "train": chosen_longer(pairs["train"])},
         "leak_auc": leak, "leak_auc_by_origin": by_origin, "tone_scorer": accuracy} | ({"judge": judge.summary()} if judge else {})
     with atomic_directory("data/prefs") as folder:
