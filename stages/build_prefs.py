@@ -24,7 +24,7 @@ from stages.shop.feedback import feedback_slots, read_feedback
 from stages.shop.pair_judge import PairJudge, judged
 from stages.shop.pairs import cap_gold, chosen_longer, leaks, options, take, written
 from stages.shop.prefs_card import ORIGINS, card
-from stages.shop.schema import TOOLS
+from stages.shop.schema import TOOLS, compact
 from stages.shop.score import Score, score
 from stages.shop.tone import ToneScorer, fit_with_accuracy
 from stages.shop.tuning import open_model
@@ -83,14 +83,18 @@ def open_judge(stage: Stage) -> PairJudge | None:
 
 
 def thumbs(stage: Stage) -> list[dict]:
-    """The conversations that customers gave a thumb, if `feedback` names a folder of them."""
+    """The conversations that customers gave a thumb, if `feedback` names a folder of them; those longer than any that SFT learns from
+    are left out, as `dpo` could not read them whole."""
     folder = stage.params.build_prefs.feedback
     if not folder:
         return []
     if folder not in stage.definition.deps:
         raise Problem(f"build_prefs.feedback is {folder}, which is not among the deps of build_prefs in dvc.yaml: DVC would not see what "
                       "changes there. Add it.")
-    return read_feedback(Path(folder))
+    rows = read_feedback(Path(folder))
+    kept = [row for row in rows if len(compact(row["prompt"])) <= stage.params.build_sft.max_characters]
+    print(f"{len(kept)} conversations with a thumb in {folder}; {len(rows) - len(kept)} more are too long")
+    return kept
 
 
 def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_gap: float, draw: random.Random) -> list[list[dict]]:

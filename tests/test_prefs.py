@@ -145,6 +145,11 @@ def test_the_tone_scorer_is_right_on_situations_it_has_not_seen_and_shuffled_lab
     assert 0.4 < fit_with_accuracy(mixed)[1]["accuracy"] < 0.6
 
 
+def test_a_scorer_of_other_situations_agrees(tone):
+    """The scorers of the pairs and of the evaluation are fitted on disjoint situations and mean the same."""
+    assert tone.accuracy([row for row in read_jsonl(STORE / "tone.jsonl") if row["split"] == "test"]) >= 0.9
+
+
 def test_the_rules_of_manner_spare_every_good_reply_and_find_faulty_ones():
     assert not [row["id"] for row in SITUATIONS if broken_rules(row[GOOD])]
     found = Counter(bool(broken_rules(row[kind])) for row in SITUATIONS for kind in ("wordy", "over_apologetic"))
@@ -290,11 +295,18 @@ def test_a_bad_line_of_thumbs_is_named(tmp_path):
         read_feedback(tmp_path)
 
 
-def test_a_folder_of_thumbs_has_to_be_a_dependency():
-    stage = SimpleNamespace(params=SimpleNamespace(build_prefs=SimpleNamespace(feedback="data/thumbs")),
-                            definition=SimpleNamespace(deps=("data/sft",)))
+def test_a_folder_of_thumbs_has_to_be_a_dependency_and_long_conversations_are_left_out(tmp_path, capsys):
+    def stage(folder: str, *deps: str) -> SimpleNamespace:
+        return SimpleNamespace(definition=SimpleNamespace(deps=deps), params=SimpleNamespace(
+            build_prefs=SimpleNamespace(feedback=folder), build_sft=SimpleNamespace(max_characters=200)))
+
+    assert thumbs(stage("", "data/sft")) == []
     with pytest.raises(Problem, match="data/thumbs.*dvc.yaml"):
-        thumbs(stage)
+        thumbs(stage("data/thumbs", "data/sft"))
+    write_jsonl(tmp_path / "day.jsonl", [{"messages": [{"role": "user", "content": text}], "reply": {"content": "Hello."}, "liked": True}
+                                         for text in ("hi", "hi " * 100)])
+    assert [row["prompt"][0]["content"] for row in thumbs(stage(str(tmp_path), str(tmp_path)))] == ["hi"]
+    assert "1 more are too long" in capsys.readouterr().out
 
 
 # The data card

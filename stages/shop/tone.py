@@ -53,6 +53,10 @@ class ToneScorer:
         scores = self([row[kind] for row in situations for kind in (GOOD, *FAULTS)]).reshape(-1, 1 + len(FAULTS))
         return scores[:, :1] > scores[:, 1:]
 
+    def accuracy(self, situations: list[dict]) -> float:
+        """Share of (good, faulty) pairs of one situation in which the good reply scores higher."""
+        return float(self.wins(situations).mean())
+
 
 def labelled(situations: list[dict]) -> tuple[list[str], list[bool]]:
     texts = [row[kind] for row in situations for kind in (GOOD, *FAULTS)]
