@@ -263,7 +263,8 @@ def test_pairs_the_wrong_way_round_release_sft_and_say_why(learnt):
 @pytest.mark.slow
 def test_pairs_the_right_way_round_release_dpo(learnt):
     project, rows = learnt
-    found, said = run_dpo(project, rows, reversed_pairs=False, learning_rate=0.002, sft_weight=1.0)
+    # Gently: a turn known by heart has a log-probability near 0, of which 5 percent are next to nothing.
+    found, said = run_dpo(project, rows, reversed_pairs=False, learning_rate=0.0003, sft_weight=4.0)
     assert found["released"] == {"model": "dpo", "why": "DPO is released: all 9 guards hold"}, found["released"]
     assert found["dpo"]["reward_accuracy"] == 1 and found["dpo"]["kl"] > 0
     assert weights(project / "models" / "released") == weights(project / "models" / "dpo") != weights(project / "models" / "sft")
