@@ -1,139 +1,158 @@
 """Sample answers of the SFT model, score them, and pair good with bad.
 
-in   models/sft, data/sft/{train,validation}.jsonl, data/store/tone.jsonl
-out  data/prefs/{train,validation}.jsonl, data/prefs/card.json, metrics/prefs.json
+in   models/sft, data/sft/{train,validation}.jsonl, lexicon.json, data/store/tone.jsonl, a folder of thumbs if `feedback` names one
+out  data/prefs/{train,validation}.jsonl, data/prefs/README.md (the data card), metrics/prefs.json
 
 Whether an answer is right is decided by executable checks; only among right answers do helpfulness and tone count, so a warm
 wrong answer is never chosen. Samples are the model's own: Tajwar et al. 2024, https://arxiv.org/abs/2404.14367
 """
 
 import random
-import re
+from collections import Counter
+from pathlib import Path
 
-import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import cross_val_predict
-from sklearn.pipeline import make_pipeline
+import torch
 
 from stages.common.device import open_device
-from stages.common.files import atomic_directory, read_jsonl, write_json, write_jsonl
+from stages.common.files import atomic_directory, read_jsonl, write_jsonl
 from stages.common.metrics import write_metrics
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
 from stages.shop.answer import Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
+from stages.shop.feedback import feedback_slots, read_feedback
+from stages.shop.pair_judge import PairJudge, judged
+from stages.shop.pairs import cap_gold, chosen_longer, leaks, options, take, written
+from stages.shop.prefs_card import ORIGINS, card
+from stages.shop.schema import TOOLS, compact
+from stages.shop.score import Score, score
 from stages.shop.tone import ToneScorer, fit_with_accuracy
 from stages.shop.tuning import open_model
-from stages.shop.verify import judge
+from stages.shop.verify import lexicon
 
 CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training
-RIGHT, HELPFUL, TONE = 0.6, 0.25, 0.15  # weights of a score; wrong answers reach at most WRONG
-WRONG = 0.3
-MARKER = re.compile(r"<\|[a-z]+\|>")
+FRESHNESS = ("wording and plan", "dialogue", "turn", "nothing")  # what SFT's rows have not shown of a prompt, the best first
 
 
-def choose_prompts(split: str, count: int, seed: int) -> list[dict]:
-    """`count` turns of a split, CALL_SHARE of them calls, in random order."""
-    rows = [row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in turn_rows(dialogue)]
+def seen_by_sft(rows: list[dict], count: int, seed: int) -> list[dict]:
+    """The rows that stages/sft.py draws for its steps."""
+    rows = list(rows)
     random.Random(seed).shuffle(rows)
+    return rows[:count]
+
+
+def freshness(dialogues: list[dict], seen: list[dict]) -> dict[str, int]:
+    """By the id of each turn: its place in FRESHNESS, by what the rows in `seen` have shown of its dialogue."""
+    said = {dialogue["id"]: {*dialogue["wordings"], dialogue["plan"]} - {None} for dialogue in dialogues}
+    turns = {row["id"] for row in seen}
+    of = {turn.rpartition(":")[0] for turn in turns}
+    known = set().union(*(said[name] for name in of)) if of else set()
+    found = {}
+    for dialogue in dialogues:
+        level = 0 if not said[dialogue["id"]] & known else 1 if dialogue["id"] not in of else 2
+        found |= {row["id"]: 3 if row["id"] in turns else level for row in turn_rows(dialogue)}
+    return found
+
+
+def choose_prompts(rows: list[dict], fresh: dict[str, int], count: int, seed: int) -> list[dict]:
+    """`count` turns, CALL_SHARE of them calls, in random order but the freshest first."""
+    rows = list(rows)
+    random.Random(f"{seed} prompts").shuffle(rows)
+    rows.sort(key=lambda row: fresh[row["id"]])
     calls = [row for row in rows if row["completion"][0].get("tool_calls")]
     replies = [row for row in rows if not row["completion"][0].get("tool_calls")]
     wanted = round(CALL_SHARE * count)
     return calls[:wanted] + replies[:count - wanted]
 
 
-def score(row: dict, text: str, tone: ToneScorer) -> dict:
-    """One sample with its score in [0, 1], the message it says and what is wrong with it.
-
-    What can not be read as a call or a reply stands as a reply of its bare words: TRL's pairs are messages. None if it has none.
-    """
-    verdict = judge(row, text)
-    bare = " ".join(MARKER.sub(" ", text).split())
-    message = verdict.message or ({"role": "assistant", "content": bare} if bare else None)
-    if verdict.right:
-        reply = verdict.message.get("content")
-        total = RIGHT + HELPFUL * verdict.helpful + TONE * (float(tone([reply])[0]) if reply else 1.0)
-    else:
-        total = WRONG * verdict.partial
-    return {"message": message, "score": total, "right": verdict.right, "reasons": verdict.reasons}
-
-
-def pair(row: dict, samples: list[dict], min_gap: float) -> dict | None:
-    """The best sample against the worst, or the gold answer against the worst where all are wrong. None without a gap."""
-    said = [sample for sample in samples if sample["message"]]
-    if not said:
-        return None
-    best, worst = max(said, key=lambda sample: sample["score"]), min(said, key=lambda sample: sample["score"])
-    origin = "sampled"
-    if not best["right"]:
-        best, origin = {"message": row["completion"][0], "score": 1.0}, "gold"
-    if best["score"] - worst["score"] < min_gap or best["message"] == worst["message"]:
-        return None
-    return {"prompt": row["prompt"], "chosen": [best["message"]], "rejected": [worst["message"]], "tools": row["tools"],
-            "scores": [best["score"], worst["score"]], "reasons": worst["reasons"], "origin": origin, "intent": row["intent"]}
-
-
-def make_pairs(rows: list[dict], answerer: Answerer, tone: ToneScorer, samples: int, batch: int, min_gap: float) -> list[dict]:
-    """At most one pair for each row from `samples` answers to it."""
+def sample(rows: list[dict], answerer: Answerer, tone: ToneScorer, samples: int, batch: int, seed: int) -> list[list[Score]]:
+    """`samples` scored answers to each row. The seed is set anew, so that they depend on these rows alone."""
+    torch.manual_seed(seed)
     repeated = [row for row in rows for _ in range(samples)]
     texts = answer_turns(answerer, repeated, batch, "samples")
-    pairs = []
-    for number, row in enumerate(rows):
-        scored = [score(row, text, tone) for text in texts[number * samples:(number + 1) * samples]]
-        pairs.append(pair(row, scored, min_gap))
-    return [made for made in pairs if made]
+    scored = [score(row, text, tone) for row, text in zip(repeated, texts, strict=True)]
+    return [scored[start:start + samples] for start in range(0, len(scored), samples)]
 
 
-def plain(messages: list[dict]) -> str:
-    """What a message says, as text for the leak checks."""
-    return messages[0].get("content") or str(messages[0]["tool_calls"][0]["function"])
+def open_judge(stage: Stage) -> PairJudge | None:
+    params = stage.params.build_prefs
+    if params.judge == "none":
+        return None
+    return PairJudge(params.judge_model, params.judge_input_price, params.judge_output_price, params.judge_budget, stage.cache / "judge")
 
 
-def leak_auc(pairs: list[dict]) -> dict[str, float]:
-    """How well chosen and rejected are told apart by length alone, and by their words alone (5-fold). 0.5 is not at all."""
-    texts = [plain(made[side]) for made in pairs for side in ("chosen", "rejected")]
-    truth = np.array([side == "chosen" for _ in pairs for side in ("chosen", "rejected")])
-    lengths = [len(text) for text in texts]
-    folds = min(5, len(pairs))
-    if folds < 2:
-        return {"length": 0.5, "bag_of_words": 0.5}
-    words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
-    guessed = cross_val_predict(words, texts, truth, cv=folds, method="predict_proba")[:, 1]
-    return {"length": max(roc_auc_score(truth, lengths), 1 - roc_auc_score(truth, lengths)),
-            "bag_of_words": roc_auc_score(truth, guessed)}
+def thumbs(stage: Stage) -> list[dict]:
+    """The conversations that customers gave a thumb, if `feedback` names a folder of them; those longer than any that SFT learns from
+    are left out, as `dpo` could not read them whole."""
+    folder = stage.params.build_prefs.feedback
+    if not folder:
+        return []
+    if folder not in stage.definition.deps:
+        raise Problem(f"build_prefs.feedback is {folder}, which is not among the deps of build_prefs in dvc.yaml: DVC would not see what "
+                      "changes there. Add it.")
+    rows = read_feedback(Path(folder))
+    kept = [row for row in rows if len(compact(row["prompt"])) <= stage.params.build_sft.max_characters]
+    print(f"{len(kept)} conversations with a thumb in {folder}; {len(rows) - len(kept)} more are too long")
+    return kept
+
+
+def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_gap: float, draw: random.Random) -> list[list[dict]]:
+    """What may be paired of each prompt's samples, and of thumbs."""
+    slots = []
+    for row, samples in zip(rows, scores, strict=True):
+        thumbed = row["intent"] == "feedback"
+        slots += feedback_slots(row, samples, tone, min_gap) if thumbed else options(row, samples, min_gap, draw)
+    return slots
 
 
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.build_prefs, stage.params.profile, stage.params.seed
-    scale = profile.build_prefs
+    judge, liked = open_judge(stage), thumbs(stage)
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
-    model, tokenizer = open_model("models/sft", device)
-    answerer = Answerer(model, tokenizer, device, params.max_new_tokens, params.temperature, params.top_p)
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
+    answerer = Answerer(*open_model("models/sft", device), device, params.max_new_tokens, params.temperature, params.top_p)
+    alone = [row for row in situations if row.get("asks")]
+    ways = {"train": [row for number, row in enumerate(alone) if number % VALIDATION_PART], "validation": alone[::VALIDATION_PART]}
 
-    pairs = {}
-    for split, count in (("train", scale.prompts), ("validation", max(2, scale.prompts // VALIDATION_PART))):
-        rows = choose_prompts(split, count, seed + 1)  # another order than the one SFT drew its rows in
-        pairs[split] = make_pairs(rows, answerer, tone, params.samples, scale.batch, params.min_gap)
+    pairs, samples, prompts = {}, [], Counter()
+    for split, count in (("train", profile.build_prefs.prompts), ("validation", max(2, profile.build_prefs.prompts // VALIDATION_PART))):
+        dialogues = read_jsonl(f"data/sft/{split}.jsonl")
+        turns = [row for dialogue in dialogues for row in turn_rows(dialogue)]
+        fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else [])
+        rows = choose_prompts(turns, fresh, count, seed)
+        if split == "train":
+            prompts.update(FRESHNESS[fresh[row["id"]]] for row in rows)
+            rows += liked
+        scores = sample(rows, answerer, tone, params.samples, profile.build_prefs.batch, seed)
+        samples += [one for of_row in scores for one in of_row]
+        slots = slots_of(rows, scores, tone, params.min_gap, random.Random(f"{seed} {split}"))
+        pairs[split] = take(cap_gold(slots + written(ways[split], TOOLS, lexicon(), tone), params.gold_share))
+        if judge:
+            pairs[split] = take([[pair] for pair in judged(pairs[split], judge)])
         if not pairs[split]:
-            raise Problem(f"No {split} pair has a gap of {params.min_gap}: all samples of a prompt score alike. Raise "
-                          "build_prefs.temperature or build_prefs.samples, or lower build_prefs.min_gap.")
+            raise Problem(f"No {split} pair: all samples of a prompt score alike (build_prefs.min_gap {params.min_gap}) or all are wrong "
+                          f"(build_prefs.gold_share {params.gold_share}). Raise build_prefs.temperature, samples or gold_share.")
+
     made = pairs["train"] + pairs["validation"]
-    longer = [len(plain(row["chosen"])) > len(plain(row["rejected"])) for row in made]
+    origins = Counter(pair["origin"] for pair in made)
+    leak, telling = leaks(made)
+    by_origin = {origin: leaks([pair for pair in made if pair["origin"] == origin])[0] for origin in sorted(origins)}
     summary = {
         "pairs": {"train": len(pairs["train"]), "validation": len(pairs["validation"]),
-                  "gold": sum(row["origin"] == "gold" for row in made)},
-        "chosen_longer": {"share": float(np.mean(longer))}, "leak_auc": leak_auc(made), "tone_scorer": {"accuracy": accuracy}}
+                  "middle": sum(pair["kind"] == "middle" for pair in made), **{origin: origins[origin] for origin in ORIGINS}},
+        "samples": {"n": len(samples), "right": sum(one.right for one in samples) / len(samples),
+                    "unreadable": sum(one.message is None for one in samples) / len(samples)},
+        "chosen_longer": {"share": chosen_longer(made), "train": chosen_longer(pairs["train"])},
+        "leak_auc": leak, "leak_auc_by_origin": by_origin, "tone_scorer": accuracy} | ({"judge": judge.summary()} if judge else {})
     with atomic_directory("data/prefs") as folder:
         for split, rows in pairs.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
-        write_json(folder / "card.json", {"samples_per_prompt": params.samples, "temperature": params.temperature,
-                                          "top_p": params.top_p, "min_gap": params.min_gap} | summary["pairs"])
+        (folder / "README.md").write_text(card(pairs, summary, prompts, telling, params))
     write_metrics("metrics/prefs.json", summary)
+    print(f"{len(pairs['train'])} train and {len(pairs['validation'])} validation pairs ({dict(origins)}); "
+          f"{summary['samples']['right']:.0%} of the samples are right" + (f"; the judge has cost ${judge.dollars:.2f}" if judge else ""))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Prefer the better answers with DPO, and release the model that passes the guards.
 
-in   models/sft, data/prefs/{train,validation}.jsonl, data/sft/validation.jsonl
+in   models/sft, data/prefs/{train,validation}.jsonl, data/sft/{validation.jsonl,lexicon.json}, data/store
 out  models/dpo, models/released, metrics/dpo.json, metrics/dpo.tsv
 
 A new LoRA on the merged SFT model; the reference is the same model with the adapter off, so the loss starts at ln 2. Guards
@@ -13,6 +13,7 @@ import random
 import shutil
 from pathlib import Path
 
+import torch
 from trl import DPOConfig, DPOTrainer
 
 from stages.common.checkpoint import open_checkpoint
@@ -20,8 +21,12 @@ from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.stage import Stage, run
+from stages.nn.preference import mean_divergence, preference_loss
 from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
+from stages.shop.guards import guards, measure
+from stages.shop.scene import Shops
+from stages.shop.tone import ToneScorer
 from stages.shop.tuning import (
     KEPT_CHECKPOINTS,
     check_lengths,
@@ -33,43 +38,55 @@ from stages.shop.tuning import (
     open_model,
     save_merged,
 )
-from stages.shop.verify import summarise, without_intervals
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
-LOGGED = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "logps/chosen": "chosen_log_probability",
-          "logps/rejected": "rejected_log_probability"}
-CURVE_POINTS = 20
+LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",
+          "eval_logps/chosen": "chosen_log_probability", "eval_logps/rejected": "rejected_log_probability", "eval_kl": "kl"}
+LOOKS = 3             # at the held-out pairs, besides the one before the first step
+DIVERGENCE_PAIRS = 2  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
+
+
+class Trainer(DPOTrainer):
+    """TRL's trainer, whose looks at the held-out pairs give the preference loss alone, without the SFT term, and the KL divergence."""
+
+    def evaluate(self, *words: object, **options: object) -> dict[str, float]:
+        weights, self.loss_weights = self.loss_weights, [1.0, 0.0]
+        found = super().evaluate(*words, **options)
+        self.loss_weights = weights
+        self.state.log_history[-1]["eval_kl"] = self.divergence()
+        return found
+
+    @torch.inference_mode()
+    def divergence(self) -> float:
+        rows = [self.eval_dataset[i] for i in range(min(DIVERGENCE_PAIRS, len(self.eval_dataset)))]
+        batch = {name: tensor.to(self.model.device) for name, tensor in self.data_collator(rows).items()}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with self.accelerator.autocast():
+            policy = self.model(**inputs).logits
+            with self.model.disable_adapter():
+                reference = self.model(**inputs).logits
+        return mean_divergence(policy, reference, batch["completion_mask"].bool()).item()
 
 
 def settings(stage: Stage, device: Device, folder: Path) -> DPOConfig:
-    """TRL's arguments: the sigmoid loss with a small share of the SFT loss, which holds the chosen answers likely."""
+    """TRL's arguments: a preference loss with a small share of the SFT loss, which holds the chosen answers likely."""
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
+    steps_per_look = math.ceil(scale.steps / LOOKS)
     return DPOConfig(
         output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
-        per_device_eval_batch_size=scale.batch, max_length=scale.max_length, beta=dpo.beta,
-        loss_type=["sigmoid", "sft"], loss_weights=[1.0, dpo.sft_weight], learning_rate=dpo.learning_rate,
-        lr_scheduler_type="cosine", router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
-        use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed,
-        data_seed=stage.params.seed, dataloader_pin_memory=False, logging_steps=max(1, scale.steps // CURVE_POINTS),
-        report_to="none", save_strategy="steps", save_steps=max(1, scale.steps // 4), save_total_limit=KEPT_CHECKPOINTS)
+        per_device_eval_batch_size=2 * scale.batch, max_length=scale.max_length, beta=dpo.beta,
+        loss_type=[dpo.loss_type, "sft"], loss_weights=[1.0, dpo.sft_weight], precompute_ref_log_probs=True,
+        precompute_ref_batch_size=2 * scale.batch, learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
+        warmup_steps=int(dpo.warmup_share * scale.steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
+        use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
+        dataloader_pin_memory=False, logging_steps=scale.steps, report_to="none", eval_strategy="steps",
+        eval_steps=steps_per_look, save_strategy="steps", save_steps=steps_per_look, save_total_limit=KEPT_CHECKPOINTS)
 
 
-def guards(before: dict, after: dict, start: dict, end: dict) -> dict[str, bool]:
-    """Which promises hold on validation. before, after: summaries of SFT's and DPO's answers. start, end: TRL's evaluations.
-
-    A share may fall by one standard error of its difference before its guard fails.
-    """
-    def not_worse(name: str) -> bool:
-        a, b, n = before[name], after[name], max(1, before[f"{name}_n"])
-        return b >= a - math.sqrt((a * (1 - a) + b * (1 - b)) / n)
-
-    return {
-        "right_tool": not_worse("right_tool"), "exact_arguments": not_worse("exact_arguments"),
-        "unsupported_facts": after["unsupported_facts"] <= before["unsupported_facts"],
-        "chosen_log_probability": end["eval_logps/chosen"] >= 1.05 * start["eval_logps/chosen"],
-        "mean_length": abs(after["mean_length"] / max(1.0, before["mean_length"]) - 1) <= 0.15,
-        "reward_accuracy": end["eval_rewards/accuracies"] >= 0.5,
-    }
+def loss_at_start(beta: float, kind: str) -> float:
+    """What the loss is where the policy is the reference."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    return preference_loss(zero, zero, zero, zero, beta, kind, one, one).item()
 
 
 def main(stage: Stage) -> None:
@@ -80,37 +97,49 @@ def main(stage: Stage) -> None:
     pairs = {split: read_jsonl(f"data/prefs/{split}.jsonl") for split in ("train", "validation")}
     for rows in pairs.values():
         check_lengths(rows, tokenizer, ("chosen", "rejected"), scale.max_length)
-    turns = [row for dialogue in read_jsonl("data/sft/validation.jsonl") for row in turn_rows(dialogue)]
+    dialogues = {dialogue["id"]: dialogue for dialogue in read_jsonl("data/sft/validation.jsonl")}
+    turns = [row for dialogue in dialogues.values() for row in turn_rows(dialogue)]
     random.Random(seed).shuffle(turns)
     turns = turns[:scale.look_rows]
-    before = summarise(turns, answer_turns(Answerer(model, tokenizer, device), turns, LOOK_BATCH, "SFT on validation"))
+    shops = Shops("data/store")
+    tone = ToneScorer.fit([row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"])
 
+    def look(judged, name: str) -> dict:
+        return measure(turns, answer_turns(Answerer(judged, tokenizer, device), turns, LOOK_BATCH, name), dialogues, shops, tone)
+
+    before = look(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:
-        trainer = DPOTrainer(
+        trainer = Trainer(
             model, args=settings(stage, device, checkpoint.directory / "trl"), processing_class=tokenizer,
             train_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["train"]]),
             eval_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["validation"]]),
             peft_config=lora(dpo.lora_rank, dpo.lora_alpha))
         check_trainable(trainer.model)
-        start = trainer.evaluate()
-        assert abs(start["eval_rewards/margins"]) < 1e-3, "an untrained adapter must leave the reference as it is: loss ln 2"
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
-        end = trainer.evaluate()
+        loss, expected = trainer.evaluate()["eval_loss"], loss_at_start(dpo.beta, dpo.loss_type)
+        assert math.isclose(loss, expected, rel_tol=1e-3), f"an untrained adapter has the loss {loss}, not {expected}"
         rows = curve(trainer.state.log_history, LOGGED)
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
+        if scale.steps % trainer.args.eval_steps:
+            trainer.evaluate()
+        rows += curve(trainer.state.log_history, LOGGED)
         merged = trainer.model.merge_and_unload()
         with atomic_directory("models/dpo") as folder:
             save_merged(merged, tokenizer, folder)
-        after = summarise(turns, answer_turns(Answerer(merged, tokenizer, device), turns, LOOK_BATCH, "DPO on validation"))
+        after = look(merged, "DPO on validation")
 
-    passed = guards(before, after, start, end)
-    released = "models/dpo" if all(passed.values()) else "models/sft"
+    judged = guards(before, after, rows[0], rows[-1])
+    failed = [guard.reason for guard in judged if not guard.passed]
     with atomic_directory("models/released") as folder:
-        shutil.copytree(released, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter"))
+        shutil.copytree("models/sft" if failed else "models/dpo", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter"))
+    why = f"SFT is released: {'; '.join(failed)}" if failed else f"DPO is released: all {len(judged)} guards hold"
     write_curve("metrics/dpo.tsv", rows)
-    write_metrics("metrics/dpo.json", {
-        "guards": passed, "sft": without_intervals(before),
-        "dpo": without_intervals(after) | {"loss": rows[-1]["loss"], "reward_accuracy": end["eval_rewards/accuracies"],
-                        "reward_margin": end["eval_rewards/margins"], "released_is_dpo": all(passed.values())}})
+    measured = {name: {key: value for key, value in found.items() if key not in ("qualities", "calls", "runs")}
+                for name, found in (("sft", before), ("dpo", after))}
+    last = {"loss": rows[-1]["loss"], "reward_accuracy": rows[-1]["accuracy"], "reward_margin": rows[-1]["margin"], "kl": rows[-1]["kl"],
+            "released_is_dpo": not failed}
+    write_metrics("metrics/dpo.json", {"guards": {guard.name: guard.passed for guard in judged}, "sft": measured["sft"],
+                                       "dpo": measured["dpo"] | last, "released": {"model": "sft" if failed else "dpo", "why": why}})
+    print(why)
 
 
 if __name__ == "__main__":

@@ -460,7 +460,8 @@ def test_no_text_stands_in_two_splits(kind):
 def test_every_situation_has_five_different_replies():
     assert len({line["id"] for line in SITUATIONS}) == len(SITUATIONS)
     for line in SITUATIONS:
-        assert set(line) == {"id", "split", "situation", *TONES}
+        assert set(line) - {"asks"} == {"id", "split", "situation", *TONES}
+        assert f"\"{line.get('asks', '')}" in f"\"{line['situation']}"
         assert len({line[tone] for tone in TONES}) == len(TONES) and all(line[tone].strip() for tone in TONES)
         assert len(line["cold"].split()) < len(line["good"].split()) < len(line["wordy"].split()), line["id"]
 

@@ -195,11 +195,20 @@ class BuildPrefs(Section):
     top_p: Share
     max_new_tokens: Count
     min_gap: Share
+    gold_share: Annotated[float, Field(ge=0, lt=1)]
+    feedback: str
+    judge: Literal["none", "openai"]
+    judge_model: str
+    judge_input_price: NotNegative
+    judge_output_price: NotNegative
+    judge_budget: Positive
 
 
 class Dpo(Section):
+    loss_type: Literal["sigmoid", "apo_zero", "ipo", "sigmoid_norm"]
     beta: Positive
     learning_rate: Positive
+    warmup_share: Share
     lora_rank: Count
     lora_alpha: Count
     sft_weight: Annotated[float, Field(ge=0)]

@@ -187,11 +187,12 @@ class Hostile(Record):
 
 
 class Situation(Record):
-    """Replies to one situation in five tones (tone.py)."""
+    """Replies to one situation in five tones (tone.py). asks: what the customer writes, where the right answer needs no tool."""
 
     id: Text
     split: Split
     situation: Text
+    asks: Text | None = None
     good: Text
     cold: Text
     wordy: Text

@@ -1,0 +1,45 @@
+"""Losses of preference learning as functions of four log-probabilities: of two completions under the policy and the reference.
+
+Written out to be read; training uses TRL's, to which they are equal.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOSSES = ("sigmoid", "apo_zero", "ipo", "sigmoid_norm")
+
+
+def preference_loss(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float,
+                    kind: str = "sigmoid", chosen_tokens: Tensor | None = None, rejected_tokens: Tensor | None = None) -> Tensor:
+    """The loss of each pair, (B,). chosen … reference_rejected: nats, summed over a completion's tokens, (B,).
+
+    chosen_tokens, rejected_tokens: how many tokens that were, (B,); for ipo and sigmoid_norm. With h = log π/π_ref:
+
+    sigmoid       −log σ(β (h_chosen − h_rejected))            Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7
+    apo_zero      1 − σ(β h_chosen) + σ(β h_rejected)          D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7
+    ipo           (h_chosen − h_rejected − 1 / 2β)², h a token Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17
+    sigmoid_norm  sigmoid with h a token                       Lambert et al. 2024, https://arxiv.org/abs/2411.15124, eq. 6
+
+    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind.
+    """
+    better, worse = chosen - reference_chosen, rejected - reference_rejected     # (B,) each
+    if kind in ("ipo", "sigmoid_norm"):
+        better, worse = better / chosen_tokens.clamp(min=1), worse / rejected_tokens.clamp(min=1)
+    match kind:
+        case "sigmoid" | "sigmoid_norm":
+            return -F.logsigmoid(beta * (better - worse))
+        case "apo_zero":
+            return 1 - torch.sigmoid(beta * better) + torch.sigmoid(beta * worse)
+        case "ipo":
+            return (better - worse - 1 / (2 * beta)).square()
+    raise ValueError(f"no preference loss is called {kind}; there are {', '.join(LOSSES)}")
+
+
+def mean_divergence(logits: Tensor, reference: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the counted tokens of KL(policy ‖ reference), in nats a token, exact over the vocabulary.
+
+    logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool.
+    """
+    log_p, log_q = (part[:, :-1][counted[:, 1:]].log_softmax(-1, dtype=torch.float32) for part in (logits, reference))  # (N, V)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
