@@ -3,6 +3,7 @@
   python -m benchmarks.answers [folder] [turns]
 """
 
+import os
 import sys
 import time
 
@@ -18,7 +19,7 @@ BATCH, MAX_NEW_TOKENS = 64, 120
 
 
 def main(folder: str = "models/sft", turns: str = "64") -> None:
-    device = open_device("cpu", "bfloat16", 2, 7)
+    device = open_device("cpu", "bfloat16", len(os.sched_getaffinity(0)), 7)
     rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in turn_rows(dialogue)][:int(turns)]
     seconds, texts = {}, {}
     for name, writer in (("own", open_folder(folder, device, MAX_NEW_TOKENS)),

@@ -30,6 +30,7 @@ from stages.shop.baselines import BASELINES
 from stages.shop.dialogues import turn_rows
 from stages.shop.paired import compare
 from stages.shop.scene import Shops
+from stages.shop.schema import compact
 from stages.shop.tone import ToneScorer
 from stages.shop.trials import share, trials
 from stages.shop.verify import judge, summarise
@@ -114,26 +115,32 @@ def tool_of(text: str) -> str:
     return parsed["tool_calls"][0]["function"]["name"] if "tool_calls" in parsed else "reply"
 
 
+def told(messages: list[dict]) -> list[tuple[str, str]]:
+    """(who, what) of a conversation for people to read: customer, assistant, call, tool."""
+    lines = []
+    for message in messages:
+        calls = [call["function"] for call in message.get("tool_calls") or []]
+        lines += [("call", f"{call['name']} {compact(call['arguments'])}") for call in calls] or [
+            ("customer" if message["role"] == "user" else message["role"], message["content"])]
+    return lines
+
+
 def turn_transcripts(rows: list[dict], answers: dict[str, dict[str, str]], lines: dict[str, int]) -> list[dict]:
     """What each model said to each turn, beside the right answer, for people to read. lines: of data/sft/test.jsonl, by dialogue."""
     turns = []
     for row in rows:
-        before = [(message["role"], message.get("content") or harmony.completion(message)) for message in row["prompt"]]
         gold, said = harmony.completion(row["completion"][0]), {}
         for model, texts in answers.items():
             verdict = judge(row, texts[row["id"]])
             said[model] = {"text": texts[row["id"]], "right": verdict.right, "reasons": [] if verdict.right else verdict.reasons,
                            "partial": round(verdict.partial, 3), "tool": tool_of(texts[row["id"]])}
-        turns.append({"id": row["id"], "line": lines[row["id"].partition(":")[0]], "intent": row["intent"], "before": before,
+        turns.append({"id": row["id"], "line": lines[row["id"].partition(":")[0]], "intent": row["intent"], "before": told(row["prompt"]),
                       "gold": gold, "gold_tool": tool_of(gold), "answers": said})
     return turns
 
 
 def play_transcripts(plans: list[dict], plays: dict[str, list[Play]], lines: dict[str, int]) -> list[dict]:
     """How each plan went with each model."""
-    def told(messages: list[dict]) -> list[tuple[str, str]]:
-        return [(message["role"], message["content"] or harmony.completion(message)) for message in messages]
-
     return [{"id": plan["id"], "line": lines[plan["id"]], "plan": plan["plan"], "intent": plan["intent"], "right": told(plan["messages"]),
              "played": {model: {"messages": told(of[number].messages), "success": of[number].success, "state": of[number].state,
                                 "missing": list(of[number].missing), "unsafe_writes": of[number].unsafe_writes}

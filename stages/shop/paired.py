@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.linear_model import LogisticRegression
 
 from stages.common.metrics import RESAMPLES
 
 SAME = 1e-6  # scores nearer than this are a tie
+STEPS, RIDGE = 15, 0.1  # of the fit; the penalty is on length alone
 
 
 def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> tuple[float, float]:
@@ -30,15 +30,16 @@ def win_rate(rows: np.ndarray) -> float:
 def length_controlled(rows: np.ndarray) -> float:
     """Probability of a win at equal length. rows as for `win_rate`; a tie counts as half a win and half a loss.
 
-    One win and one loss more, of half weight and equal length, keep it from certainty where all outcomes are alike.
+    One tie more, of equal length, keeps it from certainty where all outcomes are alike. Fitted by Newton's method.
     """
     outcome, longer = rows.T
-    longer = np.tanh(longer / (longer.std() or 1.0))
-    x = np.concatenate([longer, longer, [0, 0]])[:, None]
-    won = np.concatenate([np.ones(len(rows)), np.zeros(len(rows)), [1, 0]])
-    weight = np.concatenate([outcome, 1 - outcome, [0.5, 0.5]])
-    fitted = LogisticRegression(C=100.0).fit(x[weight > 0], won[weight > 0], weight[weight > 0])
-    return float(1 / (1 + np.exp(-fitted.intercept_[0])))
+    x = np.stack([np.ones(len(rows) + 1), np.append(np.tanh(longer / (longer.std() or 1.0)), 0.0)], 1)   # (n + 1, 2)
+    y, weights = np.append(outcome, 0.5), np.zeros(2)
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-x @ weights))
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + np.diag([0.0, RIDGE])
+        weights = weights + np.linalg.solve(curvature, x.T @ (y - p) - RIDGE * weights * [0, 1])
+    return float(1 / (1 + np.exp(-weights[0])))
 
 
 def compare(ours: list[float], theirs: list[float], our_words: list[int], their_words: list[int], seed: int) -> dict[str, float | int]:
