@@ -14,8 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
 from stages.common.files import files_below
 from stages.common.models import check_model
@@ -46,7 +47,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart").commit_url)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise Problem(f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name.") from error
 
 
