@@ -1,6 +1,6 @@
 """Write all results into one page that opens without a network, and a model card for each checkpoint.
 
-in   the files under metrics/, the samples of the five models, data/transcripts, dvc.yaml; data/* for their hashes
+in   the files under metrics/, the samples of the five models, data/transcripts; data/* for their hashes
 out  metrics/report.html, metrics/cards/{pretrained,sft,dpo}.md
 
 Figures are SVG inside the page (page/figures.py); the cards' text is in page/cards.py.
@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from ruamel.yaml import YAML
 
 from stages.common.files import atomic_directory, atomic_file, read_json, read_jsonl
+from stages.common.graph import definitions
 from stages.common.stage import Stage, run
 from stages.page import figures
 from stages.page.cards import MEASURED, cards, with_interval
@@ -47,13 +47,14 @@ def flat(value: object, key: str) -> list[dict]:
     return [{"parameter": key, "value": str(value)}]
 
 
-def stages_of(path: Path) -> dict[str, dict]:
-    """deps and outs of each stage as dvc.yaml writes them; the five pretraining stages are one."""
-    def names(listed: list) -> list[str]:
-        return [(entry if isinstance(entry, str) else next(iter(entry))).replace("${item.model}", "gpt_oss") for entry in listed]
-
-    return {name: {"deps": names(entry["deps"]), "outs": names(entry.get("outs", []) + entry.get("metrics", []))}
-            for name, entry in YAML(typ="safe").load(path)["stages"].items()}
+def stages_of(root: Path, profile: str) -> dict[str, dict]:
+    """deps and outs of each stage of dvc.yaml; those of a matrix are one. (DVC does not let dvc.yaml be a dependency.)"""
+    found: dict[str, dict] = {}
+    for name, stage in definitions(root, profile).items():
+        one = found.setdefault(name.partition("@")[0], {"deps": [], "outs": []})
+        one["deps"] += stage.deps
+        one["outs"] += stage.outs
+    return found
 
 
 def agents_of(evaluated: dict) -> list[str]:
@@ -120,7 +121,7 @@ def main(stage: Stage) -> None:
     page = environment.get_template("report.html.j2").render(
         profile=profile, seed=values["seed"], released=released, test=TEST,
         parameters=table([row for key, value in values.items() for row in flat(value, key)]), hashes=table(data_hashes(stage)),
-        graph=figures.graph(stages_of(Path("dvc.yaml"))),
+        graph=figures.graph(stages_of(stage.root, profile)),
         filter=read_json("metrics/filter.json"), waterfall=figures.waterfall(pd.read_csv("metrics/filter.tsv", sep="\t")),
         losses=figures.losses(curves), pretrained=pretrained,
         pretrain_table=table([{"model": model} | {name.replace("_", " "): value if isinstance(value, float) else f"{value:,}"
