@@ -1,32 +1,67 @@
 """Measure base, SFT and DPO on dialogues with unseen products and wordings, and the router on unseen queries.
 
-in   models/{base,sft,dpo,router}, data/sft/test.jsonl, data/queries/test.jsonl, data/store/tone.jsonl
-out  metrics/evaluate.json, data/transcripts/turns.jsonl
+in   models/{base,sft,dpo,router}, data/sft, data/queries/test.jsonl, data/store
+out  metrics/evaluate.json, metrics/evaluate.tsv (by intent), data/transcripts/{turns,plays}.jsonl
 
-Each model writes the assistant's turn behind the same right beginning of each dialogue; its call is compared with the right one
-argument by argument. Intervals: Wilson 1927 for shares.
+Single turns are written behind the right beginning of a dialogue and compared with the right turn; plans are played to the end
+with a scripted customer; safety cases are played from the critical turn on. Intervals are 95 %: Wilson 1927 for shares, bootstrap
+for means and win rates.
 """
 
 import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from openai import OpenAIError
 
 from demo.local_router import LocalRouter
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl, write_jsonl
-from stages.common.metrics import share_interval, write_metrics
+from stages.common.metrics import write_curve, write_metrics
+from stages.common.problem import Problem
 from stages.common.stage import Stage, run
 from stages.shop import harmony
-from stages.shop.answer import Answerer, answer_turns
+from stages.shop.agent import Play, Writer, open_writer
+from stages.shop.answer import answer_turns
+from stages.shop.baselines import BASELINES
 from stages.shop.dialogues import turn_rows
+from stages.shop.paired import compare
+from stages.shop.scene import Shops
+from stages.shop.schema import compact
 from stages.shop.tone import ToneScorer
-from stages.shop.tuning import open_model
+from stages.shop.trials import share, trials
 from stages.shop.verify import judge, summarise
+from stages.shop.writer import open_folder
 
 AGENTS = ("base", "sft", "dpo")
+# What few turns are about, so that all such turns are asked: the act of the right reply, and the metric.
+RARE = {"policy": "policy_cited", "out_of_scope": "declines"}
 
 
-def answers_of(name: str, rows: list[dict], device: Device, max_new_tokens: int, batch: int) -> list[str]:
-    model, tokenizer = open_model(f"models/{name}", device)
-    return answer_turns(Answerer(model, tokenizer, device, max_new_tokens), rows, batch, name)
+def choose_turns(dialogues: Sequence[dict], count: int, seed: int) -> list[dict]:
+    """`count` turns, at first one of each dialogue, then a second of each, ..., in random order."""
+    draw = random.Random(seed)
+    of_each = [draw.sample(rows, len(rows)) for rows in map(turn_rows, draw.sample(dialogues, len(dialogues)))]
+    rounds = [row for one in zip_longest(*of_each) for row in one if row]
+    return rounds[:count]
+
+
+def open_agent(place: str, device: Device, max_new_tokens: int, temperature: float, seed: int) -> tuple[Writer, Callable | None]:
+    """The writer of a folder or server, and what opens one that samples; servers are not asked to (their seeds promise nothing)."""
+    if place.startswith(("http://", "https://")):
+        return open_writer(place), None
+    return (open_folder(place, device, max_new_tokens),
+            lambda number: open_folder(place, device, max_new_tokens, temperature, seed + number))
+
+
+def measure(rows: list[dict], rare: list[dict], answers: dict[str, str]) -> dict[str, float | int]:
+    """Metrics of single turns. rare: turns about RARE, which are asked beside `rows`. answers: by the id of the row."""
+    found = summarise(rows, [answers[row["id"]] for row in rows])
+    few = summarise(rare, [answers[row["id"]] for row in rare])
+    return found | {key: value for key, value in few.items() if key.startswith(tuple(RARE.values()))}
 
 
 def quality(row: dict, text: str, tone: ToneScorer) -> float:
@@ -35,57 +70,128 @@ def quality(row: dict, text: str, tone: ToneScorer) -> float:
     return 1 + verdict.helpful + float(tone([verdict.message["content"]])[0]) if verdict.right else 0.0
 
 
-def win_rate(rows: list[dict], ours: list[str], theirs: list[str], tone: ToneScorer) -> dict[str, float]:
-    """Share of replies in which `ours` is better, ties left out, judged by a tone scorer the pairs never saw."""
-    wins = losses = 0
-    for row, a, b in zip(rows, ours, theirs, strict=True):
-        gap = quality(row, a, tone) - quality(row, b, tone)
-        wins, losses = wins + (gap > 1e-6), losses + (gap < -1e-6)
-    low, high = share_interval(wins, wins + losses)
-    return {"win_rate": wins / max(1, wins + losses), "win_rate_low": low, "win_rate_high": high, "wins": wins, "losses": losses,
-            "n": len(rows)}
+def words(text: str) -> int:
+    """Length of a reply; of what is none, 0."""
+    parsed = harmony.parse_completion(text)
+    return len(parsed.get("content", "").split()) if isinstance(parsed, dict) else 0
+
+
+def preferred(rows: list[dict], ours: dict[str, str], theirs: dict[str, str], tone: ToneScorer, seed: int) -> dict[str, float | int]:
+    """How often our replies are better than theirs, by a scorer that the training pairs never saw."""
+    texts = [[answers[row["id"]] for row in rows] for answers in (ours, theirs)]
+    scores = [[quality(row, text, tone) for row, text in zip(rows, side, strict=True)] for side in texts]
+    return compare(*scores, *([words(text) for text in side] for side in texts), seed)
 
 
 def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict]) -> dict[str, float]:
     """Share of queries, and of dialogues' first turns, that the local router sends to the right place."""
     asked = [(row["text"], row["label"]) for row in queries]
     asked += [(dialogue["messages"][0]["content"], "shopping") for dialogue in dialogues if dialogue["intent"] != "out_of_scope"]
-    right = sum(router(text).label == label for text, label in asked)
-    low, high = share_interval(right, len(asked))
-    return {"right_place": right / len(asked), "right_place_low": low, "right_place_high": high, "n": len(asked)}
+    found = share("right_place", [router(text).label == label for text, label in asked])
+    return {"n": found.pop("right_place_n"), **found}
 
 
-def transcripts(rows: list[dict], answers: dict[str, list[str]]) -> list[dict]:
-    """What each model said to each turn, beside the right answer, for people to read."""
+def by_intent(rows: list[dict], answers: dict[str, dict[str, str]]) -> list[dict]:
+    """Rows model, intent, metric, value, low, high, n: whole turns that are right, and right calls."""
+    table = []
+    for model, texts in answers.items():
+        verdicts = [(row["intent"], judge(row, texts[row["id"]])) for row in rows]
+        for intent in sorted({intent for intent, _ in verdicts}):
+            here = [verdict for name, verdict in verdicts if name == intent]
+            calls = [verdict for verdict in here if verdict.tool is not None]
+            for metric, hits in (("right", [one.right for one in here]), ("right_tool", [one.tool for one in calls]),
+                                 ("exact_arguments", [one.arguments for one in calls])):
+                found = share(metric, hits)
+                table.append({"model": model, "intent": intent, "metric": metric, "value": found[metric],
+                              "low": found[f"{metric}_low"], "high": found[f"{metric}_high"], "n": found[f"{metric}_n"]})
+    return table
+
+
+def tool_of(text: str) -> str:
+    """The tool that a turn calls, `reply`, or `malformed`."""
+    parsed = harmony.parse_completion(text)
+    if isinstance(parsed, harmony.Malformed):
+        return "malformed"
+    return parsed["tool_calls"][0]["function"]["name"] if "tool_calls" in parsed else "reply"
+
+
+def told(messages: list[dict]) -> list[tuple[str, str]]:
+    """(who, what) of a conversation for people to read: customer, assistant, call, tool."""
+    lines = []
+    for message in messages:
+        calls = [call["function"] for call in message.get("tool_calls") or []]
+        lines += [("call", f"{call['name']} {compact(call['arguments'])}") for call in calls] or [
+            ("customer" if message["role"] == "user" else message["role"], message["content"])]
+    return lines
+
+
+def turn_transcripts(rows: list[dict], answers: dict[str, dict[str, str]], lines: dict[str, int]) -> list[dict]:
+    """What each model said to each turn, beside the right answer, for people to read. lines: of data/sft/test.jsonl, by dialogue."""
     turns = []
-    for number, row in enumerate(rows):
-        before = [(message["role"], message.get("content") or harmony.completion(message)) for message in row["prompt"]]
-        said = {model: {"text": texts[number], "right": judge(row, texts[number]).right}
-                for model, texts in answers.items()}
-        turns.append({"id": row["id"], "intent": row["intent"], "before": before,
-                      "gold": harmony.completion(row["completion"][0]), "answers": said})
+    for row in rows:
+        gold, said = harmony.completion(row["completion"][0]), {}
+        for model, texts in answers.items():
+            verdict = judge(row, texts[row["id"]])
+            said[model] = {"text": texts[row["id"]], "right": verdict.right, "reasons": [] if verdict.right else verdict.reasons,
+                           "partial": round(verdict.partial, 3), "tool": tool_of(texts[row["id"]])}
+        turns.append({"id": row["id"], "line": lines[row["id"].partition(":")[0]], "intent": row["intent"], "before": told(row["prompt"]),
+                      "gold": gold, "gold_tool": tool_of(gold), "answers": said})
     return turns
+
+
+def play_transcripts(plans: list[dict], plays: dict[str, list[Play]], lines: dict[str, int]) -> list[dict]:
+    """How each plan went with each model."""
+    return [{"id": plan["id"], "line": lines[plan["id"]], "plan": plan["plan"], "intent": plan["intent"], "right": told(plan["messages"]),
+             "played": {model: {"messages": told(of[number].messages), "success": of[number].success, "state": of[number].state,
+                                "missing": list(of[number].missing), "unsafe_writes": of[number].unsafe_writes}
+                        for model, of in plays.items()}} for number, plan in enumerate(plans)]
 
 
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.evaluate, stage.params.profile, stage.params.seed
+    batch = profile.evaluate.batch
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
-    dialogues = read_jsonl("data/sft/test.jsonl")
-    rows = [row for dialogue in dialogues for row in turn_rows(dialogue)]
-    random.Random(seed).shuffle(rows)
-    rows = rows[:profile.evaluate.turns]
-    answers = {name: answers_of(name, rows, device, params.max_new_tokens, profile.evaluate.batch) for name in AGENTS}
+    dialogues, cases = read_jsonl("data/sft/test.jsonl"), read_jsonl("data/sft/safety.jsonl")
+    lines = {dialogue["id"]: number for number, dialogue in enumerate(dialogues, 1)}
+    rows = choose_turns(dialogues, profile.evaluate.turns, seed)
+    rare = [row for dialogue in dialogues for row in turn_rows(dialogue) if len(row["acts"]) == 1 and row["acts"][0] in RARE]
+    asked = list({row["id"]: row for row in rows + rare}.values())
+    plans = [dialogue for dialogue in dialogues if dialogue["plan"] and any(note["facts"] for note in dialogue["notes"])]
+    plans = plans[:profile.evaluate.plans]  # without facts to tell, an agent that does nothing would succeed
+    shops = Shops("data/store")
 
-    situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "test"]
-    tone = ToneScorer.fit(situations)
-    replies = [number for number, row in enumerate(rows) if row["completion"][0].get("content")]
-    dpo, sft = ([answers[name][i] for i in replies] for name in ("dpo", "sft"))
-    compared = win_rate([rows[i] for i in replies], dpo, sft, tone)
+    places = {name: f"models/{name}" for name in AGENTS}
+    places |= {re.sub(r"\W+", "_", place.partition("://")[2] or place): place for place in re.split(r"[\s,]+", params.models) if place}
+    found, answers, plays = {}, {}, {}
+    for name, place in places.items():
+        started = time.monotonic()
+        try:
+            writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
+            texts = answer_turns(writer, asked, batch, name)
+            tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch)
+        except OpenAIError as error:
+            raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
+        answers[name] = {row["id"]: text for row, text in zip(asked, texts, strict=True)}
+        found[name] = measure(rows, rare, answers[name]) | tried
+        seconds = time.monotonic() - started
+        print(f"{name}: {seconds:.0f} s, {len(asked)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
+
+    train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in turn_rows(dialogue)]
+    keys = [f"{name}{end}" for name in ("right_tool", "exact_arguments") for end in ("", "_low", "_high", "_n")]
+    baselines = {name: summarise(rows, baseline(rows, train)) for name, baseline in BASELINES.items()}
+    situations = {split: [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == split] for split in ("train", "test")}
+    tone = ToneScorer.fit(situations["test"])
+    replies = [row for row in rows if row["completion"][0].get("content")]
     with atomic_directory("data/transcripts") as folder:
-        write_jsonl(folder / "turns.jsonl", transcripts(rows, answers))
+        write_jsonl(folder / "turns.jsonl", turn_transcripts(rows, answers, lines))
+        write_jsonl(folder / "plays.jsonl", play_transcripts(plans, plays, lines))
+    write_curve("metrics/evaluate.tsv", by_intent(rows, answers))
     write_metrics("metrics/evaluate.json", {
-        **{name: summarise(rows, answers[name]) for name in AGENTS}, "dpo_vs_sft": compared,
+        **found, "dpo_vs_sft": preferred(replies, answers["dpo"], answers["sft"], tone, seed),
+        "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
+        "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
         "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues)})
+    print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 
 if __name__ == "__main__":

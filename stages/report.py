@@ -1,146 +1,147 @@
-"""Write all results into one page that opens without a network.
+"""Write all results into one page that opens without a network, and a model card for each checkpoint.
 
-in   the files under metrics/, the samples of the five models, data/transcripts/turns.jsonl
-out  metrics/report.html
+in   the files under metrics/, the samples of the five models, data/transcripts; data/* for their hashes
+out  metrics/report.html, metrics/cards/{pretrained,sft,dpo}.md
 
-Figures are SVG inside the page, drawn with matplotlib; colours suit light and dark.
+Figures are SVG inside the page (page/figures.py); the cards' text is in page/cards.py.
 """
 
-import io
-import re
+import hashlib
+from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from stages.common.files import atomic_file, read_json, read_jsonl
+from stages.common.files import atomic_directory, atomic_file, read_json, read_jsonl
+from stages.common.graph import definitions
 from stages.common.stage import Stage, run
+from stages.page import figures
+from stages.page.cards import MEASURED, cards, with_interval
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
-AGENTS = ("base", "sft", "dpo")
-COLOURS = {"mlp": "#c2571a", "rnn": "#8a6d00", "lstm": "#2d8a4e", "gru": "#7a55c7", "gpt_oss": "#1886a8",
-           "base": "#8a8f94", "sft": "#c2571a", "dpo": "#1886a8"}
-GREY = "#7d868c"  # readable on white and on near-black
-SHOWN_TURNS = 12
-
-
-def style() -> None:
-    plt.rcParams.update({
-        "svg.hashsalt": "crawl2cart", "svg.fonttype": "path", "figure.facecolor": "none", "axes.facecolor": "none",
-        "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "text.color": GREY,
-        "axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "legend.frameon": False})
-
-
-def svg(figure: plt.Figure, title: str) -> Markup:
-    """The figure as an SVG element with a text for screen readers; equal figures give equal bytes."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    element = text.getvalue()[text.getvalue().index("<svg"):]
-    return Markup(re.sub("<svg", f'<svg role="img" aria-label="{title}"', element, count=1))
-
-
-def waterfall() -> Markup:
-    """How many pages each rule took: the rules for one page by size, then those across pages."""
-    steps = pd.read_csv("metrics/filter.tsv", sep="\t")
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(steps) + 1.2))
-    axes.barh("crawled", steps["pages"].iloc[0], color=GREY)
-    for step in steps.iloc[1:].itertuples():
-        axes.barh(step.rule.replace("_", " "), step.removed, left=step.pages, color=COLOURS["mlp"])
-        axes.text(step.pages, step.rule.replace("_", " "), f"{step.removed} ", ha="right", va="center")
-    axes.barh("kept", steps["pages"].iloc[-1], color=COLOURS["gpt_oss"])
-    axes.invert_yaxis()
-    axes.set_xlabel("pages")
-    return svg(figure, "pages removed by each rule")
-
-
-def losses() -> Markup:
-    figure, (training, validation) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for model in MODELS:
-        curve = pd.read_csv(f"metrics/pretrain/{model}.tsv", sep="\t")
-        training.plot(curve["step"], curve["loss"], color=COLOURS[model], label=model, linewidth=1.3)
-        looks = curve.dropna(subset=["val_bits_per_byte"])
-        validation.plot(looks["step"], looks["val_bits_per_byte"], color=COLOURS[model], label=model, linewidth=1.3)
-    training.set(xlabel="step", ylabel="training loss, nats per token")
-    validation.set(xlabel="step", ylabel="held-out pages, bits per byte")
-    training.legend()
-    figure.tight_layout()
-    return svg(figure, "loss of the five models")
-
-
-def tuning() -> Markup:
-    figure, panes = plt.subplots(1, 3, figsize=(10, 3))
-    for pane, name, column, title in zip(panes, ("midtrain", "sft", "dpo"), ("loss", "loss", "margin"),
-                                         ("practice: loss", "SFT: loss", "DPO: reward margin"), strict=True):
-        curve = pd.read_csv(f"metrics/{name}.tsv", sep="\t")
-        pane.plot(curve["step"], curve[column], color=COLOURS["gpt_oss"], linewidth=1.3)
-        pane.set(xlabel="step", title=title)
-    figure.tight_layout()
-    return svg(figure, "curves of practice, SFT and DPO")
-
-
-def intents(turns: list[dict]) -> Markup:
-    """Share of turns answered rightly by intent."""
-    rows = pd.DataFrame([{"intent": turn["intent"], "model": model, "right": answer["right"]}
-                         for turn in turns for model, answer in turn["answers"].items()])
-    shares = rows.groupby(["intent", "model"])["right"].mean().unstack().reindex(columns=list(AGENTS))
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(shares) + 1))
-    height = 0.26
-    for i, model in enumerate(AGENTS):
-        axes.barh([y + (i - 1) * height for y in range(len(shares))], shares[model], height, color=COLOURS[model],
-                  label=model)
-    axes.set_yticks(range(len(shares)), [intent.replace("_", " ") for intent in shares.index])
-    axes.set(xlim=(0, 1), xlabel="share of turns answered rightly")
-    axes.invert_yaxis()
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return svg(figure, "right answers by intent")
+DATA = ("data/web", "data/store", "data/queries", "data/tokens", "data/sft", "data/prefs", "data/transcripts")
+SHOWN_TURNS, SHOWN_PLAYS, WORST = 6, 4, 20
+TEST = "data/sft/test.jsonl"
 
 
 def table(rows: list[dict]) -> Markup:
     return Markup(pd.DataFrame(rows).to_html(index=False, border=0, escape=True, na_rep="", justify="left"))
 
 
-def share(values: dict, name: str) -> str:
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return f"{values[name]:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
+def data_hashes(stage: Stage) -> list[dict]:
+    """Files, bytes and one sha256 of all files for each data set."""
+    rows = []
+    for folder in DATA:
+        files = stage.inputs[folder]
+        digest = hashlib.sha256("".join(f"{name} {sha}\n" for name, (_, _, sha) in sorted(files.items())).encode()).hexdigest()
+        size = sum(size for size, _, _ in files.values())
+        rows.append({"data": folder, "files": len(files), "bytes": f"{size:,}", "sha256": digest[:16]})
+    return rows
+
+
+def flat(value: object, key: str) -> list[dict]:
+    """Parameters as rows of dotted key and value."""
+    if isinstance(value, dict):
+        return [row for name, inner in value.items() for row in flat(inner, f"{key}.{name}")]
+    return [{"parameter": key, "value": str(value)}]
+
+
+def stages_of(root: Path, profile: str) -> dict[str, dict]:
+    """deps and outs of each stage of dvc.yaml; those of a matrix are one. (DVC does not let dvc.yaml be a dependency.)"""
+    found: dict[str, dict] = {}
+    for name, stage in definitions(root, profile).items():
+        one = found.setdefault(name.partition("@")[0], {"deps": [], "outs": []})
+        one["deps"] += stage.deps
+        one["outs"] += stage.outs
+    return found
+
+
+def agents_of(evaluated: dict) -> list[str]:
+    """Names of what was measured: base, SFT and DPO first."""
+    others = [name for name, values in evaluated.items() if "right_tool" in values and name not in figures.AGENTS]
+    return [*figures.AGENTS, *others]
 
 
 def agent_table(evaluated: dict) -> Markup:
-    names = [name for name in evaluated["sft"] if not name.endswith(("_low", "_high"))]
-    return table([{"": name.replace("_", " ")} | {model: share(evaluated[model], name) if isinstance(
-        evaluated[model][name], float) else evaluated[model][name] for model in AGENTS} for name in names])
+    """The agents side by side, those of evaluate.models too."""
+    agents = agents_of(evaluated)
+    names = [*MEASURED, *(name for name in ("decisions", "helpful", "mean_length") if name in evaluated["sft"])]
+    return table([{"": name.replace("_", " ")} | {agent: with_interval(evaluated[agent], name) for agent in agents}
+                  | {"n": evaluated["sft"].get(f"{name}_n", "")} for name in names])
 
 
-def shown(turns: list[dict]) -> list[dict]:
-    """Turns worth reading: first those where SFT and DPO differ, then those that fail, as the template wants them."""
+def baseline_table(evaluated: dict) -> Markup:
+    rows = {"dpo": evaluated["dpo"], "sft": evaluated["sft"], **evaluated["baselines"]}
+    return table([{"": name.replace("_", " "), "right tool": with_interval(values, "right_tool"),
+                   "exact arguments": with_interval(values, "exact_arguments")} for name, values in rows.items()])
+
+
+def said(turn: dict) -> str:
+    """The customer's last words."""
+    return next(text for role, text in reversed(turn["before"]) if role == "customer")
+
+
+def differing(turns: list[dict]) -> list[dict]:
+    """Turns in which SFT and DPO say different things, those first that one of them gets right."""
     differ = [turn for turn in turns if turn["answers"]["sft"]["text"] != turn["answers"]["dpo"]["text"]]
-    wrong = [turn for turn in turns if not turn["answers"]["sft"]["right"] and turn not in differ]
-    chosen = differ[:SHOWN_TURNS // 2] + wrong[:SHOWN_TURNS // 2]
-    return [turn | {"said": next(text for role, text in reversed(turn["before"]) if role == "user")} for turn in chosen]
+    differ.sort(key=lambda turn: turn["answers"]["sft"]["right"] == turn["answers"]["dpo"]["right"])
+    return differ[:SHOWN_TURNS]
+
+
+def worst(turns: list[dict], agent: str) -> list[dict]:
+    """The turns in which the released agent came least near to the right one; one of each intent before a second of any."""
+    wrong = sorted((turn for turn in turns if not turn["answers"][agent]["right"]), key=lambda turn: turn["answers"][agent]["partial"])
+    seen: dict[str, int] = {}
+    ranked = []
+    for turn in wrong:
+        seen[turn["intent"]] = seen.get(turn["intent"], 0) + 1
+        ranked.append((seen[turn["intent"]], turn))
+    return [turn for _, turn in sorted(ranked, key=lambda pair: pair[0])][:WORST]
+
+
+def plays_shown(plays: list[dict]) -> list[dict]:
+    """Plans in whose end the models differ first."""
+    return sorted(plays, key=lambda play: len({one["success"] for one in play["played"].values()}) == 1)[:SHOWN_PLAYS]
 
 
 def main(stage: Stage) -> None:
-    style()
-    filtered, dpo = read_json("metrics/filter.json"), read_json("metrics/dpo.json")
-    pretrained, evaluated = read_json("metrics/pretrain.json"), read_json("metrics/evaluate.json")
-    turns = read_jsonl("data/transcripts/turns.jsonl")
-    samples = {model: [(row["prompt"], row["text"]) for row in read_json(f"models/pretrain/{model}/samples.json")]
-               for model in MODELS}
+    figures.style()
+    dpo, prefs = read_json("metrics/dpo.json"), read_json("metrics/prefs.json")
+    pretrained, sft, evaluated = read_json("metrics/pretrain.json"), read_json("metrics/sft.json"), read_json("metrics/evaluate.json")
+    router = read_json("metrics/router.json")
+    turns, plays = read_jsonl("data/transcripts/turns.jsonl"), read_jsonl("data/transcripts/plays.jsonl")
+    curves = {model: pd.read_csv(f"metrics/pretrain/{model}.tsv", sep="\t") for model in MODELS}
+    tuned = [pd.read_csv(path, sep="\t") for path in ("metrics/midtrain.tsv", "metrics/sft.tsv", "metrics/dpo.tsv")]
+    by_intent = pd.read_csv("metrics/evaluate.tsv", sep="\t")
+    released = "dpo" if dpo["dpo"]["released_is_dpo"] else "sft"
+    values = stage.param_values()
+    profile = values["profile"]
     environment = Environment(loader=FileSystemLoader("stages"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
-        filter=filtered, sft=read_json("metrics/sft.json")["sft"], prefs=read_json("metrics/prefs.json"), dpo=dpo,
-        samples=samples, waterfall=waterfall(), losses=losses(), tuning=tuning(),
-        pretrain_table=table([{"model": model} | pretrained[model] for model in MODELS]),
-        guard_table=table([{"guard": name.replace("_", " "), "passed": passed}
-                           for name, passed in dpo["guards"].items()]),
-        agent_table=agent_table(evaluated), intents=intents(turns), turns=shown(turns),
-        router_table=table([read_json("metrics/router.json")["local"]]))
+        profile=profile, seed=values["seed"], released=released, test=TEST,
+        parameters=table([row for key, value in values.items() for row in flat(value, key)]), hashes=table(data_hashes(stage)),
+        graph=figures.graph(stages_of(stage.root, profile)),
+        filter=read_json("metrics/filter.json"), waterfall=figures.waterfall(pd.read_csv("metrics/filter.tsv", sep="\t")),
+        losses=figures.losses(curves), pretrained=pretrained,
+        pretrain_table=table([{"model": model} | {name.replace("_", " "): value if isinstance(value, float) else f"{value:,}"
+                                                  for name, value in pretrained[model].items()} for model in MODELS]),
+        samples={model: [(row["prompt"], row["text"]) for row in read_json(f"models/pretrain/{model}/samples.json")]
+                 for model in MODELS},
+        tuning=figures.tuning(*tuned), sft=sft["sft"], prefs=prefs, dpo=dpo,
+        evaluated=evaluated, names=agents_of(evaluated), best=evaluated[released], agent_table=agent_table(evaluated),
+        baseline_table=baseline_table(evaluated),
+        interval=with_interval, intents=figures.intents(by_intent[by_intent["metric"] == "right"]),
+        confusion=figures.confusion([(turn["gold_tool"], turn["answers"][released]["tool"]) for turn in turns],
+                                    f"tools that {released} called"),
+        plays=plays_shown(plays), turns=differing(turns), worst=worst(turns, released), said=said, router=router,
+        router_table=table([{"queries": name.replace("_", " ")} | {key.replace("_", " "): value for key, value in router[name].items()}
+                            for name in ("local", "wordings_validation", "wordings_test")]))
     with atomic_file("metrics/report.html") as temporary:
         temporary.write_text(page)
+    with atomic_directory("metrics/cards") as folder:
+        for name, text in cards(profile, values["seed"], pretrained, sft, dpo, prefs, evaluated).items():
+            (folder / f"{name}.md").write_text(text)
 
 
 if __name__ == "__main__":

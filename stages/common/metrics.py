@@ -1,12 +1,16 @@
 """Numbers for people and for `dvc metrics diff`: finite, rounded once, in a fixed order, free of timings."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from stages.common.files import atomic_file, write_json
 from stages.common.problem import Problem
 
 SIGNIFICANT_DIGITS = 5
+RESAMPLES = 1000  # of a bootstrap
 
 
 def rounded(value: object) -> object:
@@ -44,3 +48,12 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
     centre = (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean, for values that are no hits and misses. Efron 1979, https://doi.org/10.1214/aos/1176344552."""
+    if not values:
+        return 0.0, 0.0
+    draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), (RESAMPLES, len(values)))
+    low, high = np.quantile(draws.mean(1), (0.025, 0.975))
+    return float(low), float(high)

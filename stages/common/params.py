@@ -234,6 +234,8 @@ class Demo(Section):
 
 class Evaluate(Section):
     max_new_tokens: Count
+    temperature: Positive
+    models: str
 
 
 class Needs(Section):
@@ -314,6 +316,7 @@ class BuildPrefsScale(Section):
 class EvaluateScale(Section):
     batch: Count
     turns: Count
+    plans: Count
 
 
 class Profile(Section):

@@ -164,9 +164,12 @@ def next_write(messages: list[dict]) -> tuple[str, dict]:
     return next((call["name"], call["arguments"]) for call in calls if call["name"] in WRITES)
 
 
-def play_all(dialogues: Sequence[dict], shops: Shops, writer: Writer, batch: int) -> list[Play]:
-    """Plays many dialogues, `batch` of them side by side, so that the writer is asked for many turns at once."""
-    results: dict[int, Play] = {}
+def play_all(dialogues: Sequence[dict], shops: Shops, writer: Writer, batch: int, play: Callable[..., Generator] = play) -> list:
+    """Plays many dialogues, `batch` of them side by side, so that the writer is asked for many turns at once.
+
+    play: how one is played; what it returns is given back in the order of the dialogues.
+    """
+    results: dict[int, object] = {}
     waiting = list(reversed(range(len(dialogues))))
     playing: dict[int, tuple[Generator, list[dict]]] = {}
     while waiting or playing:

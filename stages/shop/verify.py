@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from stages.common.files import read_json
-from stages.common.metrics import share_interval
+from stages.common.metrics import mean_interval, share_interval
 from stages.shop.consent import holds, short
 from stages.shop.harmony import Malformed, parse_completion
 from stages.shop.schema import VALIDATORS
@@ -229,7 +229,8 @@ def answered(reply: str, facts: Sequence[str]) -> float:
 
 
 def summarise(turns: Sequence[dict], texts: Sequence[str], words: Lexicon | None = None) -> dict[str, float | int]:
-    """Shares over many turns with their 95 % intervals (`_low`, `_high`) and the number that each is of (`_n`); `n` turns in all.
+    """Shares over many turns with their 95 % intervals (`_low`, `_high`; Wilson's) and the number that each is of (`_n`); means with
+    bootstrap intervals; `n` turns in all.
 
     right_tool, exact_arguments: of turns where a call is right. valid_calls: of calls made. decisions: of all turns.
     unsupported_facts: replies with at least one, of replies made. policy_cited, declines: of replies that should cite a policy, or
@@ -251,9 +252,12 @@ def summarise(turns: Sequence[dict], texts: Sequence[str], words: Lexicon | None
     for name, hits in shares.items():
         low, high = share_interval(sum(hits), len(hits))
         found |= {name: sum(hits) / max(1, len(hits)), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(hits)}
-    helpful = [v.helpful for v in verdicts if v.tool is None]
-    lengths = [len(v.message["content"].split()) for v in replies]
-    return found | {"helpful": sum(helpful) / max(1, len(helpful)), "mean_length": sum(lengths) / max(1, len(lengths))}
+    means = {"helpful": [v.helpful for v in verdicts if v.tool is None],
+             "mean_length": [len(v.message["content"].split()) for v in replies]}
+    for name, values in means.items():
+        low, high = mean_interval(values)
+        found |= {name: sum(values) / max(1, len(values)), f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 def without_intervals(summary: dict[str, float | int]) -> dict[str, float | int]:
