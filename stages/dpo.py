@@ -13,13 +13,14 @@ import random
 import shutil
 from pathlib import Path
 
+from transformers import PretrainedConfig
 from trl import DPOConfig, DPOTrainer
 
 from stages.common.checkpoint import open_checkpoint
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, is_first, run
 from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.tuning import (
@@ -27,11 +28,13 @@ from stages.shop.tuning import (
     check_lengths,
     check_trainable,
     curve,
+    division,
     json_dataset,
     last_checkpoint,
     lora,
     open_model,
     save_merged,
+    trained,
 )
 from stages.shop.verify import summarise, without_intervals
 
@@ -41,11 +44,11 @@ LOGGED = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "ac
 CURVE_POINTS = 20
 
 
-def settings(stage: Stage, device: Device, folder: Path) -> DPOConfig:
+def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> DPOConfig:
     """TRL's arguments: the sigmoid loss with a small share of the SFT loss, which holds the chosen answers likely."""
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
     return DPOConfig(
-        output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
+        output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 2, scale.max_length, config, device),
         per_device_eval_batch_size=scale.batch, max_length=scale.max_length, beta=dpo.beta,
         loss_type=["sigmoid", "sft"], loss_weights=[1.0, dpo.sft_weight], learning_rate=dpo.learning_rate,
         lr_scheduler_type="cosine", router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
@@ -87,7 +90,7 @@ def main(stage: Stage) -> None:
 
     with open_checkpoint(stage) as checkpoint:
         trainer = DPOTrainer(
-            model, args=settings(stage, device, checkpoint.directory / "trl"), processing_class=tokenizer,
+            model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
             train_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["train"]]),
             eval_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["validation"]]),
             peft_config=lora(dpo.lora_rank, dpo.lora_alpha))
@@ -96,6 +99,9 @@ def main(stage: Stage) -> None:
         assert abs(start["eval_rewards/margins"]) < 1e-3, "an untrained adapter must leave the reference as it is: loss ln 2"
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         end = trainer.evaluate()
+        stage.count(*trained(trainer, 6))   # the reference's forward pass too
+        if not is_first():   # of several processes one merges and writes
+            return
         rows = curve(trainer.state.log_history, LOGGED)
         merged = trainer.model.merge_and_unload()
         with atomic_directory("models/dpo") as folder:

@@ -161,6 +161,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
                 checkpoint.save(tensors, {"step": done, "curve": curve})
 
     seconds = time.monotonic() - started
+    stage.count((scale.steps - first) * scale.tokens_per_step, (scale.steps - first) * scale.tokens_per_step * flops)
     result = validation(model, val, token_bytes, rows, context, device)
     weights = {key: whole(value) for key, value in model.state_dict().items()}
     if not world.first:
