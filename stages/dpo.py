@@ -49,7 +49,7 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
     return DPOConfig(
         output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 2, scale.max_length, config, device),
-        per_device_eval_batch_size=scale.batch, max_length=scale.max_length, beta=dpo.beta,
+        max_length=scale.max_length, beta=dpo.beta,
         loss_type=["sigmoid", "sft"], loss_weights=[1.0, dpo.sft_weight], learning_rate=dpo.learning_rate,
         lr_scheduler_type="cosine", router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
         use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed,

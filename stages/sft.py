@@ -51,7 +51,7 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
     sft, scale = stage.params.sft, stage.params.profile.sft
     return SFTConfig(
         output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 1, scale.max_length, config, device),
-        per_device_eval_batch_size=scale.batch, max_length=scale.max_length, packing=False, completion_only_loss=True,
+        max_length=scale.max_length, packing=False, completion_only_loss=True,
         learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_share * scale.steps),
         router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
         bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,

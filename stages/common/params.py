@@ -237,6 +237,7 @@ class PretrainScale(Section):
     steps: Count
     steps_per_look: Count
     look_tokens: Count
+    compile: bool
 
 
 class MlpSize(Section):

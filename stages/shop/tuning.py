@@ -22,7 +22,7 @@ from stages.common.files import read_json, write_json
 from stages.common.models import check_model
 from stages.common.problem import Problem
 
-POINTER = "pointer.json"
+POINTER, TEMPLATE = "pointer.json", "chat_template.jinja"
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 KEPT_CHECKPOINTS = 2
 USABLE = 0.9   # of a card's free memory; the rest is for what kernels need in passing
@@ -40,10 +40,18 @@ def open_model(folder: Path | str, device: Device) -> tuple[PreTrainedModel, Pre
         model = AutoModelForCausalLM.from_pretrained(
             pointer["hub_id"], revision=pointer["revision"], dtype=device.dtype, device_map={"": torch.cuda.current_device()},
             quantization_config=Mxfp4Config(dequantize=True), attn_implementation="eager", use_cache=False)
-        return model, AutoTokenizer.from_pretrained(folder)
+        return model, hub_tokenizer(folder, pointer)
     check_model(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    dtype = torch.float32 if device.kind == "cpu" else device.dtype   # 20 billion weights in float32 fit no card
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.to(device.kind), AutoTokenizer.from_pretrained(folder)
+
+
+def hub_tokenizer(folder: Path, pointer: dict[str, str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the hub model that a pointer names, with the chat template that lies beside the pointer."""
+    tokenizer = AutoTokenizer.from_pretrained(pointer["hub_id"], revision=pointer["revision"])
+    tokenizer.chat_template = (folder / TEMPLATE).read_text()
+    return tokenizer
 
 
 def row_bytes(config: PretrainedConfig, tokens: int) -> int:
@@ -68,11 +76,11 @@ def division(batch: int, rows_an_entry: int, max_length: int, config: Pretrained
     if rest or not own:
         raise Problem(f"The batch of {batch} can not be shared equally by {processes} processes. Start a number that divides it, "
                       "or change batch in the profile.")
-    at_once = own
-    if device.kind == "cuda":
-        fitting = torch.cuda.mem_get_info()[0] * USABLE // (rows_an_entry * row_bytes(config, max_length))
-        at_once = max(n for n in range(1, own + 1) if own % n == 0 and n <= max(1, fitting))
-    return {"per_device_train_batch_size": at_once, "gradient_accumulation_steps": own // at_once}
+    if device.kind == "cpu":
+        return {"per_device_train_batch_size": own, "per_device_eval_batch_size": batch, "gradient_accumulation_steps": 1}
+    fitting = torch.cuda.mem_get_info()[0] * USABLE // (rows_an_entry * row_bytes(config, max_length))
+    at_once = max(n for n in range(1, own + 1) if own % n == 0 and n <= max(1, fitting))
+    return {"per_device_train_batch_size": at_once, "per_device_eval_batch_size": at_once, "gradient_accumulation_steps": own // at_once}
 
 
 def lora(rank: int, alpha: int) -> LoraConfig:
