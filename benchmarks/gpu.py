@@ -135,10 +135,9 @@ def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Devi
     with torch.device(device.kind):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device.kind == "cpu" else device.dtype,
                                                  attn_implementation=words.attention)
-    ids = torch.randint(0, 4000, (tokens,)).tolist()
-    half = tokens // 2
-    row = {"input_ids": ids, "completion_mask": [0] * half + [1] * (tokens - half)} if kind == "sft" else \
-        {"prompt_ids": ids[:half], "chosen_ids": ids[half:], "rejected_ids": ids[half:][::-1]}
+    half = tokens // 2   # of words that are a token each; what an end token adds is cut off again
+    row = {"input_ids": [5] * tokens, "completion_mask": [0] * half + [1] * (tokens - half)} if kind == "sft" else \
+        {"prompt": " the" * half, "chosen": " of" * (tokens - half), "rejected": " and" * (tokens - half)}
     with tempfile.TemporaryDirectory() as folder:
         tokenizers.save_tokenizer(tokenizers.encoding(tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken")), Path(folder))
         common = {"output_dir": folder, "max_steps": words.steps + 1, "per_device_train_batch_size": 1, "max_length": tokens,

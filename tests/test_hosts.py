@@ -19,8 +19,9 @@ from tests.test_filter import digest, page, run_both, set_params, sites, take_fi
 from tests.test_pretrain import encoded, losses, outs  # noqa: F401
 
 pytestmark = pytest.mark.slow
-FILES, PAGES = 8, 150
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+FILES, PAGES = 6, 60
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+         "RAY_raylet_start_wait_time_s": "180"}
 
 
 def free_port() -> int:

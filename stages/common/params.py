@@ -123,6 +123,7 @@ class Filter(Section):
     near_bands: Count
     near_rows: Count
     near_similarity: Share
+    near_memory_gib: Positive
     repeated_line_pages: Annotated[int, Field(ge=2)]
     repeated_line_letters: Count
     contamination_words: Count

@@ -21,7 +21,7 @@ COUNTS = b"counts"
 CHARACTERS_AT_ONCE = 1 << 24
 ROWS_AT_ONCE = 2000
 # Parameters of the rules that look at many pages, and of the engine: the judged pages do not depend on them.
-ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity",
+ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity", "near_memory_gib",
              "repeated_line_pages", "repeated_line_letters", "contamination_words", "contamination_least_words",
              "rejects_per_reason", "validation_share"}
 

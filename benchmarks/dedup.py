@@ -1,0 +1,111 @@
+"""How fast near-copies are looked for, and what that comes to for a whole snapshot of Common Crawl.
+
+    python -m benchmarks.dedup                     # measures with 20,000 texts, writes metrics/speed/dedup.json
+    python -m benchmarks.dedup --model             # the table of the README, from the measured rates
+
+The model: of all pages a share is left to compare (`setup/needs.py` says where it is from). Signatures are computed once and
+lie on a disk that all machines see. A pass reads all of them and groups as many bands as fit in memory; pairs
+that met are compared in a last reading. What is linear in the texts is divided by the cores; nothing is added for machines that
+wait for each other or for a disk, so the hours are a lower bound.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import daft
+import pyarrow.parquet as pq
+
+from benchmarks.report import FOLDER, write_report
+from setup.needs import KEPT, PAGES_A_SECOND, TEXT_BYTES
+from setup.sizes import table
+from stages.common.files import read_json
+from stages.common.params import read_params
+from stages.crawl.minhash import BYTES_A_BAND, agreement, meet, passes, signature
+
+ROOT = Path(__file__).parent.parent
+WORDS = TEXT_BYTES // 6   # of about five letters and a space
+VOCABULARY = 50_000
+BYTES_A_PAGE = 30   # that the stage's own process holds of every page (stages/crawl/copies.py)
+# Pages, and the machines that the README plans them on: nodes, cores of each, GiB of memory of each that grouping gets.
+PLANS = ((3_000_000, 1, 16, 8), (300_000_000, 4, 64, 16), (3_000_000_000, 16, 64, 64), (3_000_000_000, 16, 64, 16))
+
+
+def texts(count: int) -> list[str]:
+    """Texts of the mean length of kept pages, words drawn at random; every tenth is the one before with a few words changed."""
+    draw, found = random.Random(1), []
+    for number in range(count):
+        words = list(found[-1]) if number % 10 == 9 else [f"w{draw.randrange(VOCABULARY)}" for _ in range(WORDS)]
+        for place in draw.sample(range(WORDS), WORDS // 50):
+            words[place] = f"w{draw.randrange(VOCABULARY)}"
+        found.append(words)
+    return [" ".join(words) for words in found]
+
+
+def measure(count: int) -> dict:
+    """Texts signed, bands grouped and signatures read a second, on the cores that this process may use; pairs that met."""
+    limits = read_params(ROOT / "params.yaml").filter
+    hashes = limits.near_bands * limits.near_rows
+    frame = daft.from_pydict({"id": list(range(count)), "text": texts(count)})
+    frame = frame.with_column("id", daft.col("id").cast(daft.DataType.uint64()))
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        started = time.process_time()
+        frame.select("id", signature(limits.near_words, hashes).alias("signature")).write_parquet(scratch, compression="zstd")
+        signed = time.process_time()
+        files = sorted(Path(scratch).rglob("*.parquet"))
+        pairs = meet(daft.read_parquet([str(file) for file in files]), list(range(limits.near_bands)), limits.near_rows, 0, 1)
+        met = time.process_time()
+        for file in files:
+            pq.read_table(file)
+        reading = time.process_time()
+        agreement(files, pairs, hashes)
+        compared = time.process_time()
+        size = sum(file.stat().st_size for file in files)
+    return {"texts": count, "signatures_per_s_core": count / (signed - started),
+            "bands_per_s_core": count * limits.near_bands / (met - signed),
+            "read_per_s_core": count / max(reading - met, 1e-3), "compared_per_s_core": count / (compared - reading),
+            "pairs": len(pairs), "bytes_per_signature": size / count}
+
+
+def plan(pages: int, nodes: int, cores: int, memory_gib: float, rates: dict, bands: int) -> dict[str, float]:
+    """What so many crawled pages take: texts to compare, passes, hours, GiB of disk for the signatures."""
+    count = int(pages * KEPT)
+    bands_a_pass = int(nodes * memory_gib * 2**30 // BYTES_A_BAND)
+    rounds = len(list(passes(count, bands, bands_a_pass)))
+    seconds = count * (1 / rates["signatures_per_s_core"] + bands / rates["bands_per_s_core"] + 1 / rates["compared_per_s_core"]
+                       + rounds / rates["read_per_s_core"])
+    return {"texts": count, "passes": rounds, "hours": seconds / (nodes * cores) / 3600,
+            "filter_hours": pages / PAGES_A_SECOND / (nodes * cores) / 3600, "head_gib": pages * BYTES_A_PAGE / 2**30,
+            "disk_gib": count * rates["bytes_per_signature"] / 2**30}
+
+
+def model() -> str:
+    """The README's table."""
+    limits, rates = read_params(ROOT / "params.yaml").filter, read_json(FOLDER / "dedup.json")
+    rows = []
+    for pages, nodes, cores, memory in PLANS:
+        found = plan(pages, nodes, cores, memory, rates, limits.near_bands)
+        rows.append([pages, found["texts"], f"{nodes} of {cores} cores", f"{memory} GiB", found["passes"], f"{found['filter_hours']:.2g}",
+                     f"{found['hours']:.2g}", f"{found['head_gib']:.2g} GiB", f"{found['disk_gib']:,.2g} GiB"])
+    return table(["pages crawled", "compared", "nodes", "memory for bands on each", "passes", "hours of rules for one page",
+                  "hours of near-copies", "memory of the first node", "disk for signatures"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup", description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=20_000, help="how many to measure with (%(default)s)")
+    parser.add_argument("--model", action="store_true", help="print the README's table from what was measured")
+    words = parser.parse_args()
+    if words.model:
+        print(model())
+        return
+    found = measure(words.texts)
+    print(json.dumps(found, indent=1))
+    write_report("dedup", found, ("daft", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()
