@@ -1,6 +1,6 @@
 """How fast near-copies are looked for, and what that comes to for a whole snapshot of Common Crawl.
 
-    python -m benchmarks.dedup                     # measures with 20,000 texts, writes metrics/speed/dedup.json
+    python -m benchmarks.dedup                     # measures with 4,000 texts, writes metrics/speed/dedup.json
     python -m benchmarks.dedup --model             # the table of the README, from the measured rates
 
 The model: of all pages a share is left to compare (`setup/needs.py` says where it is from). Signatures are computed once and
@@ -11,12 +11,12 @@ wait for each other or for a disk, so the hours are a lower bound.
 
 import argparse
 import json
-import random
 import tempfile
 import time
 from pathlib import Path
 
 import daft
+import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.report import FOLDER, write_report
@@ -36,13 +36,12 @@ PLANS = ((3_000_000, 1, 16, 8), (300_000_000, 4, 64, 16), (3_000_000_000, 16, 64
 
 def texts(count: int) -> list[str]:
     """Texts of the mean length of kept pages, words drawn at random; every tenth is the one before with a few words changed."""
-    draw, found = random.Random(1), []
-    for number in range(count):
-        words = list(found[-1]) if number % 10 == 9 else [f"w{draw.randrange(VOCABULARY)}" for _ in range(WORDS)]
-        for place in draw.sample(range(WORDS), WORDS // 50):
-            words[place] = f"w{draw.randrange(VOCABULARY)}"
-        found.append(words)
-    return [" ".join(words) for words in found]
+    draw, vocabulary = np.random.default_rng(1), np.array([f"w{number}" for number in range(VOCABULARY)])
+    found = draw.integers(VOCABULARY, size=(count, WORDS))
+    found[9::10] = found[8:-1:10]
+    changed = draw.integers(WORDS, size=(count, WORDS // 50))
+    found[np.arange(count)[:, None], changed] = draw.integers(VOCABULARY, size=changed.shape)
+    return [" ".join(words) for words in vocabulary[found].tolist()]
 
 
 def measure(count: int) -> dict:
@@ -96,7 +95,7 @@ def model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup", description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=20_000, help="how many to measure with (%(default)s)")
+    parser.add_argument("--texts", type=int, default=4_000, help="how many to measure with (%(default)s)")
     parser.add_argument("--model", action="store_true", help="print the README's table from what was measured")
     words = parser.parse_args()
     if words.model:

@@ -20,8 +20,9 @@ from tests.test_pretrain import encoded, losses, outs  # noqa: F401
 
 pytestmark = pytest.mark.slow
 FILES, PAGES = 6, 60
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-         "RAY_raylet_start_wait_time_s": "180"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# A node whose agents have given ports need not wait for them to choose some, for which it has 15 s.
+PORTS = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 
 
 def free_port() -> int:
@@ -49,8 +50,11 @@ def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplac
     for shard in (workplace / ".cache" / "filter").glob("*.parquet"):
         shard.unlink()
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    other = cluster.add_node(num_cpus=1)
+    def node(**more: bool) -> dict:
+        return {"num_cpus": 1, **{name: free_port() for name in PORTS}, **more}
+
+    cluster = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
+    other = cluster.add_node(**node())
     try:
         set_params(workplace, engine="ray", workers="2", ray_address=cluster.address)
         download.main(Stage("download"))
