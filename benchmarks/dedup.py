@@ -64,7 +64,8 @@ def measure(count: int) -> dict:
     frame = frame.with_column("id", daft.col("id").cast(daft.DataType.uint64()))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         started = time.process_time()
-        frame.select("id", signature(limits.near_words, hashes).alias("signature")).write_parquet(f"{scratch}/signatures", compression="zstd")
+        sign = signature(limits.near_words, hashes).alias("signature")
+        frame.select("id", sign).write_parquet(f"{scratch}/signatures", compression="zstd")
         signed = time.process_time()
         files = sorted((Path(scratch) / "signatures").rglob("*.parquet"))
         pairs = meet(daft.read_parquet([str(file) for file in files]), list(range(limits.near_bands)), limits.near_rows, 0, 1)

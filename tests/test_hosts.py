@@ -53,8 +53,13 @@ def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplac
     def node(**more: bool) -> dict:
         return {"num_cpus": 1, **{name: free_port() for name in PORTS}, **more}
 
-    cluster = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
-    other = cluster.add_node(**node())
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
+        other = cluster.add_node(**node())
+    except Exception as error:   # what Ray raises has no name of its own
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip(f"Ray does not start on this machine, or not in the 15 s that it has: {error}")
     try:
         set_params(workplace, engine="ray", workers="2", ray_address=cluster.address)
         download.main(Stage("download"))
