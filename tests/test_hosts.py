@@ -65,7 +65,7 @@ def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplac
         download.main(Stage("download"))
         process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         kept = workplace / ".cache" / "filter"
-        wait_for(lambda: process.poll() is not None or len(list(kept.glob("*.parquet"))) >= 2)
+        wait_for(lambda: process.poll() is not None or len(list(kept.glob("*.parquet"))) >= 2, 300)
         assert process.poll() is None, process.stdout.read()
         cluster.remove_node(other, allow_graceful=False)
         finished = {shard.name: shard.stat().st_mtime_ns for shard in kept.glob("*.parquet")}
