@@ -1,52 +1,99 @@
-"""Training speed on one GPU: tokens a second and the share of the card's products, for three models.
+"""What one card does: speed, memory, parity with the CPU and repeatability, with random weights of the real shapes.
 
-    python -m benchmarks.gpu --peak 989e12 --name h200
+    python -m benchmarks.gpu                                    # every section, each under five minutes
+    python -m benchmarks.gpu --section sft --tokens 4096        # one of them
+    python -m benchmarks.gpu --toy --folder /tmp/toy            # tiny shapes on any device, to see whether it runs
 
-out  metrics/speed/<name>.json: {model: {tokens_per_s, mfu, parameters, active_parameters, memory_gib}}. Without a CUDA device it
-     says so and writes nothing.
-bfloat16 products by autocast, steps of 524,288 tokens (LSTM: 131,072) on random ids. mfu counts active parameters, as
-stages/nn/speed.py does; --peak is the card's published rate in FLOP/s (989e12 for H100 and H200, dense bfloat16).
+out  metrics/speed/<name>.json: {section: {…, measured_on: card, driver, versions, command}}; sections measured earlier stay.
+     Without a CUDA device it says so and writes nothing, unless --toy is given.
+pretrain     tokens/s, mfu and peak memory in bfloat16 of a dense 124M, a 410M mixture of experts, an LSTM of 2 x 1,024
+sft, dpo     the same of LoRA steps of TRL's trainers on openai/gpt-oss-20b's shape
+decode       tokens/s written with our cache of keys and values
+parity       largest error of outputs and gradients of attention, experts and recurrent cells, fp32 against the CPU's float64
+determinism  whether two runs of a few steps from one seed end in the same bits
+mfu counts active parameters, as stages/nn/speed.py does; --peak is the card's published rate in FLOP/s (989e12 for H100 and H200,
+dense bfloat16).
 """
 
 import argparse
+import gc
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import nn
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from benchmarks.report import write_report
-from stages.common.device import open_device
+from benchmarks.report import FOLDER, machine
+from stages.common.device import Device, open_device
+from stages.common.files import read_json
+from stages.common.metrics import write_metrics
+from stages.nn import tokenizer as tokenizers
+from stages.nn.attention import attention, with_sink_row
+from stages.nn.experts import experts
 from stages.nn.export import MODELS
+from stages.nn.generate import generate
 from stages.nn.initial import initialise
 from stages.nn.optim import adamw
 from stages.nn.speed import flops_per_token, peak_memory
+from stages.shop.tuning import check_trainable, lora, trained
 
-CONTEXT = 1024
+ROOT = Path(__file__).parent.parent
 TRANSFORMER = {"layers": 12, "width": 768, "heads": 12, "key_value_heads": 12, "head_size": 64, "window": 128, "max_context": 4096,
                "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
-# name: model, sizes, vocabulary, tokens of a step, tokens at once
+MIXTURE = TRANSFORMER | {"key_value_heads": 4, "experts": 16, "experts_per_token": 4, "expert_width": 768}
+# name: model, sizes, vocabulary, context, tokens of a step, tokens at once
 RUNS = {
     # One expert of 8/3 times the width has the weights of GPT-2's feed-forward layer.
-    "dense_124m": ("gpt_oss", TRANSFORMER | {"experts": 1, "experts_per_token": 1, "expert_width": 2048}, 50_304, 524_288, 65_536),
-    "gpt_oss_410m": ("gpt_oss", TRANSFORMER | {"key_value_heads": 4, "experts": 16, "experts_per_token": 4, "expert_width": 768},
-                     32_768, 524_288, 65_536),
-    "lstm_2x1024": ("lstm", {"width": 1024, "layers": 2, "dropout": 0.0}, 32_768, 131_072, 131_072),
+    "dense_124m": ("gpt_oss", TRANSFORMER | {"experts": 1, "experts_per_token": 1, "expert_width": 2048}, 50_304, 1024, 524_288, 65_536),
+    "gpt_oss_410m": ("gpt_oss", MIXTURE, 32_768, 1024, 524_288, 65_536),
+    "lstm_2x1024": ("lstm", {"width": 1024, "layers": 2, "dropout": 0.0}, 32_768, 256, 131_072, 131_072),
 }
+SMALL = TRANSFORMER | {"layers": 2, "width": 32, "heads": 2, "key_value_heads": 1, "head_size": 16, "window": 8, "experts": 4,
+                       "experts_per_token": 2, "expert_width": 24}
+TOY_RUNS = {"gpt_oss_toy": ("gpt_oss", SMALL, 512, 32, 128, 64),
+            "lstm_toy": ("lstm", {"width": 32, "layers": 2, "dropout": 0.0}, 512, 32, 128, 128)}
+BASE = {"hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201_088}
+TOY_BASE = BASE | {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                   "head_dim": 16, "num_local_experts": 4, "vocab_size": 5_000}
+RECURRENT = ("rnn", "lstm", "gru")
 
 
-def measure(kind: str, config: dict, vocabulary: int, tokens_per_step: int, tokens_at_once: int, steps: int, peak: float,
-            device) -> dict:
-    context = CONTEXT if kind == "gpt_oss" else 256
-    torch.cuda.reset_peak_memory_stats()
+def settle(device: Device) -> None:
+    """Frees what went before and starts the peak of memory anew."""
+    gc.collect()
+    if device.kind == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def finish(device: Device) -> float:
+    """The time when all that was asked of the device is done."""
+    if device.kind == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def pretrain_speed(kind: str, config: dict, vocabulary: int, context: int, tokens_per_step: int, tokens_at_once: int, steps: int,
+                   compiled: bool, peak: float, device: Device) -> dict:
+    settle(device)
     model = initialise(MODELS[kind](config, vocabulary), 1).to(device.kind)
+    for block in model.blocks if compiled and kind == "gpt_oss" else []:
+        block.compile()
     optimizer = adamw(model, 0.1, 0.9, 0.95)
     ids = torch.randint(0, vocabulary, (tokens_at_once // context, context + 1), device=device.kind)
     parts = tokens_per_step // tokens_at_once
     for step in range(-2, steps):   # two to warm up and compile
         if step == 0:
-            torch.cuda.synchronize()
-            started = time.perf_counter()
+            started = finish(device)
         for _ in range(parts):
             with device.autocast():
                 loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
@@ -54,28 +101,191 @@ def measure(kind: str, config: dict, vocabulary: int, tokens_per_step: int, toke
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
-    rate = steps * tokens_per_step / (time.perf_counter() - started)
+    rate = steps * tokens_per_step / (finish(device) - started)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"tokens_per_s": rate, "mfu": flops_per_token(model, context) * rate / peak, "parameters": parameters,
             "active_parameters": model.active_parameters() if kind == "gpt_oss" else parameters,
             "memory_gib": peak_memory(device.kind)}
 
 
+def pretraining(words: argparse.Namespace, device: Device) -> dict:
+    runs = TOY_RUNS if words.toy else RUNS
+    compiled = device.kind == "cuda" and not words.eager
+    return {name: pretrain_speed(*run, words.steps, compiled, words.peak, device) for name, run in runs.items()}
+
+
+class Clock(TrainerCallback):
+    """Notes when each step of a Trainer ends."""
+
+    def __init__(self, device: Device):
+        self.device, self.ends = device, []
+
+    def on_step_end(self, *_, **__) -> None:
+        self.ends.append(finish(self.device))
+
+    def seconds(self) -> float:
+        """Median of the steps, the first left out."""
+        return statistics.median(after - before for before, after in zip(self.ends, self.ends[1:], strict=False))
+
+
+def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Device) -> dict:
+    """LoRA steps of one row, or one pair, of so many tokens; half of them are learnt."""
+    settle(device)
+    config = AutoConfig.for_model("gpt_oss", **(TOY_BASE if words.toy else BASE))
+    with torch.device(device.kind):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if device.kind == "cpu" else device.dtype,
+                                                 attn_implementation=words.attention)
+    half = tokens // 2   # of words that are a token each; what an end token adds is cut off again
+    row = {"input_ids": [5] * tokens, "completion_mask": [0] * half + [1] * (tokens - half)} if kind == "sft" else \
+        {"prompt": " the" * half, "chosen": " of" * (tokens - half), "rejected": " and" * (tokens - half)}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizers.save_tokenizer(tokenizers.encoding(tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken")), Path(folder))
+        common = {"output_dir": folder, "max_steps": words.steps + 1, "per_device_train_batch_size": 1, "max_length": tokens,
+                  "router_aux_loss_coef": 0.0, "gradient_checkpointing": device.kind == "cuda", "use_cpu": device.kind == "cpu",
+                  "bf16": device.kind == "cuda", "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+        maker, settings = (SFTTrainer, SFTConfig) if kind == "sft" else (DPOTrainer, DPOConfig)
+        clock = Clock(device)
+        trainer = maker(model, args=settings(**common), processing_class=AutoTokenizer.from_pretrained(folder), callbacks=[clock],
+                        train_dataset=Dataset.from_list([row] * (words.steps + 1)), peft_config=lora(16, 32))
+        check_trainable(trainer.model)
+        trainer.train()
+    seconds, sequences = clock.seconds(), 1 if kind == "sft" else 2
+    _, flops = trained(trainer, 4 if kind == "sft" else 6)
+    return {"tokens_per_s": sequences * tokens / seconds, "seconds_per_step": seconds, "memory_gib": peak_memory(device.kind),
+            "mfu": flops / (words.steps + 1) / seconds / words.peak}
+
+
+def tuning(kind: str) -> Callable[[argparse.Namespace, Device], dict]:
+    def measure(words: argparse.Namespace, device: Device) -> dict:
+        return {f"tokens_{tokens}": tuning_speed(kind, tokens, words, device) for tokens in words.tokens}
+    return measure
+
+
+def decoding(words: argparse.Namespace, device: Device) -> dict:
+    """Greedy, after a prompt; the whole call counts, reading of the prompt too."""
+    config, vocabulary, prompt, new = (SMALL, 512, 16, 8) if words.toy else (MIXTURE, 32_768, 512, 256)
+    model = initialise(MODELS["gpt_oss"](config, vocabulary), 1).to(device.kind).eval()
+    found = {}
+    for batch in (1, 4) if words.toy else (1, 16, 64):
+        prompts = torch.randint(0, vocabulary, (batch, prompt)).tolist()
+        for turn in range(2):   # the first warms up
+            started = finish(device)
+            with device.autocast():
+                generate(model, prompts, new, temperature=0)
+            if turn:
+                found[f"batch_{batch}"] = {"tokens_per_s": batch * new / (finish(device) - started)}
+    return found | {"prompt_tokens": prompt, "new_tokens": new}
+
+
+def errors(compute: Callable[..., Tensor], inputs: list[Tensor], device: Device) -> dict[str, float]:
+    """Largest difference of the output and of the inputs' gradients, as a share of the largest value: fp32 on the device
+    against float64 on the CPU."""
+    results = []
+    for where, dtype in (("cpu", torch.float64), (device.kind, torch.float32)):
+        leaves = [x.to(where, dtype if x.is_floating_point() else x.dtype).detach() for x in inputs]
+        leaves = [x.requires_grad_() if x.is_floating_point() else x for x in leaves]
+        out = compute(*leaves)
+        # Not the sum of squares: of what a norm put out it is constant, and its gradient nothing but rounding.
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        (out * weights.to(out)).sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves if x.is_floating_point())])
+    share = [float((a - b.cpu().double()).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True)]
+    return {"output": share[0], "gradients": max(share[1:])}
+
+
+def parity(words: argparse.Namespace, device: Device) -> dict:
+    rows, tokens, width, heads, of_key, size = (2, 24, 32, 4, 2, 16) if words.toy else (2, 1024, 768, 12, 4, 64)
+    window = tokens // 4
+    draw = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    parts = [normal(rows, tokens, heads, size), normal(rows, tokens, of_key, size), normal(rows, tokens, of_key, size), normal(heads)]
+    found = {name: errors(lambda q, k, v, sink, w=reach: attention(q, with_sink_row(k), with_sink_row(v), sink, w, None), parts, device)
+             for name, reach in (("attention_window", window), ("attention_full", None))}
+    many, inner = 4, width // 2
+    chosen = torch.stack([torch.randperm(many, generator=draw)[:2] for _ in range(tokens)])
+    scale = width**-0.5
+    layer = [normal(tokens, width), normal(tokens, 2).softmax(-1), normal(many, width, 2 * inner) * scale, normal(many, 2 * inner),
+             normal(many, inner, width) * scale, normal(many, width)]
+    found["experts"] = errors(lambda x, share, *weights: experts(x, chosen.to(x.device), share, *weights), layer, device)
+    for name in RECURRENT:
+        model = initialise(MODELS[name]({"width": width, "layers": 1, "dropout": 0.0}, 64), 1)
+        weights = {key: value.detach() for key, value in model.named_parameters()}
+        ids = torch.randint(0, 64, (rows, 64), generator=draw)
+
+        def hidden(*values: Tensor, model=model, weights=weights, ids=ids) -> Tensor:
+            named = dict(zip(weights, values, strict=True))
+            return torch.func.functional_call(model, named, (ids.to(values[0].device),))[0]
+
+        used = {key: value for key, value in weights.items() if key != "head"}
+        found[name] = errors(lambda *values, used=used, weights=weights, hidden=hidden: hidden(
+            *(dict(zip(used, values, strict=True)).get(key, weights[key].to(values[0])) for key in weights)), list(used.values()), device)
+    return found
+
+
+def determinism(words: argparse.Namespace, device: Device) -> dict:
+    found = {}
+    for name in ("gpt_oss", "lstm"):
+        config = (SMALL if words.toy else TRANSFORMER | {"layers": 4, "experts": 8, "experts_per_token": 2, "expert_width": 768}) \
+            if name == "gpt_oss" else {"width": 32 if words.toy else 1024, "layers": 2, "dropout": 0.0}
+        ends = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            model = initialise(MODELS[name](config, 512), 1).to(device.kind)
+            optimizer = adamw(model, 0.1, 0.9, 0.95)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            ids = torch.randint(0, 512, (4, 65)).to(device.kind)
+            for _ in range(5):
+                with device.autocast():
+                    loss, _ = model.loss(ids[:, :-1], ids[:, 1:])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            ends.append([value.detach().cpu() for value in model.parameters()])
+        found[name] = {"equal_bits": all(torch.equal(a, b) for a, b in zip(*ends, strict=True)),
+                       "largest_difference": max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))}
+    return found
+
+
+SECTIONS = {"pretrain": pretraining, "sft": tuning("sft"), "dpo": tuning("dpo"), "decode": decoding, "parity": parity,
+            "determinism": determinism}
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, or none."""
+    try:
+        said = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "none"
+    return said.stdout.split("\n")[0].strip() or "none"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--section", choices=SECTIONS, action="append", help="only this one (may be given again)")
     parser.add_argument("--peak", type=float, default=989e12, help="the card's FLOP/s in dense bfloat16 (%(default)g)")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of each model (%(default)s)")
-    parser.add_argument("--name", default="h200", help="of the file in metrics/speed (%(default)s)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096], help="lengths for sft and dpo (%(default)s)")
+    parser.add_argument("--attention", choices=("eager", "flex_attention"), default="eager", help="transformers' for sft and dpo")
+    parser.add_argument("--eager", action="store_true", help="do not compile in the section pretrain")
+    parser.add_argument("--toy", action="store_true", help="tiny shapes on any device")
+    parser.add_argument("--name", default="h200", help="of the file (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the file goes (%(default)s)")
     words = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not words.toy:
         sys.exit("torch finds no CUDA device: not measured.")
-    device = open_device("cuda", "bfloat16", 8, 1)
-    results = {}
-    for name, run in RUNS.items():
-        results[name] = measure(*run, words.steps, words.peak, device)
-        print(name, results[name], flush=True)
-    write_report(words.name, results)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = open_device(kind, "bfloat16" if kind == "cuda" else "float32", 8 if kind == "cuda" else 1, 1)
+    path = words.folder / f"{words.name}.json"
+    for section in words.section or SECTIONS:
+        started = time.perf_counter()
+        found = SECTIONS[section](words, device)
+        print(f"{section}, {time.perf_counter() - started:.0f} s: {found}", flush=True)
+        about = machine(("torch", "transformers", "trl", "peft")) | {"driver": driver(), "cuda": torch.version.cuda or "none"}
+        write_metrics(path, (read_json(path) if path.is_file() else {}) | {section: found | {"measured_on": about}})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Say what this machine has and what a profile needs: `make check PROFILE=cpu`."""
+"""Say what this machine has, what a profile needs and what its stages will take: `make check PROFILE=gpu`.
 
-import os
+It ends with a sentence for everything that lacks and status 1, or with `missing nothing`.
+"""
+
 import platform
 import shutil
 import sys
@@ -9,49 +11,53 @@ import psutil
 import torch
 
 from setup.choose import ROOT, current_profile
+from setup.needs import needs, needs_table
 from stages.common.device import has_fast_bfloat16
-from stages.common.params import NAMES, read_params
+from stages.common.machine import cards, cores, faults, held_gib
+from stages.common.params import NAMES, Params, Profile, read_params
 from stages.common.problem import Problem
 
 
-def findings(name: str) -> tuple[list[str], list[str]]:
-    """(what was found against what is needed, what is missing) for a profile."""
+def profile_of(params: Params, name: str) -> Profile:
     if name not in NAMES:
         raise Problem(f"there is no profile {name} in params.yaml; there are {', '.join(NAMES)}.")
-    profile = getattr(read_params(ROOT / "params.yaml").profiles, name)
-    memory = psutil.virtual_memory().available / 2**30
-    disk = shutil.disk_usage(ROOT).free / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fast = has_fast_bfloat16()
+    return getattr(params.profiles, name)
+
+
+def findings(params: Params, name: str) -> list[str]:
+    """What was found against what is needed."""
+    profile = profile_of(params, name)
+    memory = psutil.virtual_memory()
+    fast, card = has_fast_bfloat16(), ", ".join(f"{model} with {size:.0f} GiB" for model, size in cards())
     lines = [
         f"machine          {platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        f"torch            {torch.__version__}, CUDA {'yes' if torch.cuda.is_available() else 'no'}",
-        f"cores            {cores}, the profile uses {profile.threads} threads",
-        f"free memory      {memory:.1f} GiB, needed {profile.needs.memory_gib} GiB",
-        f"free disk        {disk:.1f} GiB, needed {profile.needs.disk_gib} GiB",
+        f"torch            {torch.__version__}, CUDA {torch.version.cuda or 'no'}",
+        f"card             {card or 'none'}, needed {f'one of {profile.needs.card_gib} GiB' if profile.needs.card_gib else 'none'}",
+        f"cores            {cores()}, the profile uses {profile.threads} threads, the filter {params.filter.workers} processes",
+        f"free memory      {memory.available / 2**30:.1f} GiB of {memory.total / 2**30:.1f} GiB, needed {profile.needs.memory_gib} GiB",
+        f"free disk        {shutil.disk_usage(ROOT).free / 2**30:.1f} GiB, and {held_gib(ROOT):.1f} GiB hold results, needed "
+        f"{profile.needs.disk_gib} GiB",
         f"time             about {profile.needs.minutes} minutes from nothing"
-        + (" on 2 cores with fast bfloat16" if profile.device == "cpu" else ""),
+        + (" on 2 cores with fast bfloat16" if profile.device == "cpu" else ", not measured"),
         f"fast bfloat16    {'yes' if fast else 'no'}; the profile computes in {profile.dtype}",
+        f"base model       {profile.midtrain.base_model}, revision {profile.midtrain.revision}",
     ]
-    missing = []
-    if profile.device == "cuda" and not torch.cuda.is_available():
-        missing.append("a CUDA device")
-    if memory < profile.needs.memory_gib:
-        missing.append(f"{profile.needs.memory_gib - memory:.1f} GiB of memory")
-    if disk < profile.needs.disk_gib:
-        missing.append(f"{profile.needs.disk_gib - disk:.1f} GiB of disk")
     if not fast and profile.dtype == "bfloat16":
         lines.append(f"advice           `dvc exp run -S profiles.{name}.dtype=float32` is faster on this processor")
-    return lines, missing
+    if profile.device == "cuda" and cores() > 2 * params.filter.workers:
+        lines.append(f"advice           `-S filter.workers={cores()}` lets the filter use all cores; the corpus is the same")
+    if profile.midtrain.base_model != "pretrained":
+        lines += ["", *needs_table(needs(params, profile)), ""]
+    return lines
 
 
 def main() -> None:
     name = sys.argv[1] if sys.argv[1:] else current_profile()
-    lines, missing = findings(name)
+    params = read_params(ROOT / "params.yaml")
     print(f"profile {name}")
-    print("\n".join(lines))
-    if missing:
-        sys.exit(f"missing          {', '.join(missing)}")
+    print("\n".join(findings(params, name)), flush=True)
+    if missing := faults(params, profile_of(params, name), ROOT):
+        sys.exit("\n".join(f"missing          {fault}" for fault in missing))
     print("missing          nothing")
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from benchmarks.dedup import model as snapshot_table
 from setup.repro import DVC, ROOT, results
 from setup.sizes import crawl_table, prose_table, sizes_table
 
@@ -27,7 +28,7 @@ def graph() -> str:
 def filled(text: str) -> str:
     """README text with every generated part renewed."""
     for name, make in (("results", results_table), ("graph", graph), ("sizes", sizes_table), ("crawl", crawl_table),
-                       ("prose", prose_table)):
+                       ("prose", prose_table), ("snapshot", snapshot_table)):
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(marks, lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text, flags=re.DOTALL)
     return text

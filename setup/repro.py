@@ -1,18 +1,19 @@
 """Run the graph, print what came out, and write the report with the commit and the ledger: `make repro`.
 
-The copy at runs/report.html is for people and stays outside DVC: it names the commit and the time each stage took,
-which no cached output may.
+The copy at runs/report.html is for people and stays outside DVC: it names the commit and what each stage took, which no
+cached output may.
 """
 
 import html
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from setup.choose import ROOT, current_profile
+from setup.choose import ROOT
+from setup.ledger import ledger, ledger_table, total
 from stages.common.files import read_json
-from stages.common.graph import definitions
+from stages.common.machine import check_machine
+from stages.common.params import read_params
 from stages.common.problem import Problem
 
 DVC = ROOT / ".venv" / "bin" / "dvc"
@@ -35,16 +36,6 @@ def results() -> list[tuple[str, str]]:
     return rows
 
 
-def ledger() -> list[dict]:
-    """What each stage took when it last ran here: seconds and peak memory, as it noted itself under runs/."""
-    entries = []
-    for name in definitions(ROOT, current_profile()):
-        path = ROOT / "runs" / f"{name}.json"
-        if path.is_file():
-            entries.append({"stage": name} | json.loads(path.read_text()))
-    return entries
-
-
 def commit() -> str:
     """The commit that made this, and whether the working tree differs from it."""
     said = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
@@ -53,10 +44,9 @@ def commit() -> str:
 
 def report_copy() -> Path:
     """A copy of metrics/report.html with the commit and the ledger before its end."""
-    rows = "".join(f"<tr><td>{html.escape(entry['stage'])}</td><td>{entry['seconds']:.1f}</td>"
-                   f"<td>{entry['peak_memory_mib']:,.0f}</td></tr>" for entry in ledger())
-    section = (f"<section><h2>This run</h2><p>Commit {html.escape(commit())}.</p><table><thead><tr><th>stage</th>"
-               f"<th>seconds</th><th>peak memory, MiB</th></tr></thead><tbody>{rows}</tbody></table></section>")
+    section = (f"<section><h2>This run</h2><p>Commit {html.escape(commit())}. What each stage took when it last ran on this machine; "
+               "FLOPs as they are counted for training, dollars at the profile's rate for an hour.</p>"
+               f"{ledger_table(ledger())}</section>")
     page = (ROOT / "metrics/report.html").read_text()
     copy = ROOT / "runs" / "report.html"
     copy.parent.mkdir(exist_ok=True)
@@ -65,6 +55,7 @@ def report_copy() -> Path:
 
 
 def main() -> None:
+    check_machine(read_params(ROOT / "params.yaml"), ROOT)
     if subprocess.run([DVC, "repro"], cwd=ROOT).returncode:
         raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
                       "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
@@ -74,7 +65,9 @@ def main() -> None:
     print()
     for what, value in table:
         print(f"{what:<{width}}  {value}")
-    print(f"\n{'seconds in the stages':<{width}}  {sum(entry['seconds'] for entry in ledger()):.0f}")
+    cost = total(ledger())
+    print(f"\n{'seconds in the stages':<{width}}  {cost.seconds:.0f}")
+    print(f"{'US dollars for them':<{width}}  {cost.dollars:.2f}")
     print(f"{'report':<{width}}  {report_copy()}")
 
 

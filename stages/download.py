@@ -199,7 +199,7 @@ def choose_latest(path: Path) -> str:
 
 
 def main(stage: Stage) -> None:
-    params = stage.params.download
+    params = stage.params.download.at(stage.params.profile.download)
     with atomic_directory("data/raw") as folder:
         match params.source:
             case "embedded":

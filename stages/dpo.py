@@ -14,13 +14,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 from trl import DPOConfig, DPOTrainer
 
 from stages.common.checkpoint import open_checkpoint
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, is_first, run
 from stages.nn.preference import mean_divergence, preference_loss
 from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
@@ -32,11 +33,13 @@ from stages.shop.tuning import (
     check_lengths,
     check_trainable,
     curve,
+    division,
     json_dataset,
     last_checkpoint,
     lora,
     open_model,
     save_merged,
+    trained,
 )
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
@@ -68,13 +71,13 @@ class Trainer(DPOTrainer):
         return mean_divergence(policy, reference, batch["completion_mask"].bool()).item()
 
 
-def settings(stage: Stage, device: Device, folder: Path) -> DPOConfig:
+def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> DPOConfig:
     """TRL's arguments: a preference loss with a small share of the SFT loss, which holds the chosen answers likely."""
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
     steps_per_look = math.ceil(scale.steps / LOOKS)
     return DPOConfig(
-        output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
-        per_device_eval_batch_size=2 * scale.batch, max_length=scale.max_length, beta=dpo.beta,
+        output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 2, scale.max_length, config, device),
+        max_length=scale.max_length, beta=dpo.beta,
         loss_type=[dpo.loss_type, "sft"], loss_weights=[1.0, dpo.sft_weight], precompute_ref_log_probs=True,
         precompute_ref_batch_size=2 * scale.batch, learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=int(dpo.warmup_share * scale.steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
@@ -110,7 +113,7 @@ def main(stage: Stage) -> None:
     before = look(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:
         trainer = Trainer(
-            model, args=settings(stage, device, checkpoint.directory / "trl"), processing_class=tokenizer,
+            model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
             train_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["train"]]),
             eval_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["validation"]]),
             peft_config=lora(dpo.lora_rank, dpo.lora_alpha))
@@ -121,6 +124,9 @@ def main(stage: Stage) -> None:
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         if scale.steps % trainer.args.eval_steps:
             trainer.evaluate()
+        stage.count(*trained(trainer, 6))   # the reference's forward pass too
+        if not is_first():   # of several processes one merges and writes
+            return
         rows += curve(trainer.state.log_history, LOGGED)
         merged = trainer.model.merge_and_unload()
         with atomic_directory("models/dpo") as folder:

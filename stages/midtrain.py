@@ -28,6 +28,7 @@ from stages.nn.data import open_tokens
 from stages.nn.export import load_gpt_oss, save_model
 from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
+from stages.nn.speed import flops_per_token
 from stages.shop import harmony
 
 POOL = 64        # dialogues that are sorted by length, so that those of a step need little padding
@@ -91,7 +92,7 @@ def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]],
     shared = torch.tensor([prefix], device=device.kind)
     batches = plan(list(map(len, dialogues)), scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
     optimizer = adamw(model, midtrain.weight_decay, 0.9, 0.95)
-    start, curve, loss_sum = 0, [], 0.0
+    start, curve, loss_sum, tokens = 0, [], 0.0, 0
     with open_checkpoint(stage) as checkpoint:
         if saved := checkpoint.load():
             tensors, state = saved
@@ -113,6 +114,7 @@ def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]],
             if not torch.isfinite(loss):
                 raise Problem(f"The loss is {loss.item()} at step {step}, on the dialogues {batches[step]} of data/sft/train.jsonl (none: "
                               "web text). Lower midtrain.learning_rate.")
+            tokens += inputs.numel()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
             optimizer.step()
@@ -125,6 +127,8 @@ def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]],
                 loss_sum = 0.0
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
                 checkpoint.save(tensors | optimizer_tensors(optimizer), {"step": done, "curve": curve, "loss_sum": loss_sum})
+    longest = max(map(len, dialogues))
+    stage.count(tokens, flops_per_token(model, longest) * tokens)
     return curve
 
 

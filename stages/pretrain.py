@@ -102,6 +102,9 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
     parameters = sum(parameter.numel() for parameter in model.parameters())
     active = model.active_parameters() if name == "gpt_oss" else parameters
     flops = flops_per_token(model, context)
+    if scale.compile and name == "gpt_oss":   # a recurrent model is one scan, which is no sequence of small kernels
+        for block in model.blocks:
+            block.compile()
     loss_of = joined(model, world, params.sharded)
     make = muon_and_adamw if params.optimizer == "muon" else lambda *how: [adamw(*how)]
     optimizers = make(model, params.weight_decay, params.adam_beta1, params.adam_beta2)
@@ -161,6 +164,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
                 checkpoint.save(tensors, {"step": done, "curve": curve})
 
     seconds = time.monotonic() - started
+    stage.count((scale.steps - first) * scale.tokens_per_step, (scale.steps - first) * scale.tokens_per_step * flops)
     result = validation(model, val, token_bytes, rows, context, device)
     weights = {key: whole(value) for key, value in model.state_dict().items()}
     if not world.first:

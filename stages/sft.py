@@ -10,13 +10,14 @@ Hu et al. 2021, https://arxiv.org/abs/2106.09685
 import random
 from pathlib import Path
 
+from transformers import PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
 from stages.common.checkpoint import open_checkpoint
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
-from stages.common.stage import Stage, run
+from stages.common.stage import Stage, is_first, run
 from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.tuning import (
@@ -24,12 +25,14 @@ from stages.shop.tuning import (
     check_lengths,
     check_trainable,
     curve,
+    division,
     json_dataset,
     last_checkpoint,
     lora,
     open_model,
     save_adapter,
     save_merged,
+    trained,
 )
 from stages.shop.verify import summarise, without_intervals
 
@@ -43,12 +46,12 @@ def choose(split: str, count: int, seed: int) -> list[dict]:
     return rows[:count]
 
 
-def settings(stage: Stage, device: Device, folder: Path) -> SFTConfig:
+def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> SFTConfig:
     """TRL's arguments. The router loss is off: pretraining owns the balance of the experts."""
     sft, scale = stage.params.sft, stage.params.profile.sft
     return SFTConfig(
-        output_dir=str(folder), max_steps=scale.steps, per_device_train_batch_size=scale.batch,
-        per_device_eval_batch_size=scale.batch, max_length=scale.max_length, packing=False, completion_only_loss=True,
+        output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 1, scale.max_length, config, device),
+        max_length=scale.max_length, packing=False, completion_only_loss=True,
         learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_share * scale.steps),
         router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
         bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
@@ -70,13 +73,16 @@ def main(stage: Stage) -> None:
     with open_checkpoint(stage) as checkpoint:
         columns = ("prompt", "completion", "tools")
         trainer = SFTTrainer(
-            model, args=settings(stage, device, checkpoint.directory / "trl"), processing_class=tokenizer,
+            model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
             train_dataset=json_dataset([{key: row[key] for key in columns} for row in train]),
             eval_dataset=json_dataset([{key: row[key] for key in columns} for row in held_out]),
             peft_config=lora(sft.lora_rank, sft.lora_alpha))
         check_trainable(trainer.model)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         validation_loss = trainer.evaluate()["eval_loss"]
+        stage.count(*trained(trainer, 4))
+        if not is_first():   # of several processes one merges and writes
+            return
         rows = curve(trainer.state.log_history, {"loss": "loss"})
         with atomic_directory("models/sft") as folder:
             save_adapter(trainer.model, folder / "adapter")

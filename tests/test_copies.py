@@ -110,14 +110,13 @@ def test_fewer_bands_of_more_rows_find_fewer_of_the_light_copies(texts, tmp_path
         assert abs(found - expected) < 12, (bands, rows)
 
 
-def test_many_passes_find_what_one_finds(texts, tmp_path, monkeypatch):
+def test_many_passes_find_what_one_finds(texts, tmp_path):
     frame = daft.from_pydict({"id": list(range(len(texts))), "text": [" ".join(text) for text in texts]})
     frame = frame.with_column("id", daft.col("id").cast(daft.DataType.uint64()))
     at_once = near_pairs(frame, 5, 7, 4, 0.4, tmp_path)
     for limit in (120, 700):      # a part of a band, two bands
-        monkeypatch.setattr(minhash, "BANDS_A_PASS", limit)
-        assert len(list(minhash.passes(len(texts), 7))) > 3
-        parts = near_pairs(frame, 5, 7, 4, 0.4, tmp_path)
+        assert len(list(minhash.passes(len(texts), 7, limit))) > 3
+        parts = near_pairs(frame, 5, 7, 4, 0.4, tmp_path, limit * minhash.BYTES_A_BAND)
         assert all(np.array_equal(one, other) for one, other in zip(at_once, parts, strict=True))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.common.files import atomic_directory, disk_full_in_words
 from stages.common.problem import Problem
-from stages.common.stage import Stage, exclusive
+from stages.common.stage import Stage, exclusive, is_first
 
 
 class Checkpoint:
@@ -54,8 +54,14 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(stage: Stage) -> Iterator[Checkpoint]:
-    """Yields the checkpoint of this run under a lock against a second trainer; removes it when the block succeeds."""
+    """Yields the checkpoint of this run under a lock against a second trainer; removes it when the block succeeds.
+
+    Of several processes of one run the first does so, the others read the same.
+    """
     checkpoint = Checkpoint(stage)
+    if not is_first():
+        yield checkpoint
+        return
     with exclusive(checkpoint.directory / "lock", f"{stage.name} with the same inputs"):
         with disk_full_in_words(checkpoint.directory):  # a library's own checkpoints too
             yield checkpoint

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def open_device(kind: str, dtype: str, threads: int, seed: int) -> Device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise Problem("The profile asks for device: cuda, but torch finds no CUDA device. "
                       "Use `profile: cpu` or run `make check PROFILE=gpu` to see what is missing.")
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))   # of several processes each has a card
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)

@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 def which_files(value: object) -> int | float | str:
-    """Checks `download.files`: a number, a range such as "100-119", or a share of all."""
+    """Checks `download.files`: a number, a range such as "100-119", a share of all, or "profile"."""
     match value:
         case bool():
             pass
@@ -36,13 +36,20 @@ def which_files(value: object) -> int | float | str:
             return value
         case float() if 0 < value < 1:
             return value
+        case "profile":
+            return value
         case str() if (ends := re.fullmatch(r"(\d+)-(\d+)", value)) and int(ends[1]) <= int(ends[2]):
             return value
-    raise ValueError("should be a number of files (3), a range counted from 0 (100-119) or a share of all files (0.001)")
+    raise ValueError("should be a number of files (3), a range counted from 0 (100-119), a share of all files (0.001) or `profile`")
+
+
+class DownloadScale(Section):
+    source: Literal["embedded", "files", "commoncrawl"]
+    files: Count
 
 
 class Download(Section):
-    source: Literal["embedded", "files", "commoncrawl"]
+    source: Literal["profile", "embedded", "files", "commoncrawl"]
     paths: str
     pages_per_file: Count
     crawl: Annotated[str, Field(pattern=r"^CC-MAIN-\d{4}-\d{2}$")]
@@ -59,6 +66,10 @@ class Download(Section):
     seconds_between_requests: Annotated[float, Field(ge=0)]
     stall_seconds: Positive
     attempts: Count
+
+    def at(self, scale: DownloadScale) -> "Download":
+        """The same with what the profile has where this says `profile`."""
+        return self.model_copy(update={name: getattr(scale, name) for name in ("source", "files") if getattr(self, name) == "profile"})
 
 
 class Filter(Section):
@@ -112,6 +123,7 @@ class Filter(Section):
     near_bands: Count
     near_rows: Count
     near_similarity: Share
+    near_memory_gib: Positive
     repeated_line_pages: Annotated[int, Field(ge=2)]
     repeated_line_letters: Count
     contamination_words: Count
@@ -240,6 +252,7 @@ class Evaluate(Section):
 
 class Needs(Section):
     memory_gib: Count
+    card_gib: Annotated[int, Field(ge=0)]
     disk_gib: Count
     minutes: Count
 
@@ -250,6 +263,7 @@ class PretrainScale(Section):
     steps: Count
     steps_per_look: Count
     look_tokens: Count
+    compile: bool
 
 
 class MlpSize(Section):
@@ -323,7 +337,9 @@ class Profile(Section):
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     threads: Count
+    dollars_per_hour: NotNegative
     needs: Needs
+    download: DownloadScale
     pretrain: PretrainScale
     models: Models
     build_sft: BuildSftScale

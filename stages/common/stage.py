@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from types import CodeType
 
 from stages.common.files import file_hash, files_below, write_json
 from stages.common.graph import Definition, definitions
+from stages.common.machine import check_machine
 from stages.common.memory import peak_memory_bytes
 from stages.common.params import Listed, Params, read_params
 from stages.common.problem import Problem
@@ -46,6 +48,12 @@ class Stage:
             raise Problem(f"dvc.yaml has no stage {name}. It has: {', '.join(known)}.")
         self.definition: Definition = known[name]
         self.params = Listed(self._all_params, self.definition.params)
+        self.work: Counter = Counter()
+
+    def count(self, tokens: int, flops: float) -> None:
+        """Adds to what the ledger notes of this run: tokens that a model was trained on, and what that took in
+        floating-point operations."""
+        self.work.update(tokens=tokens, flops=flops)
 
     @property
     def kept(self) -> Path:
@@ -122,6 +130,12 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and holds locks, of those that torchrun or Accelerate started for one run;
+    alone without them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def die_with_parent() -> None:
     """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running."""
     parent = os.getppid()
@@ -161,17 +175,17 @@ def run(main: Callable[..., None]) -> None:
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
-    first = os.environ.get("RANK", "0") == "0"   # of the processes that torchrun started for one run; alone without it
     try:
-        with exclusive(Path.cwd() / "runs" / f"{name}.lock", name) if first else contextlib.nullcontext():
+        with exclusive(Path.cwd() / "runs" / f"{name}.lock", name) if is_first() else contextlib.nullcontext():
             try:
                 started = time.monotonic()
                 stage = Stage(name)
+                check_machine(stage._all_params, stage.kept)
                 print(f"{name}: key {stage.key}", flush=True)
                 check_is_loaded(sys._getframe(1).f_code)
                 main(stage, *words)
                 stage.check_unchanged()
-                if first:
+                if is_first():
                     note_cost(stage, time.monotonic() - started)
             except Problem:
                 remove_outs(name)  # under the lock: the outs may be another run's
@@ -189,9 +203,18 @@ def check_is_loaded(code: CodeType) -> None:
 
 
 def note_cost(stage: Stage, seconds: float) -> None:
-    """Notes what the run took in runs/<stage>.json, which no out may hold: outs are the same bytes on every run."""
-    write_json(stage.kept / "runs" / f"{stage.name}.json",
-               {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory_bytes() / 2**20, 1)})
+    """Notes what the run took in runs/<stage>.json, which no out may hold: outs are the same bytes on every run.
+
+    Memory is that of the largest process; read are the stage's inputs, written its outs.
+    """
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    outs = [file for out in stage.definition.outs for file in files_below(stage.root / out)]
+    write_json(stage.kept / "runs" / f"{stage.name}.json", {
+        "seconds": round(seconds, 2), "tokens": stage.work["tokens"], "flops": stage.work["flops"],
+        "peak_memory_mib": round(peak_memory_bytes(children=True) / 2**20, 1),
+        "peak_card_mib": round(cuda.max_memory_allocated() / 2**20, 1) if cuda and cuda.is_initialized() else 0,
+        "read_bytes": sum(size for group in stage.inputs.values() for size, _, _ in group.values()),
+        "written_bytes": sum(file.stat().st_size for file in outs)})
 
 
 def remove_outs(name: str) -> None:

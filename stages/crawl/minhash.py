@@ -19,7 +19,9 @@ import xxhash
 from stages.crawl.engine import apart, daft
 
 SEED = 1
-# Of the bands of all texts, one pass groups about this many: some 300 MB.
+# Bytes of memory for each band of a text while a pass groups them: 300 MB for two million.
+BYTES_A_BAND = 150
+# Of the bands of all texts, one pass groups about this many unless told otherwise.
 BANDS_A_PASS = 2_000_000
 # Pairs whose signatures are held and compared at once: at most 450 bytes for each of two texts.
 PAIRS_AT_ONCE = 200_000
@@ -34,13 +36,17 @@ class Pairs(NamedTuple):
     similarity: np.ndarray
 
 
-def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similarity: float, scratch: Path) -> Pairs:
+def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similarity: float, scratch: Path,
+               memory: int | None = None) -> Pairs:
     """The pairs of texts that meet in a band and whose signatures agree in at least `similarity` of their values.
 
     texts: columns id (uint64, one for each text; equal texts may share one) and text. Within a band's bucket every
     text is compared with the one of the smallest id only, so the work grows with the texts and not with the pairs.
     scratch: a folder that all machines see; the signatures lie there while this runs, 4 bytes a hash.
+    memory: bytes that grouping may take, on all machines together; with more of it there are fewer passes over the
+    signatures, and the pairs are the same. None: those of BANDS_A_PASS.
     """
+    bands_a_pass = BANDS_A_PASS if memory is None else max(1, memory // BYTES_A_BAND)
     folder = scratch / "signatures"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir(parents=True)
@@ -53,7 +59,7 @@ def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similar
             return Pairs(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0))
         signatures = daft.read_parquet([str(file) for file in files])
         found = np.empty((0, 2), np.uint64)
-        for some, part, parts in passes(count, bands):
+        for some, part, parts in passes(count, bands, bands_a_pass):
             found = np.unique(np.concatenate([found, meet(signatures, some, rows, part, parts)]), axis=0)
         share = np.concatenate([np.empty(0), *(agreement(files, found[start:start + PAIRS_AT_ONCE], bands * rows)
                                                for start in range(0, len(found), PAIRS_AT_ONCE))])
@@ -73,10 +79,10 @@ def signature(words: int, hashes: int) -> daft.Expression:
     return daft.functions.minhash(plain, num_hashes=hashes, ngram_size=words, seed=SEED, hash_function="xxhash3_64")
 
 
-def passes(count: int, bands: int) -> Iterator[tuple[list[int], int, int]]:
-    """Bands to group together, and which of how many parts of their buckets."""
-    at_once = max(1, min(bands, BANDS_A_PASS // count))
-    parts = -(-count // BANDS_A_PASS)
+def passes(count: int, bands: int, bands_a_pass: int) -> Iterator[tuple[list[int], int, int]]:
+    """Bands to group together, and which of how many parts of their buckets, so that a pass groups about bands_a_pass."""
+    at_once = max(1, min(bands, bands_a_pass // count))
+    parts = -(-count // bands_a_pass)
     for start in range(0, bands, at_once):
         for part in range(parts):
             yield list(range(start, min(bands, start + at_once))), part, parts

@@ -22,7 +22,7 @@ CHARACTERS_AT_ONCE = 1 << 24
 ROWS_AT_ONCE = 2000
 KEPT_RUNS = 8  # of which the shards stay: going back to parameters of before costs nothing, and the disk does not fill
 # Parameters of the rules that look at many pages, and of the engine: the judged pages do not depend on them.
-ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity",
+ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity", "near_memory_gib",
              "repeated_line_pages", "repeated_line_letters", "contamination_words", "contamination_least_words",
              "rejects_per_reason", "validation_share"}
 

@@ -1,12 +1,21 @@
 """What SFT and DPO share: opening a base model for TRL, LoRA on attention and experts, learning curves, merged weights."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Json, List
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Mxfp4Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from stages.common.device import Device
 from stages.common.files import read_json, write_json
@@ -14,9 +23,10 @@ from stages.common.models import check_model
 from stages.common.problem import Problem
 from stages.shop import harmony
 
-POINTER = "pointer.json"
+POINTER, TEMPLATE = "pointer.json", "chat_template.jinja"
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 KEPT_CHECKPOINTS = 2
+USABLE = 0.9   # of a card's free memory; the rest is for what kernels need in passing
 # How a server of transformers reads a turn that our template wrote: goes into tokenizer_config.json, without which `transformers
 # serve` passes calls on as text. A recipient may stand on either side of the channel; what is no JSON stays text, for the client to see.
 RESPONSE = {
@@ -40,14 +50,49 @@ def open_model(folder: Path | str, device: Device) -> tuple[PreTrainedModel, Pre
     if (folder / POINTER).is_file():
         pointer = read_json(folder / POINTER)
         model = AutoModelForCausalLM.from_pretrained(
-            pointer["hub_id"], revision=pointer["revision"], dtype=device.dtype, device_map={"": 0},
+            pointer["hub_id"], revision=pointer["revision"], dtype=device.dtype, device_map={"": torch.cuda.current_device()},
             quantization_config=Mxfp4Config(dequantize=True), attn_implementation="eager", use_cache=False)
-        tokenizer = AutoTokenizer.from_pretrained(pointer["hub_id"], revision=pointer["revision"])
-        tokenizer.chat_template = harmony.TEMPLATE   # the hub's own puts today's date into every prompt
-        return model, tokenizer
+        return model, hub_tokenizer(folder, pointer)
     check_model(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    dtype = torch.float32 if device.kind == "cpu" else device.dtype   # 20 billion weights in float32 fit no card
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.to(device.kind), AutoTokenizer.from_pretrained(folder)
+
+
+def hub_tokenizer(folder: Path, pointer: dict[str, str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the hub model that a pointer names, with the chat template that lies beside the pointer."""
+    tokenizer = AutoTokenizer.from_pretrained(pointer["hub_id"], revision=pointer["revision"])
+    tokenizer.chat_template = (folder / TEMPLATE).read_text()
+    return tokenizer
+
+
+def row_bytes(config: PretrainedConfig, tokens: int) -> int:
+    """What one row takes on a card in a training step with gradient checkpointing, beside the weights: the input of every
+    layer and, of one layer, the scores of eager attention and the rows of the experts with their gradients.
+
+    An estimate from shapes, not measured: 12 bytes a score, 4 for a number of an expert's rows.
+    """
+    scores = 12 * config.num_attention_heads * tokens**2
+    experts = 4 * tokens * config.num_experts_per_tok * (2 * config.hidden_size + 3 * config.intermediate_size)
+    return scores + experts + 2 * tokens * config.num_hidden_layers * config.hidden_size
+
+
+def division(batch: int, rows_an_entry: int, max_length: int, config: PretrainedConfig, device: Device) -> dict[str, int]:
+    """How a step's batch is shared by processes and, on a card, taken in parts that fit its free memory: the arguments of a
+    Trainer for it. The gradient is that of the whole batch all the same.
+
+    rows_an_entry: 2 for pairs. Raises Problem if the processes can not share the batch equally.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    own, rest = divmod(batch, processes)
+    if rest or not own:
+        raise Problem(f"The batch of {batch} can not be shared equally by {processes} processes. Start a number that divides it, "
+                      "or change batch in the profile.")
+    if device.kind == "cpu":
+        return {"per_device_train_batch_size": own, "per_device_eval_batch_size": batch, "gradient_accumulation_steps": 1}
+    fitting = torch.cuda.mem_get_info()[0] * USABLE // (rows_an_entry * row_bytes(config, max_length))
+    at_once = max(n for n in range(1, own + 1) if own % n == 0 and n <= max(1, fitting))
+    return {"per_device_train_batch_size": at_once, "per_device_eval_batch_size": at_once, "gradient_accumulation_steps": own // at_once}
 
 
 def lora(rank: int, alpha: int) -> LoraConfig:
@@ -105,6 +150,20 @@ def curve(log_history: list[dict], columns: dict[str, str]) -> list[dict]:
         if all(key in entry for key in columns):
             rows.append({"step": entry["step"]} | {column: float(entry[key]) for key, column in columns.items()})
     return rows
+
+
+def trained(trainer: Trainer, flops_a_weight: int) -> tuple[int, float]:
+    """Tokens that a Trainer went through, all processes together, and floating-point operations for them.
+
+    flops_a_weight: of each weight that multiplies a token: 2 forward, 2 for the gradient that passes through a frozen
+    weight. What gradient checkpointing computes again is not counted.
+    """
+    tokens = next((entry["num_tokens"] for entry in reversed(trainer.state.log_history) if "num_tokens" in entry), 0)
+    config = trainer.model.config
+    share = config.num_experts_per_tok / config.num_local_experts
+    weights = sum(parameter.numel() * (share if "experts" in name else 1) for name, parameter in trainer.model.named_parameters()
+                  if "lora_" not in name and "embed_tokens" not in name)
+    return int(tokens), flops_a_weight * weights * tokens
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

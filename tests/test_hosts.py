@@ -1,0 +1,111 @@
+"""Two hosts, as processes of this machine, one of which is lost in the middle of the work."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from stages import download
+from stages.common.stage import Stage
+from tests.test_crawl import members
+from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401
+from tests.test_pretrain import encoded, losses, outs  # noqa: F401
+
+pytestmark = pytest.mark.slow
+FILES, PAGES = 6, 60
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# A node whose agents have given ports need not wait for them to choose some, for which it has 15 s.
+PORTS = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def wait_for(what, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplace, monkeypatch):  # noqa: F811
+    """What was finished when the second host died is not done again, and the corpus is that of one process."""
+    from ray.cluster_utils import Cluster
+
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    take_files(workplace, **{f"crawl{number}": members([page(number * PAGES + of) for of in range(PAGES)]) for number in range(FILES)})
+    run_both()
+    whole = digest(workplace)
+    for shard in (workplace / ".cache" / "filter").glob("*.parquet"):
+        shard.unlink()
+
+    def node(**more: bool) -> dict:
+        return {"num_cpus": 1, **{name: free_port() for name in PORTS}, **more}
+
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
+        other = cluster.add_node(**node())
+    except Exception as error:   # what Ray raises has no name of its own
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip(f"Ray does not start on this machine, or not in the 15 s that it has: {error}")
+    try:
+        set_params(workplace, engine="ray", workers="2", ray_address=cluster.address)
+        download.main(Stage("download"))
+        process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        kept = workplace / ".cache" / "filter"
+        wait_for(lambda: process.poll() is not None or len(list(kept.glob("*.parquet"))) >= 2, 300)
+        assert process.poll() is None, process.stdout.read()
+        cluster.remove_node(other, allow_graceful=False)
+        finished = {shard.name: shard.stat().st_mtime_ns for shard in kept.glob("*.parquet")}
+        assert 2 <= len(finished) < FILES, "the host was lost too late to prove anything"
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert {name: (kept / name).stat().st_mtime_ns for name in finished} == finished
+        assert digest(workplace) == whole
+    finally:
+        cluster.shutdown()
+
+
+def host(project: Path, port: int, hosts: str) -> subprocess.Popen:
+    """One host's agent, with the words of scale/README.md."""
+    command = ["torch.distributed.run", f"--nnodes={hosts}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
+               f"--rdzv_endpoint=127.0.0.1:{port}", "--max_restarts=3", "-m", "stages.pretrain", "gru"]
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def trainer_of(agent: subprocess.Popen) -> psutil.Process | None:
+    """The training process that an agent started."""
+    return next(iter(psutil.Process(agent.pid).children()), None)
+
+
+def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(encoded):  # noqa: F811
+    """Two agents that meet at a rendezvous; the trainer of one is killed behind the first checkpoint."""
+    port, checkpoints = free_port(), encoded / ".ckpt" / "pretrain@gru"
+    agents = [host(encoded, port, "2"), host(encoded, port, "2")]
+    try:
+        wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents))
+        assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0][-3000:]
+        os.kill(trainer_of(agents[1]).pid, signal.SIGKILL)
+        said = [agent.communicate(timeout=200)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert "gru: going on at step" in "".join(said)
+    together = losses(encoded, "gru")
+    alone = subprocess.run([sys.executable, "-m", "stages.pretrain", "gru"], cwd=encoded, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    assert together == pytest.approx(losses(encoded, "gru"), abs=1e-5)
+    assert json.loads(outs(encoded, "gru")["gru.json"])["gru"]["tokens"] == 6 * 256
