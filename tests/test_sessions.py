@@ -16,18 +16,19 @@ from starlette.testclient import TestClient
 
 from demo.conversation import DOWN, Conversation
 from demo.feedback import Feedback
+from demo.gpt import Gpt, Spent, Unreachable, Unusable
 from demo.guard import MOST_BYTES, Guard
 from demo.render import chat_html
 from demo.router import Route
 from demo.sessions import Limits, Refused, Sessions
 from stages.common.files import read_jsonl
 from stages.shop import harmony
-from stages.shop.agent import Agent, Endpoint
+from stages.shop.agent import Agent, Endpoint, Hear
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
 from tests.conftest import ROOT
-from tests.openai_server import Reply, completion, serve
+from tests.openai_server import Reply, completion, serve, streamed
 from tests.test_shop import called, final
 
 STORE = open_store(ROOT / "data" / "store")
@@ -318,6 +319,25 @@ def test_a_server_that_drips_does_not_hang_an_answer_and_calls_nothing_afterward
         assert time.monotonic() - started < 5
     assert (said.text, said.failed, said.problem) == (DOWN, True, "The shopping model failed (TimeoutError).")
     assert not agent.session.calls
+
+
+def test_gpt_is_heard_word_by_word_and_counted_as_when_it_is_not(monkeypatch):
+    def ask(hear: Hear | None, spent: Spent) -> str:
+        return Gpt("m", 2.0, 8.0)(5, lambda ask: ask(spent, hear, messages=[{"role": "user", "content": "the capital of France?"}]))
+
+    with serve() as server:
+        server.answer = lambda body, key: Reply(completion("Paris, of course."))
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        heard, spent = [], [Spent(), Spent()]
+        assert ask(heard.append, spent[0]) == ask(None, spent[1]) == "Paris, of course."
+        assert spent[0] == spent[1] and spent[0].input_tokens == 1000
+        assert [text.strip() for text in heard] == ["Paris,", "Paris, of", "Paris, of course."]
+        half = streamed(completion("Paris, of course."))[:-200]
+        for fault in (Reply(half, type="text/event-stream", cut_short=True), Reply(completion("Paris"), cut=True), Reply(b"", status=500)):
+            server.answer = lambda body, key, fault=fault: fault
+            with pytest.raises((Unreachable, Unusable)):
+                ask(heard.append, Spent())
 
 
 def test_a_local_model_is_heard_token_by_token(tmp_path):
