@@ -1,68 +1,16 @@
 """Data larger than memory: what is read is read in pieces, and places in a file are counted in 64 bits."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import dedup, filter
 from stages.common.files import write_json
 from stages.nn.data import batch, every_token_once, open_tokens
-from tests.conftest import ROOT
 from tests.test_filter import english
 
 BEYOND, COUNT = 2**31, 2**31 + 2**26
-# Documents of one unit of input, their letters, and how much more memory than after its imports the stage may take: a third of
-# the text of 16 units.
-DOCUMENTS, LETTERS, CAP_MIB = 250, 4_000, 48
-ENCODE = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from stages import encode
-from stages.nn.tokenizer import encoding, read_ranks
-tokenizer = encoding(read_ranks(Path(sys.argv[2])))
-tokenizer.encode_ordinary_batch(["the kettle"] * 4, num_threads=2)   # starts what threads it needs
-held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (held + int(sys.argv[3]) * 2**20,) * 2)
-folder = Path(sys.argv[1])
-if sys.argv[4] == "whole":
-    encode.texts = lambda folder, read=encode.texts: [[text for batch in read(folder) for text in batch]]
-counts = encode.encode_split(folder, folder / "ids.bin", tokenizer, np.dtype(np.uint16))
-print(counts["documents"], counts["tokens"])
-"""
-
-
-def write_corpus(folder: Path, units: int) -> Path:
-    """So many units of documents, a file each, as the filter writes them: in row groups of some thousand rows at most."""
-    folder.mkdir()
-    text = " ".join([english(1, 160)] * 10)[:LETTERS]
-    for unit in range(units):
-        pq.write_table(pa.table({"text": [text] * DOCUMENTS}), folder / f"part-{unit:05}.parquet", row_group_size=100)
-    return folder
-
-
-def encode_under_a_cap(folder: Path, cap_mib: int, how: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", ENCODE, str(folder), str(ROOT / "data/ranks/o200k_4096.tiktoken"), str(cap_mib), how],
-                          cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private memory on Linux only")
-def test_sixteen_times_the_text_is_encoded_in_the_memory_of_one(tmp_path, monkeypatch):
-    """Under a limit on private memory. Reading all texts first fails under the same limit, so it is one that binds."""
-    corpus = write_corpus(tmp_path / "16", 64)
-    assert 64 * DOCUMENTS * LETTERS > CAP_MIB * 2**20
-    said = encode_under_a_cap(corpus, CAP_MIB, "in pieces")
-    assert said.returncode == 0, said.stderr[-2000:]
-    documents, tokens = map(int, said.stdout.split())
-    assert documents == 64 * DOCUMENTS
-    assert (corpus / "ids.bin").stat().st_size == 2 * tokens
-    assert encode_under_a_cap(corpus, CAP_MIB, "whole").returncode != 0
 
 
 @pytest.mark.slow
