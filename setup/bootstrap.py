@@ -81,6 +81,8 @@ def torch_arguments(python, pin):
 def install(root, base):
     environment = os.path.join(root, ".venv")
     python = os.path.join(environment, "bin", "python")
+    if os.path.islink(environment):
+        fail(".venv is a link to %s, which this would empty. Remove the link and run make again." % os.path.realpath(environment))
     subprocess.run([base, "-m", "venv", "--clear", environment], stdout=subprocess.DEVNULL)
     if not os.path.exists(python) or pip(python, "--version", capture_output=True).returncode:
         fail("%s can not make a virtual environment. On Debian and Ubuntu: apt install python3-venv" % base)

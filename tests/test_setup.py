@@ -51,6 +51,14 @@ def test_an_old_python_is_told_so(clone, tmp_path):
     assert "Python 3.11 or newer is needed, but python3 here is 3.9" in said
 
 
+def test_an_environment_that_is_only_linked_here_is_not_emptied(clone, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "precious").touch()
+    (clone / ".venv").symlink_to(tmp_path / "shared")
+    assert ".venv is a link to" in bootstrap(clone)
+    assert (tmp_path / "shared" / "precious").exists()
+
+
 def test_a_machine_without_git_and_a_folder_without_a_repository_are_told_so(clone, tmp_path):
     assert "git is needed and not on PATH" in bootstrap(clone, PATH=str(tmp_path))
     shutil.rmtree(clone / ".git")
