@@ -170,14 +170,14 @@ def tokenizer(tmp_path_factory):
 
 
 def test_no_row_is_cut_on_any_profile(splits, tokenizer):
-    """The longest dialogue that build_sft.max_characters allows has to fit every profile's context and max_length."""
+    """The longest dialogue that build_sft.max_characters allows has to fit every profile's steps of midtrain and max_length."""
     params = read_params(ROOT / "params.yaml")
     assert params.build_sft.max_characters == LIMIT
     longest = sorted((dialogue for dialogues in splits.values() for dialogue in dialogues),
                      key=lambda dialogue: len(compact(dialogue["messages"])))[-40:]
     last = [turn_rows(dialogue)[-1] for dialogue in longest]
     limit = min(limit for profile in (params.profiles.cpu, params.profiles.smoke, params.profiles.gpu)
-                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.context))
+                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.tokens_per_step))
     check_lengths(last, tokenizer, ("completion",), limit)
     with pytest.raises(Problem, match=r"has \d+ tokens with its completion, max_length is 700"):
         check_lengths(last, tokenizer, ("completion",), 700)

@@ -40,8 +40,11 @@ def gopher(text: str) -> str:
 
 
 def test_the_parameters_are_the_published_ones():
+    """But for two of FineWeb's, which took pages worth reading from the embedded web and nothing else (params.yaml says so)."""
+    looser = {"punctuated_lines": (0.05, 1), "repeated_line_characters": (0, 0.02)}
     for published in (GOPHER_QUALITY, GOPHER_REPETITION, C4, FINEWEB):
-        assert {name: BOUNDS[name] for name in published} == published
+        assert {name: BOUNDS[name] for name in published} == {name: looser.get(name, bound) for name, bound in published.items()}
+    assert all(looser[name] != FINEWEB[name] for name in looser)
 
 
 def test_every_score_has_bounds_and_every_bound_a_score():
