@@ -21,8 +21,8 @@ def test_sixteen_times_the_crawl_is_filtered_in_the_memory_of_one(tmp_path):
         return [[filter.record(number, f"<html><body>{english(number)}</body></html>".encode()) for number in range(at, at + 40)]
                 for at in range(0, files * 40, 40)]
 
-    _, one = filter.ours(tmp_path / "one", crawl(1))
-    _, sixteen = filter.ours(tmp_path / "sixteen", crawl(16))
+    one = filter.ours(tmp_path / "one", crawl(1)).mib
+    sixteen = filter.ours(tmp_path / "sixteen", crawl(16)).mib
     assert sixteen < 1.25 * one, (one, sixteen)
 
 
