@@ -48,7 +48,10 @@ def graph(stages: dict[str, dict]) -> Markup:
                 drawn.add_edge(before, name)
             elif not before and dep.startswith("data/"):
                 drawn.add_edge("/".join(dep.split("/")[:2]), name)
-    drawn = networkx.transitive_reduction(drawn)
+    reduced = networkx.transitive_reduction(drawn)  # its edges come in the order of a set
+    drawn = networkx.DiGraph()
+    drawn.add_nodes_from(stages)
+    drawn.add_edges_from(sorted(reduced.edges))
     for data in [node for node in drawn if node not in stages]:  # one of its own for each reader, beside it
         for reader in list(drawn.successors(data)):
             drawn.add_edge(f"{data} {reader}", reader)
