@@ -88,6 +88,15 @@ def test_ids_are_unique_on_the_page(reported):
     assert len(ids) == len(set(ids))
 
 
+def test_the_drawn_graph_is_the_same_in_every_process():
+    """Python orders the members of a set of strings anew in each process, unless it is told how."""
+    draw = ("import pathlib; from stages.page import figures; from stages.report import stages_of; figures.style(); "
+            "print(figures.graph(stages_of(pathlib.Path('.'), 'smoke')))")
+    drawn = {subprocess.run([sys.executable, "-c", draw], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": str(seed)}, check=True,
+                            capture_output=True).stdout for seed in (1, 2, 3)}
+    assert len(drawn) == 1
+
+
 def test_the_parameters_on_the_page_are_those_of_the_active_profile(reported):
     page = (reported / "metrics/report.html").read_text()
     assert "profiles.cpu.evaluate.turns" in page and "profiles.gpu" not in page
