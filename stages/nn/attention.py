@@ -143,7 +143,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None,
     if q.is_cuda and q.size(1) == k.size(2) - 1 and padding is None:   # training, and prompts of one length
         return flex(q, k[:, :, :-1], v[:, :, :-1], sink, window)
     q = q.unflatten(2, (k.size(1), -1))
+    if q.size(1) == 1:
+        return of_last(q[:, 0], k, v, sink, window, padding).flatten(1, 2)[:, None]
     return Attention.apply(q, k, v, sink.to(q.dtype), window, padding).flatten(2, 3)
+
+
+def of_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None) -> Tensor:
+    """`Attention` of the last token alone, q and the result (B, G, R, d): it sees all columns, so decoding needs no mask but for
+    padding."""
+    columns = k.size(2) - 1
+    begin = 0 if window is None else max(0, columns - window)
+    k, v = k[:, :, begin:], v[:, :, begin:]
+    # k qᵀ and not q kᵀ, which takes three times as long in bfloat16 where a cache's rows lie apart (32 rows of 129 to 800 columns).
+    scores = (k @ (q * q.size(-1)**-0.5).mT).mT.contiguous()                # (B, G, R, columns + 1)
+    scores[..., -1] = sink.view(q.shape[1:3])
+    if padding is not None:
+        empty = torch.arange(begin, columns + 1, device=q.device) < padding[:, None]
+        scores.masked_fill_(empty[:, None, None], -math.inf)
+    return scores.softmax(-1) @ v
 
 
 @cache
@@ -187,8 +204,9 @@ class KeyValues:
     arithmetic, and the row behind the last column is always zeros, as `Attention` wants it.
     """
 
-    def __init__(self, window: int | None):
-        self.window, self.end, self.dropped, self.buffer = window, 0, 0, None
+    def __init__(self, window: int | None, projection: tuple[Tensor, Tensor]):
+        self.window, self.projection = window, projection   # Block.projection, put together once for all tokens
+        self.end, self.dropped, self.buffer = 0, 0, None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Appends k, v (B, T, G, d). Returns all that the new queries may see, (B, G, columns + 1, d) each, and how many
@@ -211,6 +229,8 @@ class KeyValues:
 
 class SharedKeyValues:
     """Keys and values of one layer for a text that all rows of a batch begin with, for training on what follows it."""
+
+    projection = None   # the weights are being trained: put together anew, with their gradients
 
     def __init__(self, text: KeyValues):
         reach = text.end if text.window is None else min(text.end, text.window - 1)

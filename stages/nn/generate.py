@@ -24,9 +24,10 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, 
     top_k keeps the k likeliest; top_p the likeliest that together have at least that probability (Holtzman et al. 2019,
     https://arxiv.org/abs/1904.09751).
     """
+    logits = logits.float()   # argmax too: four times as fast as in bfloat16
     if temperature == 0:
         return logits.argmax(-1)
-    p, ids = (logits.float() / temperature).softmax(-1).sort(stable=True, descending=True)
+    p, ids = (logits / temperature).softmax(-1).sort(stable=True, descending=True)
     if top_k is not None:
         p[:, top_k:] = 0
     p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
@@ -36,7 +37,7 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, 
     return ids.gather(1, torch.minimum(place, last)[:, None]).squeeze(1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int] = (),
            temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> Iterator[list[int | None]]:
     """Yields the next id of every prompt, None for those that have ended (with an id of stop_ids, which is still given).

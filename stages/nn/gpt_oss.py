@@ -46,7 +46,9 @@ class RmsNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """x / √(mean x² + ε) · weight over the last dimension, in float32 including the weight, then x's dtype."""
-    return RmsNorm.apply(x, weight)
+    if torch.is_grad_enabled():
+        return RmsNorm.apply(x, weight)
+    return F.rms_norm(x.float(), weight.shape, weight.float(), EPSILON).to(x.dtype)
 
 
 class State:
@@ -83,7 +85,8 @@ class Block(nn.Module):
         super().__init__()
         D, H, G, d = config["width"], config["heads"], config["key_value_heads"], config["head_size"]
         E, width = config["experts"], config["expert_width"]
-        self.window, self.head_size, self.experts_per_token = window, d, config["experts_per_token"]
+        self.window, self.heads, self.key_value_heads, self.head_size = window, H, G, d
+        self.experts_per_token = config["experts_per_token"]
         shapes = {
             "attention_norm": (D,), "query": (H * d, D), "query_bias": (H * d,), "key": (G * d, D), "key_bias": (G * d,),
             "value": (G * d, D), "value_bias": (G * d,), "sinks": (H,), "output": (D, H * d), "output_bias": (D,),
@@ -92,12 +95,16 @@ class Block(nn.Module):
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of queries, keys and values in one product."""
+        return torch.cat([self.query, self.key, self.value]), torch.cat([self.query_bias, self.key_bias, self.value_bias])
+
     def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | SharedKeyValues | None, padding: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D). turn: cosine and sine of the positions."""
-        heads = (-1, self.head_size)
-        q = rope(F.linear(x, self.query, self.query_bias).unflatten(-1, heads), *turn)   # (B, T, H, d)
-        k = rope(F.linear(x, self.key, self.key_bias).unflatten(-1, heads), *turn)       # (B, T, G, d)
-        v = F.linear(x, self.value, self.value_bias).unflatten(-1, heads)
+        weight, bias = past and past.projection or self.projection()
+        heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_size))            # (B, T, H + G + G, d)
+        turned, v = heads.split([heads.size(2) - self.key_value_heads, self.key_value_heads], 2)
+        q, k = rope(turned, *turn).split([self.heads, self.key_value_heads], 2)           # (B, T, H, d), (B, T, G, d)
         if past is None:
             k, v = with_sink_row(k), with_sink_row(v)
         else:
@@ -153,10 +160,11 @@ class GptOss(nn.Module):
         self.norm = nn.Parameter(torch.empty(config["width"]))
         self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
 
+    @torch.no_grad()
     def start(self, batch: int, padding: Tensor | None = None) -> State:
         """An empty state for generation. padding (batch,): how many columns at the left of each row hold nothing."""
         assert padding is None or padding.shape == (batch,), "padding must have one number a row"
-        return State([KeyValues(block.window) for block in self.blocks], padding)
+        return State([KeyValues(block.window, block.projection()) for block in self.blocks], padding)
 
     @torch.no_grad()
     def after(self, tokens: Tensor) -> State:
