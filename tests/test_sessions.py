@@ -82,11 +82,11 @@ async def customer(sessions: Sessions, number: int, draw: random.Random) -> None
                             ("yes", f"Order {order} is cancelled, ${total:.2f} comes back.")):
         sessions.ask(sessions.find(key), query)
         if draw.random() < 0.5:
-            looks = follow(sessions.find(key))
+            looks = follow(sessions, sessions.find(key))
             for _ in range(draw.randint(0, 2)):
                 await anext(looks, None)
             await looks.aclose()  # what a closed page does to Gradio's generator
-        html = [html async for html in follow(sessions.find(key))][-1]
+        html = [html async for html in follow(sessions, sessions.find(key))][-1]
         assert expected in html[-1].replace("&#39;", "'"), (html, expected)
         others = {other for other, _, _ in ORDERS} - {order}
         assert not [other for other in others if other in "".join(html)]
