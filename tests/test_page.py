@@ -19,6 +19,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from demo import cli
+from demo.conversation import DOWN
 from demo.gpt import Gpt
 from demo.local_router import LocalRouter
 from demo.page import listen
@@ -26,6 +27,7 @@ from demo.router import Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.router import train
+from stages.shop.agent import CHANGED
 from tests import scripted_assistant
 from tests.conftest import ROOT
 from tests.openai_server import Reply, Server, completion, serve
@@ -297,6 +299,21 @@ def test_a_reply_grows_and_what_was_written_during_a_reload_is_not_lost(tab, wor
         assert tab.page.locator(".text:visible").inner_text() == " ".join(map(str, range(60)))
     finally:
         world.server.answer = scripted_assistant.answer
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_after_a_change_leaves_the_change_on_the_page(tab, world):
+    order, email = returnable(world.shop)
+    tab.say(f"where is my order {order}, I am {email}")
+    tab.say("I want to return it")
+    world.server.answer = lambda body, key: Reply(status=500) if "refund" in (body["messages"][-1]["content"] or "") \
+        and body["messages"][-1]["role"] == "tool" else scripted_assistant.answer(body, key)
+    try:
+        tab.say("yes, please return it")
+    finally:
+        world.server.answer = scripted_assistant.answer
+    assert CHANGED in tab.last() and "The shopping model failed (InternalServerError)" in tab.last() and DOWN not in tab.last()
+    assert "Return opened" in tab.turns.last.locator(".card.change").inner_text()
 
 
 @pytest.mark.slow
