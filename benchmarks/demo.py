@@ -4,7 +4,8 @@
     python -m benchmarks.demo --model http://127.0.0.1:8000/v1
 
 in   models/released, models/router, data/store, params.yaml
-out  metrics/speed/demo.json: {<users>: {first_sign, first_token, whole: {p50, p95} in seconds, calls, answers}, model}
+out  metrics/speed/demo.json: {<users>: {first_sign, first_token, whole: {p50, p95} in seconds, calls, answers}, model,
+     cores_used, load_before: the machine's load average over a minute: more than 0 is other work on the same cores}
 
 The customers speak to the page over HTTP as a browser does. first_sign: the routing line or a tool call is on the page.
 """
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/released", help="a model folder or the URL of an endpoint (%(default)s)")
     parser.add_argument("--questions", type=int, default=40, help="asked under each number of users (%(default)s)")
     words = parser.parse_args()
+    load = os.getloadavg()[0]
     running, url = page(words.model)
     results = {}
     try:
@@ -106,7 +108,8 @@ def main() -> None:
         running.terminate()
         running.wait()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    write_report("demo", results | {"model": words.model, "cores_used": cores}, ("torch", "transformers", "gradio"))
+    results |= {"model": words.model, "cores_used": cores, "load_before": round(load, 2)}
+    write_report("demo", results, ("torch", "transformers", "gradio"))
 
 
 if __name__ == "__main__":

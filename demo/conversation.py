@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from demo.router import Route, Router
 from stages.common.problem import Problem
-from stages.shop.agent import COULD_NOT, TOO_LONG, Agent, Hear
+from stages.shop.agent import CHANGED, COULD_NOT, TOO_LONG, Agent, Hear
+from stages.shop.schema import WRITES
 from stages.shop.tools import Call
 
 POLITE = "I can only help with things of this shop: products, orders, returns and how we do things. What do you need?"
@@ -42,6 +43,11 @@ def plain(text: str) -> str:
     """The text without what steers a terminal (control characters) or a model (the markers of the harmony format)."""
     kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
     return kept.replace("<|", "< |")
+
+
+def unanswered(calls: tuple[Call, ...]) -> str:
+    """What the customer is told where the agent ended without a reply: not that nothing is to be had once something is changed."""
+    return CHANGED if any(call.name in WRITES and "error" not in call.result for call in calls) else DOWN
 
 
 class Conversation:
@@ -98,11 +104,12 @@ class Conversation:
         try:
             text = self.agent(query, hear)
         except Exception as error:  # an endpoint may be gone, be slow or answer anything, torch be out of memory
-            self.agent.messages.append({"role": "assistant", "content": DOWN})
-            self.agent.session.say(DOWN)
             calls = tuple(self.agent.session.calls[before:])
-            return Answer(DOWN, "shop", route, calls, failed=True, problem=f"The shopping model failed ({type(error).__name__}).")
-        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG))
+            text = unanswered(calls)
+            self.agent.messages.append({"role": "assistant", "content": text})
+            self.agent.session.say(text)
+            return Answer(text, "shop", route, calls, failed=True, problem=f"The shopping model failed ({type(error).__name__}).")
+        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG, CHANGED))
 
     def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
         turn = {"role": "user", "content": query}

@@ -39,17 +39,20 @@ element.addEventListener("click", (event) => {
 """
 
 
-async def follow(chat: Chat) -> AsyncIterator[list[str]]:
-    """The log of a conversation each time it has changed, until its last answer is written."""
-    earlier, shown = chat_html(chat)[:-1], None
-    while chat.turns:
+async def follow(sessions: Sessions, chat: Chat) -> AsyncIterator[list[str]]:
+    """The log of a conversation each time it has changed, until its last answer is written or the conversation is forgotten."""
+    thumbs, shown = None, None
+    while sessions.find(chat.key) is chat and chat.turns:
         done = not chat.busy  # before looking: what is complete now is complete in the look
-        last = turn_html(chat.turns[-1], len(chat.turns) - 1)
-        if last != shown:
-            yield [*earlier, last]
+        judged = [part.liked for turn in chat.turns[:-1] for part in turn.parts]
+        if judged != thumbs:  # nothing else changes in an answer that is written
+            thumbs, earlier = judged, chat_html(chat)[:-1]
+        look = [*earlier, turn_html(chat.turns[-1], len(chat.turns) - 1)]
+        if look != shown:
+            yield look
         if done:
             return
-        shown = last
+        shown = look
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -76,17 +79,17 @@ def pane(sessions: Sessions, feedback: Feedback, storage: str, welcome: list[str
             yield gr.skip(), gr.skip(), gr.skip()
             return
         first = True
-        async for html in follow(chat):
+        async for html in follow(sessions, chat):
             yield ("", chat.key, html) if first else (gr.skip(), gr.skip(), html)
             first = False
+        yield gr.skip(), gr.skip(), gr.skip()  # Gradio repeats a stream's last values at its end, when a thumb may be up already
 
     async def restore(key: str | None) -> AsyncIterator[tuple]:
         chat = sessions.find(key)
-        if not chat or not chat.turns:
-            yield "", welcome
-            return
-        async for html in follow(chat):
-            yield chat.key, html
+        if chat and chat.turns:
+            async for html in follow(sessions, chat):
+                yield chat.key, html
+        yield gr.skip(), gr.skip()  # the page opens on a welcome; whoever has asked by now must not be sent back to it
 
     def start_over(key: str) -> tuple:
         sessions.forget(key)
@@ -100,9 +103,11 @@ def pane(sessions: Sessions, feedback: Feedback, storage: str, welcome: list[str
         return chat_html(chat)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    # Requests of their own: what is sent through the queue while a browser closes an answer's stream is dropped with that stream.
+    at_once = quiet | {"queue": False, "trigger_mode": "multiple"}
     gr.on([box.submit, send.click], ask, [box, key], [box, key, log], **quiet)
-    again.click(start_over, key, [box, key, log], **quiet)
-    log.like(judge, key, log, **quiet)
+    again.click(start_over, key, [box, key, log], **at_once)
+    log.like(judge, key, log, **at_once)
     key.change(None, key, js=f"(key) => {{ sessionStorage.setItem('{storage}', key); }}", api_visibility="private")
     load(restore, key, [key, log], js=f"() => sessionStorage.getItem('{storage}') || ''", **quiet)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from demo.conversation import DOWN, Answer, Conversation
+from demo.conversation import Answer, Conversation, unanswered
 from demo.router import Route
 from stages.shop.tools import Call
 
@@ -71,7 +71,7 @@ class Part:
             if answer.by == "agent":
                 self.prompt = list(self.conversation.agent.messages[:-1])
         except Exception as error:  # a fault of ours must not leave the customer waiting
-            answer = Answer(DOWN, "shop", self.conversation.route, failed=True,
+            answer = Answer(unanswered(self.calls), "shop", self.conversation.route, self.calls, failed=True,
                             problem=f"The demonstration failed ({type(error).__name__}).")
         self.text, self.seconds = answer.text, time.monotonic() - started
         self.answer = answer

@@ -30,6 +30,9 @@ BINS = 10
 OFTEN = 5
 THRESHOLD = 0.5  # the probability is calibrated, and both errors cost one query
 SPLITS = ("train", "validation", "test")
+# How often a train wording counts beside a query, for the shop's own customers are the likeliest: at one, validation wordings are
+# found less (recall 0.90 instead of 0.92) and validation queries no better (AUROC 0.958 instead of 0.959).
+WORDING_COUNTS = 3
 
 
 def read_lexicon(store: Path) -> Lexicon:
@@ -119,7 +122,7 @@ def train(queries: Path, store: Path, inverse_penalty: float, unclear_below: flo
         if {row["label"] for row in found} != {"shopping", "other"}:
             raise Problem(f"{queries / split}.jsonl needs queries of both labels, shopping and other.")
     said = [row for row in wordings(store, "train") if row["label"] == "shopping"]
-    return LocalRouter.fit(read["train"] + said, read["validation"], read_lexicon(store), inverse_penalty, unclear_below)
+    return LocalRouter.fit(read["train"] + WORDING_COUNTS * said, read["validation"], read_lexicon(store), inverse_penalty, unclear_below)
 
 
 def main(stage: Stage) -> None:

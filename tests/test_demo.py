@@ -24,7 +24,7 @@ from stages.common.params import read_params
 from stages.nn.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
 from stages.router import train
 from stages.shop import harmony
-from stages.shop.agent import COULD_NOT, Agent, Endpoint
+from stages.shop.agent import CHANGED, COULD_NOT, Agent, Endpoint
 from stages.shop.schema import TOOLS, compact
 from stages.shop.store import Store, open_store
 from stages.shop.tools import Session
@@ -371,6 +371,27 @@ def test_chat_prints_a_reply_while_it_is_written(world, server):
     assert said.returncode == 0, said.stderr
     assert re.search(r"shopping, says local.*\n  get_order .*\nIt is on its way\.\n", said.stdout), said.stdout
     assert said.stdout.count("It is on its way.") == said.stdout.count("get_order") == 1
+
+
+def test_chat_says_that_a_change_is_made_when_the_model_fails_after_it(world, server):
+    order, email, total = next((row["id"], row["email"], row["total"]) for row in STORE.all(
+        "SELECT o.id, c.email, o.total FROM orders o JOIN customers c ON c.id = o.customer WHERE o.state = 'placed' ORDER BY o.id"))
+
+    def answer(body: dict, key: str) -> Reply:
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            return Reply(status=500) if "refund" in last["content"] else Reply(completion(
+                f"Order {order} is placed, ${total:.2f} in all. Shall I cancel it?"))
+        return Reply(tool_call("cancel_order", order=order) if last["content"] == "yes" else tool_call("get_order", order=order))
+
+    server.answer = answer
+    said = subprocess.run(
+        [sys.executable, "-m", "demo.cli", "chat", "--model", server.url, "--email", email], cwd=world,
+        input=f"please cancel my order {order}\nyes\n", text=True, capture_output=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
+    assert said.returncode == 0, said.stderr
+    assert re.search(rf"  cancel_order .*{order}.*\n{re.escape(CHANGED)}\n", said.stdout) and DOWN not in said.stdout, said.stdout
+    assert "The shopping model failed (InternalServerError)." in said.stderr
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from demo import cli
+from demo.conversation import DOWN
 from demo.gpt import Gpt
 from demo.local_router import LocalRouter
 from demo.page import listen
@@ -26,6 +27,7 @@ from demo.router import Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
 from stages.router import train
+from stages.shop.agent import CHANGED
 from tests import scripted_assistant
 from tests.conftest import ROOT
 from tests.openai_server import Reply, Server, completion, serve
@@ -213,16 +215,60 @@ def test_a_whole_conversation_over_search_orders_a_return_other_matters_and_a_ho
     assert "Dunlark Snug" in tab.last()
 
 
+def thumbs(world: World, first: str) -> list[dict]:
+    """What is saved of the conversation that began with this text."""
+    rows = [row for file in (world.folder / "runs" / "feedback").glob("*.jsonl") for row in read_jsonl(file)]
+    return [row for row in rows if row["messages"][0]["content"].startswith(first)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("milliseconds", [0, 10, 40, 120, 400])
+def test_a_thumb_pressed_at_any_moment_after_an_answer_is_saved_and_stays(tab, world, milliseconds):
+    first = f"a tent, asked with {milliseconds} in mind"
+    tab.page.evaluate("""(milliseconds) => new MutationObserver((_, observer) => {
+        if (!document.querySelector(".thumb.down")) return;
+        observer.disconnect();
+        setTimeout(() => document.querySelector(".thumb.down").click(), milliseconds);
+    }).observe(document.body, { subtree: true, childList: true })""", milliseconds)
+    tab.say(first)
+    down = tab.page.get_by_role("button", name="Bad answer")
+    expect(down).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    tab.page.wait_for_load_state("networkidle")  # the answer's stream has ended
+    assert down.get_attribute("aria-pressed") == "true" and [row["liked"] for row in thumbs(world, first)] == [False]
+
+
+@pytest.mark.slow
+def test_a_thumb_on_an_earlier_answer_stays_and_starting_over_ends_an_answer_that_is_written(tab, world):
+    first = "a tent before a long answer"
+    tab.say(first)
+    world.server.answer = lambda body, key: Reply(completion("one word after the other " * 12), pause=0.1) if "tools" in body \
+        else scripted_assistant.answer(body, key)
+    try:
+        tab.page.locator(".ask:visible textarea").fill("and another")
+        tab.page.keyboard.press("Enter")
+        expect(tab.turns.last.locator(".text")).to_contain_text("other one", timeout=PATIENCE)
+        up = tab.turns.first.get_by_role("button", name="Good answer")
+        up.click()
+        expect(up).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+        length = len(tab.turns.last.locator(".text").inner_text())
+        tab.page.wait_for_function(f"[...document.querySelectorAll('.text')].at(-1).innerText.length > {length}")
+        assert up.get_attribute("aria-pressed") == "true" and [row["liked"] for row in thumbs(world, first)] == [True]
+        tab.page.get_by_role("button", name="Start over").locator("visible=true").click()
+        expect(tab.turns).to_have_count(0, timeout=PATIENCE)
+        tab.page.wait_for_timeout(1000)  # some looks at the answer that is still written on the server
+        assert tab.turns.count() == 0 and tab.page.locator(".welcome:visible").count() == 1
+    finally:
+        world.server.answer = scripted_assistant.answer
+
+
 @pytest.mark.slow
 def test_a_thumb_is_saved_with_its_conversation_and_starting_over_forgets(tab, world):
     tab.say("a <b>tent</b>, please <script>alert(1)</script>")
     assert "a <b>tent</b>, please <script>alert(1)</script>" in tab.last()
     down = tab.page.get_by_role("button", name="Bad answer")
-    tab.page.wait_for_timeout(1500)   # a thumb in the first second after an answer is lost: Gradio still closes the answer's stream
     down.click()
     expect(down).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
-    saved = [row for file in (world.folder / "runs" / "feedback").glob("*.jsonl") for row in read_jsonl(file)]
-    row, = [row for row in saved if row["messages"][0]["content"].startswith("a <b>tent")]
+    row, = thumbs(world, "a <b>tent")
     assert row["liked"] is False and row["reply"]["content"] in tab.last()
     tab.page.get_by_role("button", name="Start over").locator("visible=true").click()
     expect(tab.page.locator(".welcome:visible")).to_be_visible(timeout=PATIENCE)
@@ -253,6 +299,21 @@ def test_a_reply_grows_and_what_was_written_during_a_reload_is_not_lost(tab, wor
         assert tab.page.locator(".text:visible").inner_text() == " ".join(map(str, range(60)))
     finally:
         world.server.answer = scripted_assistant.answer
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_after_a_change_leaves_the_change_on_the_page(tab, world):
+    order, email = returnable(world.shop)
+    tab.say(f"where is my order {order}, I am {email}")
+    tab.say("I want to return it")
+    world.server.answer = lambda body, key: Reply(status=500) if "refund" in (body["messages"][-1]["content"] or "") \
+        and body["messages"][-1]["role"] == "tool" else scripted_assistant.answer(body, key)
+    try:
+        tab.say("yes, please return it")
+    finally:
+        world.server.answer = scripted_assistant.answer
+    assert CHANGED in tab.last() and "The shopping model failed (InternalServerError)" in tab.last() and DOWN not in tab.last()
+    assert "Return opened" in tab.turns.last.locator(".card.change").inner_text()
 
 
 @pytest.mark.slow

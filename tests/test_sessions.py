@@ -23,7 +23,7 @@ from demo.router import Route
 from demo.sessions import Limits, Refused, Sessions
 from stages.common.files import read_jsonl
 from stages.shop import harmony
-from stages.shop.agent import Agent, Endpoint, Hear
+from stages.shop.agent import CHANGED, Agent, Endpoint, Hear
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
@@ -82,11 +82,11 @@ async def customer(sessions: Sessions, number: int, draw: random.Random) -> None
                             ("yes", f"Order {order} is cancelled, ${total:.2f} comes back.")):
         sessions.ask(sessions.find(key), query)
         if draw.random() < 0.5:
-            looks = follow(sessions.find(key))
+            looks = follow(sessions, sessions.find(key))
             for _ in range(draw.randint(0, 2)):
                 await anext(looks, None)
             await looks.aclose()  # what a closed page does to Gradio's generator
-        html = [html async for html in follow(sessions.find(key))][-1]
+        html = [html async for html in follow(sessions, sessions.find(key))][-1]
         assert expected in html[-1].replace("&#39;", "'"), (html, expected)
         others = {other for other, _, _ in ORDERS} - {order}
         assert not [other for other in others if other in "".join(html)]
@@ -176,6 +176,34 @@ def test_a_fault_of_our_own_still_ends_in_an_answer():
     assert wait_for(chat) == DOWN
     assert "RuntimeError" in chat_html(chat)[0] and "secret words" not in chat_html(chat)[0]
     sessions.close()
+
+
+@pytest.mark.parametrize(("fault", "error"), [(Reply(status=500), "InternalServerError"), (Reply(wait=3), "TimeoutError")])
+def test_a_change_is_not_denied_when_the_model_fails_or_is_silent_after_it(fault, error):
+    order, email, total = ORDERS[0]
+
+    def answer(body: dict, key: str) -> Reply:
+        last = body["messages"][-1]
+        if last["role"] == "tool":
+            return fault if "refund" in last["content"] else Reply(completion(
+                f"Order {order} is placed, ${total:.2f} in all. Shall I cancel it?"))
+        name = "cancel_order" if last["content"] == "yes" else "get_order"
+        return Reply(completion(None, tool_calls=[{"id": "x", "type": "function", "function": {
+            "name": name, "arguments": json.dumps({"order": order} | ({} if name == "cancel_order" else {"email": email}))}}]))
+
+    with serve() as server:
+        server.answer = answer
+        client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
+        agent = Agent(Session(STORE.copy()), Endpoint(client, "m"), seconds=1.0)
+        sessions = Sessions(lambda: {"": Conversation(shopping, lambda: agent)}, LIMITS)
+        chat = sessions.open()
+        for query in (f"{order} {email}", "yes"):
+            sessions.ask(chat, query)
+            said = wait_for(chat)
+        sessions.close()
+    html = chat_html(chat)[-1]
+    assert said == CHANGED and "Order cancelled" in html and error in html and DOWN not in html
+    assert agent.session.store.order(order)["state"] == "cancelled" and chat.turns[-1].parts[0].answer.failed
 
 
 # What a request must be
