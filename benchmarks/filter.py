@@ -2,6 +2,7 @@
 
 python -m benchmarks.filter            pages a second: writes metrics/speed/filter.json
 python -m benchmarks.filter memory     of 1, 4 and 16 times the input: writes metrics/speed/filter_memory.json
+python -m benchmarks.filter workers    how much faster two are than one: writes metrics/speed/filter_workers.json, in two minutes
 
 Two sets of pages, in each every second one in English. `whole`: real pages of 50 to 400 KB as they are, of the gold set
 for extraction. `joined`: bodies of the small pages of older crawls, joined until a page has 150 KB; they have more
@@ -9,7 +10,7 @@ text and markup for each byte of script. A page's first paragraph is its number,
 programs run as they would for a user, one process each, from WARC to texts without copies, on few and on many pages; the
 difference divided by the difference in pages is the cost of a page without the start. Processor seconds of all
 processes, the least of several runs, not elapsed ones: other programs may run beside. datatrove gets an environment of
-its own in .cache/.
+its own in .cache/. Workers are compared by elapsed seconds, so that nothing else may run.
 """
 
 import gzip
@@ -46,6 +47,7 @@ PAGE_BYTES = 150_000  # of a joined page
 LEAST_BYTES, MOST_BYTES = 50_000, 400_000  # of a whole one
 LEAST_TEXT = 500  # characters; a page of less is navigation or a frame
 FEW, MANY = 20, 320
+FILES = 8  # which two workers share equally
 RUNS = 2
 PACKAGES, THEIR_PACKAGES = ("daft", "fastwarc", "resiliparse", "trafilatura"), ("datatrove", "spacy", "trafilatura")
 EXTRACTORS = ("resiliparse", "cascade")
@@ -116,16 +118,19 @@ def record(number: int, page: bytes) -> bytes:
 
 
 class Cost(NamedTuple):
-    """Processor seconds of a program and all processes below it, the peak of their resident MiB, and that of the largest."""
+    """Processor seconds of a program and all processes below it, the peak of their resident MiB, that of the largest, and
+    elapsed seconds."""
 
     seconds: float
     mib: float
     largest_mib: float
+    elapsed: float
 
 
 def run_measured(command: list[str], folder: Path) -> Cost:
     log = folder / "log"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    started = time.monotonic()
     with log.open("w") as out:
         process = psutil.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=environment)
         peak, largest, seconds = [0.0], [0.0], {}
@@ -145,11 +150,12 @@ def run_measured(command: list[str], folder: Path) -> Cost:
         watcher = threading.Thread(target=watch)
         watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
+        elapsed = time.monotonic() - started
         watcher.join(SECONDS_BETWEEN_LOOKS * 4)
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
     # The kernel's sum lacks processes that nobody waited for.
-    return Cost(max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0], largest[0])
+    return Cost(max(usage.ru_utime + usage.ru_stime, sum(seconds.values())), peak[0], largest[0], elapsed)
 
 
 def ours(folder: Path, parts: list[list[bytes]], **changed: str) -> Cost:
@@ -226,6 +232,27 @@ def speed() -> None:
     print(json.dumps(rounded(found), indent=1))
 
 
+def workers() -> None:
+    """Elapsed seconds of one worker and of two over FILES files of real pages, few and many; two should take half as long."""
+    if len(os.sched_getaffinity(0)) < 2:
+        sys.exit("Two workers need two processors, and this process may use one.")
+    whole = whole_pages(GOLD)
+    if not all(whole):
+        sys.exit(f"{GOLD} should hold pages in English and in other languages. It lies beside the checkout where the project is developed.")
+    records = [record(number, page) for number, page in enumerate(number_pages(*whole, MANY))]
+    found: dict = {"pages": MANY, "files": FILES, "elapsed_seconds": {}, "processor_seconds": {}}
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        for count in ("1", "2"):
+            costs = [min((ours(Path(scratch) / "ours", [records[file:pages:FILES] for file in range(FILES)], workers=count)
+                          for _ in range(RUNS)), key=lambda cost: cost.elapsed) for pages in (FEW, MANY)]
+            found["elapsed_seconds"][count] = [cost.elapsed for cost in costs]
+            found["processor_seconds"][count] = [cost.seconds for cost in costs]
+    one, two = (many - few for few, many in found["elapsed_seconds"].values())
+    found |= {"pages_per_s": {"1": (MANY - FEW) / one, "2": (MANY - FEW) / two}, "efficiency": one / two / 2}
+    write_report("filter_workers", found, PACKAGES)
+    print(json.dumps(rounded(found), indent=1))
+
+
 def prose(sentences: list[str], number: int) -> bytes:
     """A page of the embedded web's sentences in an order of its own, and without markup to speak of."""
     draw = random.Random(number)
@@ -255,5 +282,7 @@ if __name__ == "__main__":
             speed()
         case ["memory"]:
             memory()
+        case ["workers"]:
+            workers()
         case _:
             print(__doc__.strip())

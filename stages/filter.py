@@ -111,8 +111,12 @@ def validation_border(places: np.ndarray, share: float) -> float:
 def write_corpus(folder: Path, shards: list[Path], across: Across, places: np.ndarray, border: float, part_bytes: int) -> dict:
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
     train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
-    for number, rows in blocks(shards):
-        kept = [(place, across.clean(row)) for place, row in zip(places[number:], rows, strict=False) if not math.isnan(place)]
+    number = 0
+    for batch in batches(shards, SHARD.names):
+        at = places[number:number + len(batch)]
+        rows = batch.filter(pa.array(~np.isnan(at))).to_pylist()   # most pages went: their rows need not become Python's
+        kept = list(zip(at[~np.isnan(at)], map(across.clean, rows), strict=True))
+        number += len(batch)
         validation.write([row for place, row in kept if place <= border])
         train.write([row for place, row in kept if place > border])
     train.close()

@@ -239,6 +239,17 @@ def test_no_file_is_worked_on_twice_at_a_time_when_another_fails(tmp_path, monke
     assert starts == {source.name: 2 if source.name == "1-bad" else 1 for source in sources}
 
 
+def test_a_task_whose_file_has_come_meanwhile_is_not_done_again(tmp_path, monkeypatch):
+    """A cluster gives a task to another machine when the first is lost with its answer, not with its file."""
+    monkeypatch.chdir(ROOT)
+    sources = [tmp_path / name for name in ("first", "again")]
+    for source in sources:
+        source.write_text(source.name)
+    run_tasks(do_it, [Task(str(source), str(tmp_path / "done")) for source in sources],
+              LIMITS.model_copy(update={"workers": 1}), "repeating", tmp_path / "errors.log")
+    assert (tmp_path / "starts").read_text().split() == ["first"]
+
+
 def test_an_error_in_a_worker_is_kept_with_its_place_in_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     source, log = tmp_path / "page", tmp_path / "runs/errors.log"
@@ -263,9 +274,18 @@ def test_shards_that_no_recent_run_used_are_removed(tmp_path):
     assert {file.stem for file in tmp_path.glob("*.parquet")} == {"always", *map(str, range(3, KEPT_RUNS + 3))}
 
 
-def one_is_bad(source: Path, target: Path) -> None:
+def note_start(source: Path) -> None:
     with (source.parent / "starts").open("a") as file:
         file.write(f"{source.name}\n")
+
+
+def do_it(source: Path, target: Path) -> None:
+    note_start(source)
+    target.write_text("done")
+
+
+def one_is_bad(source: Path, target: Path) -> None:
+    note_start(source)
     if source.name == "1-bad":
         raise Problem("this one is bad")
     time.sleep(0.3)

@@ -14,7 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.common.graph import definitions
+from stages.report import DATA
 from tests.conftest import ROOT, copy_project
+from tests.test_house import entry, reachable
 
 pytestmark = pytest.mark.slow
 DVC = ROOT / ".venv" / "bin" / "dvc"
@@ -126,21 +128,23 @@ def alone(finished: Path, folder: Path, name: str, drop: str = "", add: str = ""
     return said.returncode, {dep for dep in listed if not any(file == folder / dep or folder / dep in file.parents for file in opened)}
 
 
-# What is opened only where a parameter asks for it (a teacher, a judge, constrained calls). The report tells the hashes of data, which
-# the guard of its inputs takes.
-UNOPENED = {
-    "build_sft": {"stages/shop/answer.py", "stages/shop/constrained.py", "stages/shop/tuning.py"},
-    "build_prefs": {"stages/shop/rubric.md"},
-    "evaluate": {"stages/shop/constrained.py"},
-    "report": {f"data/{name}" for name in ("web", "store", "queries", "tokens", "sft", "prefs")}}
+RUBRIC = "stages/shop/rubric.md"  # a judge reads it when it is first asked
+
+
+def not_opened(name: str) -> set[str]:
+    """The dependencies that a stage does not open with these parameters: modules that only functions import, when a parameter asks
+    for it, and requirements.txt, which stands for the packages, since DVC does not look into them."""
+    stage = definitions(ROOT, "smoke")[name]
+    in_functions = {str(file.relative_to(ROOT)) for file in reachable(entry(stage)) - reachable(entry(stage), at_once=True)}
+    return {"requirements.txt", RUBRIC, *in_functions}.intersection(stage.deps)
 
 
 @pytest.mark.parametrize("name", definitions(ROOT, "smoke"))
 def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_path, name):
-    """requirements.txt stands for the packages, which DVC does not look into."""
+    """Of what the report tells the hash it need not open anything: the guard of its inputs has done so."""
     status, idle = alone(finished, tmp_path / "alone", name)
     assert status == 0, f"{name} does not run with the files that dvc.yaml lists for it"
-    assert idle == {"requirements.txt"} | UNOPENED.get(name, set())
+    assert idle - set(DATA if name == "report" else ()) == not_opened(name)
     for out in definitions(ROOT, "smoke")[name].outs:
         assert digest(tmp_path / "alone" / out) == digest(finished / out), f"{out} depends on files that dvc.yaml does not list"
 

@@ -1,5 +1,6 @@
-"""Two hosts, as processes of this machine, one of whose trainers is lost in the middle of the work."""
+"""Two hosts, as processes of this machine, one of which is lost in the middle of the work."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages import download
+from stages.common.stage import Stage
+from tests.test_crawl import members
+from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401
 from tests.test_pretrain import encoded, losses, outs  # noqa: F401
 
 pytestmark = pytest.mark.slow
+FILES, PAGES = 6, 150
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# A node whose agents have given ports need not wait for them to choose some, for which it has 15 s.
+PORTS = ("metrics_agent_port", "runtime_env_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 
 
 def free_port() -> int:
@@ -28,6 +37,69 @@ def wait_for(what, seconds: float = 120) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def processes_of(host) -> list[psutil.Process]:
+    """All that a host of the cluster runs, but for the raylet that started it."""
+    return psutil.Process(host.all_processes["raylet"][0].process.pid).children(recursive=True)
+
+
+def shards_at(host, kept: Path) -> set[str]:
+    """The unfinished files below `kept` that processes of a host of the cluster have open."""
+    found = set()
+    for process in processes_of(host):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {file.path for file in process.open_files() if Path(file.path).parent == kept}
+    return found
+
+
+def lose(cluster, host) -> None:
+    """Ends all processes of a host, as when its power goes."""
+    processes = processes_of(host)
+    cluster.remove_node(host, allow_graceful=False)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=20)
+
+
+def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplace, monkeypatch):  # noqa: F811
+    """What was finished when the second host died is not done again, and the corpus is that of one process."""
+    from ray.cluster_utils import Cluster
+
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    take_files(workplace, **{f"crawl{number}": members([page(number * PAGES + of) for of in range(PAGES)]) for number in range(FILES)})
+    run_both()
+    whole, kept = digest(workplace), workplace / ".cache" / "filter"
+    for shard in kept.glob("*.parquet"):
+        shard.unlink()
+
+    def node(**more: bool) -> dict:
+        return {"num_cpus": 1, **{name: free_port() for name in PORTS}, **more}
+
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
+        other = cluster.add_node(**node())
+    except Exception as error:   # what Ray raises has no name of its own
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip(f"Ray does not start on this machine, or not in the 15 s that it has: {error}")
+    try:
+        set_params(workplace, engine="ray", workers="2", ray_address=cluster.address)
+        download.main(Stage("download"))
+        process = subprocess.Popen([sys.executable, "-m", "stages.filter"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for(lambda: process.poll() is not None or len(list(kept.glob("*.parquet"))) >= 2 and shards_at(other, kept), 300)
+        assert process.poll() is None, process.stdout.read()
+        lose(cluster, other)
+        finished = {shard.name: shard.stat().st_mtime_ns for shard in kept.glob("*.parquet")}
+        assert 2 <= len(finished) < FILES, "the host was lost too late to prove anything"
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert {name: (kept / name).stat().st_mtime_ns for name in finished} == finished, "a finished shard was made again"
+        assert digest(workplace) == whole
+    finally:
+        cluster.shutdown()
 
 
 def host(project: Path, port: int, hosts: str) -> subprocess.Popen:

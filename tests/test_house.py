@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -32,10 +33,20 @@ def module_file(name: str) -> Path | None:
     return path / "__init__.py" if (path / "__init__.py").is_file() else None
 
 
-def imports(path: Path) -> set[Path]:
-    """Files of this project that a file imports itself."""
+def nodes(path: Path, at_once: bool) -> Iterator[ast.AST]:
+    """What a file is made of; at_once: but for the insides of functions, which run when they are called."""
+    todo: list[ast.AST] = [tree(path)]
+    while todo:
+        node = todo.pop()
+        yield node
+        if not (at_once and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            todo += ast.iter_child_nodes(node)
+
+
+def imports(path: Path, at_once: bool = False) -> set[Path]:
+    """Files of this project that a file imports itself; at_once: as soon as it is imported."""
     found = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path, at_once):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -46,14 +57,14 @@ def imports(path: Path) -> set[Path]:
     return found
 
 
-def reachable(path: Path) -> set[Path]:
-    """All files of this project that run when a stage runs."""
+def reachable(path: Path, at_once: bool = False) -> set[Path]:
+    """All files of this project that run when a stage runs; at_once: that do so whatever its parameters are."""
     seen, todo = set(), [path]
     while todo:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            todo += imports(file)
+            todo += imports(file, at_once)
     return seen
 
 

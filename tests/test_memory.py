@@ -1,16 +1,82 @@
 """Data larger than memory: what is read is read in pieces, and places in a file are counted in 64 bits."""
 
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import dedup, filter
 from stages.common.files import write_json
 from stages.nn.data import batch, every_token_once, open_tokens
+from tests.conftest import ROOT
 from tests.test_filter import english
 
 BEYOND, COUNT = 2**31, 2**31 + 2**26
+# Documents of one file, their letters, and how much more memory than after its imports `encode` may take: less than the text of
+# 16 files has.
+DOCUMENTS, LETTERS, CAP_MIB = 1_000, 4_000, 48
+# The limit counts addresses. Arrow's own pool reserves a GiB of them, and a thread those of its stack, 8 MiB unless told otherwise.
+PLAIN_POOL, STACK_BYTES = {"ARROW_DEFAULT_MEMORY_POOL": "system"}, 2**20
+ENCODE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from stages import encode
+from stages.nn.tokenizer import encoding, read_ranks
+tokenizer = encoding(read_ranks(Path(sys.argv[2])))
+held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (held + int(sys.argv[3]) * 2**20,) * 2)
+folder = Path(sys.argv[1])
+if sys.argv[4] == "whole":
+    encode.texts = lambda folder, read=encode.texts: [[text for batch in read(folder) for text in batch]]
+counts = encode.encode_split(folder, folder / "ids.bin", tokenizer, np.dtype(np.uint16))
+print(counts["documents"], counts["tokens"])
+"""
+
+
+def write_corpus(folder: Path, files: int) -> Path:
+    """So many files of documents, each in one row group: the filter's are of up to two thousand rows."""
+    folder.mkdir()
+    text = " ".join([english(1, 160)] * 10)[:LETTERS]
+    for file in range(files):
+        pq.write_table(pa.table({"text": [text] * DOCUMENTS}), folder / f"part-{file:05}.parquet")
+    return folder
+
+
+def encode_under_a_cap(folder: Path, how: str) -> subprocess.CompletedProcess:
+    words = [str(folder), str(ROOT / "data/ranks/o200k_4096.tiktoken"), str(CAP_MIB), how]
+    return subprocess.run([sys.executable, "-c", ENCODE, *words], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | PLAIN_POOL, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES,) * 2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private memory on Linux only")
+@pytest.mark.parametrize("files", [1, 16])
+def test_sixteen_times_the_text_is_encoded_in_the_memory_of_one(tmp_path, files):
+    """Under a limit on private memory."""
+    corpus = write_corpus(tmp_path / "corpus", files)
+    said = encode_under_a_cap(corpus, "in pieces")
+    assert said.returncode == 0, said.stderr[-2000:]
+    documents, tokens = map(int, said.stdout.split())
+    assert documents == files * DOCUMENTS
+    assert (corpus / "ids.bin").stat().st_size == 2 * tokens
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts private memory on Linux only")
+def test_the_limit_is_one_that_binds(tmp_path):
+    """Who reads all texts before the first is encoded does not get through."""
+    corpus = write_corpus(tmp_path / "corpus", 16)
+    assert 16 * DOCUMENTS * LETTERS > CAP_MIB * 2**20
+    said = encode_under_a_cap(corpus, "whole")
+    assert said.returncode != 0
+    assert "MemoryError" in said.stderr, said.stderr[-2000:]
 
 
 @pytest.mark.slow

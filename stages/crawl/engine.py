@@ -57,7 +57,8 @@ class Worker:
         said = []
         for source, target in zip(sources.to_pylist(), targets.to_pylist(), strict=True):
             try:
-                self.work(Path(source), Path(target))
+                if not Path(target).exists():   # Ray does a task again of which only the answer went with a machine
+                    self.work(Path(source), Path(target))
                 said.append("")
             except Problem as problem:
                 said.append(str(problem))
