@@ -29,6 +29,7 @@ from stages.nn.initial import initialise, padded
 from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
 from stages.nn.openai_weights import load_openai, mxfp4
 from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
+from stages.nn.speed import flops_of_rows, flops_per_token
 
 RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
 VOCABULARY = 309
@@ -827,6 +828,17 @@ def test_warmup_stable_decay_stays_and_falls():
     assert rates[10:80] == [2.0] * 70
     assert rates[90] == pytest.approx(2 - 1.5 * 10 / 19)
     assert rates[-1] == pytest.approx(0.5)
+
+
+def test_operations_of_rows_behind_a_prefix_are_those_of_their_products():
+    model = make("gpt_oss", layers=2)
+    D, inner = 48, 6 * 16 + 2 * 2 * 16                                    # width of queries, keys and values together
+    block = inner * D + 6 * 16 * D + 8 * D + 3 * (2 * 40 * D + 40 * D)     # with its router and 3 of 8 experts
+    head, key = 320 * D, 2 * 6 * 16                                       # a key takes part in a score and in a sum
+    prefix = 10 * (2 * 2 * block + 2 * key * 8 + 2 * key * 10)            # a window of 8, and all 10
+    rows = sum(3 * n * (2 * (2 * block + head) + 2 * key * 8 + 2 * key * (10 + n)) for n in (5, 5, 12))
+    assert flops_of_rows(model, [5, 5, 12], 10) == prefix + rows
+    assert flops_of_rows(model, [20]) == 20 * flops_per_token(model, 20)
 
 
 def test_learning_rate_rises_and_falls():

@@ -1,6 +1,8 @@
 """How fast a training run is, and what share of the machine's products it uses."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -31,6 +33,16 @@ def flops_per_token(model: nn.Module, context: int) -> float:
         keys = sum(min(context, block.window or context) for block in model.blocks)
         attention = 12 * model.config["heads"] * model.config["head_size"] * keys
     return 6 * matrix_parameters(model) + attention
+
+
+def flops_of_rows(model: nn.Module, lengths: Sequence[int], prefix: int = 0) -> float:
+    """Floating-point operations of training on rows of so many tokens each, behind a prefix of so many that they share.
+
+    Counted as in flops_per_token, where a row's tokens look at the prefix as well. The prefix is read once, without a backward pass,
+    which is two thirds, and without the head.
+    """
+    reading = prefix * (flops_per_token(model, prefix) / 3 - 2 * model.head.numel())
+    return reading + sum(rows * length * flops_per_token(model, prefix + length) for length, rows in Counter(lengths).items())
 
 
 def product_rate(kind: str, dtype: torch.dtype) -> float:
