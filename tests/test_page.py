@@ -238,6 +238,27 @@ def test_a_thumb_pressed_at_any_moment_after_an_answer_is_saved_and_stays(tab, w
 
 
 @pytest.mark.slow
+def test_what_is_asked_before_the_page_has_finished_opening_stays_and_can_be_judged(browser, world):
+    context = browser.new_context()
+    tab, held = Tab(context.new_page()), []
+    tab.page.route("**/queue/join*", lambda route: (
+        held.append(route) if route.request.post_data_json["data"] == [""] else route.continue_()))
+    tab.open(world.url)
+    first = "a tent while the page opens"
+    tab.say(first)
+    assert held, "the page asks for an earlier conversation when it opens"
+    with tab.page.expect_response("**/queue/join*"):
+        for route in held:
+            route.continue_()
+    tab.page.wait_for_load_state("networkidle")
+    down = tab.page.get_by_role("button", name="Bad answer")
+    down.click()
+    expect(down).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    assert [row["liked"] for row in thumbs(world, first)] == [False] and not tab.complaints
+    context.close()
+
+
+@pytest.mark.slow
 def test_a_thumb_on_an_earlier_answer_stays_and_starting_over_ends_an_answer_that_is_written(tab, world):
     first = "a tent before a long answer"
     tab.say(first)
