@@ -1,15 +1,20 @@
 """Let the pretrained gpt_oss practise calls and copying on dialogues, with some web text, before TRL takes over.
 
-in   models/pretrain/gpt_oss, data/sft/train.jsonl, data/sft/tools.json, data/tokens/train.bin
+in   models/pretrain/gpt_oss, data/sft/{train.jsonl,tools.json,lexicon.json}, data/tokens/train.bin
 out  models/base (weights, tokenizer and chat template for transformers), metrics/midtrain.tsv
 
+What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
+heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
+to look for what a call repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each. The loss covers all of a dialogue, since what tools return and customers say is full of what must be learnt
-here, to copy. Where the profile names a model of the hub, it is taken as it is and only a pointer is written.
+there, one dialogue each. The loss covers all of a dialogue, what the assistant writes most. Where the profile names a model of the hub, it
+is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
+import re
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -17,7 +22,7 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from stages.common.checkpoint import open_checkpoint
-from stages.common.device import open_device
+from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_json, read_jsonl, write_json
 from stages.common.metrics import write_curve
 from stages.common.problem import Problem
@@ -26,24 +31,42 @@ from stages.common.stage import Stage, run
 from stages.nn import tokenizer as tokenizers
 from stages.nn.data import open_tokens
 from stages.nn.export import load_gpt_oss, save_model
+from stages.nn.gpt_oss import GptOss
+from stages.nn.guidance import GuidedHeads, Places
+from stages.nn.induction import add_induction_heads
 from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
 from stages.nn.speed import flops_per_token
+from stages.nn.spelling import families
 from stages.shop import harmony
+from stages.shop.practice import Row, encode
+from stages.shop.rename import Renamer
+from stages.shop.verify import Lexicon
 
 POOL = 64        # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text
+FITTED_ROWS, FITTED_LENGTH = 32, 256    # web text on which the induction heads are fitted
 
 
-def encode_dialogues(tokenizer: Encoding, dialogues: list[dict], tools: list[dict]) -> tuple[list[int], list[list[int]]]:
-    """The ids of the prefix that all dialogues have, and of each dialogue behind it, ended by <|endoftext|>."""
-    before = harmony.prefix(tools)
-    encoded = []
-    for dialogue in dialogues:
-        text = harmony.render(dialogue["messages"], tools)
+def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row]]:
+    """The ids of the prefix that all dialogues have, and the dialogues behind it, as often as the steps need, each time with new names."""
+    midtrain, scale = stage.params.midtrain, stage.params.profile.midtrain
+    tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
+    syllables = [word.decode() for word in tokenizers.rank_bytes(tokenizer) if re.fullmatch(rb"[a-z]{2,6}", word)]
+    renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), syllables), harmony.prefix(tools)
+    rows: list[Row] = []
+    tokens, number = 0, 0
+    while tokens < scale.steps * scale.tokens_per_step:
+        dialogue = dialogues[number % len(dialogues)]
+        random = Random(f"{stage.params.seed}:{number}")
+        messages = dialogue["messages"]
+        if random.random() < midtrain.renamed_share:
+            messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
+        text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        encoded.append(tokenizer.encode(text[len(before):] + tokenizers.END_OF_TEXT, allowed_special="all"))
-    return tokenizer.encode(before, allowed_special="all"), encoded
+        rows.append(encode(tokenizer, family, text[len(before):]))
+        tokens, number = tokens + len(rows[-1].ids), number + 1
+    return tokenizer.encode(before, allowed_special="all"), rows
 
 
 def plan(lengths: list[int], steps: int, tokens_per_step: int, web_share: float, random: np.random.Generator) -> list[list[int]]:
@@ -73,25 +96,26 @@ def plan(lengths: list[int], steps: int, tokens_per_step: int, web_share: float,
     return batches
 
 
-def inputs_and_targets(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """(B, T) inputs and targets of rows of ids, padded at the right, where targets are IGNORE."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [IGNORE] * (longest - len(row)) for row in rows])
-    return ids[:, :-1].clamp(min=0), ids[:, 1:]
+def inputs_and_targets(rows: list[Row], written_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [IGNORE] * (longest - len(row.ids)) for row in rows])
+    written = torch.tensor([row.written + [False] * (longest - len(row.ids)) for row in rows])
+    return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.where(written[:, 1:], written_weight, 1.0)
 
 
-def web_rows(tokens: np.ndarray, count: int, random: np.random.Generator) -> list[list[int]]:
-    """`count` rows of web text from random places."""
-    starts = random.integers(0, max(1, len(tokens) - WEB_ROW - 1), count)
-    return [tokens[start:start + WEB_ROW + 1].tolist() for start in starts]
+def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Row]:
+    """`count` rows of web text, `length` inputs long, from random places."""
+    starts = random.integers(0, max(1, len(tokens) - length - 1), count)
+    return [Row(ids := tokens[start:start + length + 1].tolist(), [False] * len(ids), Places({}, [])) for start in starts]
 
 
-def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]], web: np.ndarray, device) -> list[dict]:
+def practise(stage: Stage, model: GptOss, prefix: list[int], dialogues: list[Row], web: np.ndarray, device: Device) -> list[dict]:
     """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared = torch.tensor([prefix], device=device.kind)
-    batches = plan(list(map(len, dialogues)), scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
-    optimizer = adamw(model, midtrain.weight_decay, 0.9, 0.95)
+    batches = plan([len(row.ids) for row in dialogues], scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
+    optimizer, guided = adamw(model, midtrain.weight_decay, 0.9, 0.95), GuidedHeads(model)
     start, curve, loss_sum, tokens = 0, [], 0.0, 0
     with open_checkpoint(stage) as checkpoint:
         if saved := checkpoint.load():
@@ -106,16 +130,17 @@ def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]],
             for group in optimizer.param_groups:
                 group["lr"] = rate
             rows = [dialogues[number] for number in batches[step]] or web_rows(
-                web, max(1, scale.tokens_per_step // WEB_ROW), np.random.default_rng([seed, step]))
-            inputs, targets = inputs_and_targets(rows)
+                web, max(1, scale.tokens_per_step // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step]))
+            inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, midtrain.written_weight))
             with device.autocast():
                 state = model.after(shared) if batches[step] else None
-                loss, _ = model.loss(inputs.to(device.kind), targets.to(device.kind), state)
+                loss, _ = model.loss(inputs, targets, state, importance)
+                guide = midtrain.guide_weight * guided.loss([row.places for row in rows], midtrain.idle_weight)
             if not torch.isfinite(loss):
                 raise Problem(f"The loss is {loss.item()} at step {step}, on the dialogues {batches[step]} of data/sft/train.jsonl (none: "
                               "web text). Lower midtrain.learning_rate.")
             tokens += inputs.numel()
-            loss.backward()
+            (loss + guide).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -127,7 +152,7 @@ def practise(stage: Stage, model, prefix: list[int], dialogues: list[list[int]],
                 loss_sum = 0.0
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
                 checkpoint.save(tensors | optimizer_tensors(optimizer), {"step": done, "curve": curve, "loss_sum": loss_sum})
-    longest = max(map(len, dialogues))
+    longest = max(len(row.ids) for row in dialogues)
     stage.count(tokens, flops_per_token(model, longest) * tokens)
     return curve
 
@@ -147,11 +172,13 @@ def main(stage: Stage) -> None:
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
     device = open_device(profile.device, profile.dtype, profile.threads, stage.params.seed)
-    model = load_gpt_oss(pretrained).to(device.kind)
-    tokenizer = tokenizers.load(pretrained)
-    prefix, dialogues = encode_dialogues(tokenizer, read_jsonl("data/sft/train.jsonl"), read_json("data/sft/tools.json"))
+    model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
+    web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
+    text = web_rows(web, FITTED_ROWS, FITTED_LENGTH, np.random.default_rng(stage.params.seed))
+    add_induction_heads(model, torch.tensor([row.ids for row in text]), family, stage.params.seed)
+    prefix, rows = rows_of(stage, tokenizer, family.tolist())
 
-    curve = practise(stage, model, prefix, dialogues, open_tokens("data/tokens", "train"), device)
+    curve = practise(stage, model.to(device.kind), prefix, rows, web, device)
 
     with atomic_directory("models/base") as folder:
         save_model(model, folder, tokenizer)

@@ -31,6 +31,7 @@ from stages.nn.losses import IGNORE, bits_per_byte
 from stages.nn.optim import adamw, learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
 from stages.nn.parallel import World, averaging, joined, open_world, spread, whole
 from stages.nn.speed import flops_per_token, peak_memory, product_rate
+from stages.nn.spelling import spelled
 
 # Tokens that go through the model at once: more fill no accelerator better, and this many fit one.
 TOKENS_AT_ONCE = 65_536
@@ -98,7 +99,10 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
     rows = scale.tokens_per_step // context
     parts = split_rows(scale.tokens_per_step, context, world.rank, world.size)
 
-    model = initialise(MODELS[name](config, tokenizer.n_vocab), seed).to(device.kind)
+    model = initialise(MODELS[name](config, tokenizer.n_vocab), seed)
+    if name == "gpt_oss":
+        model.embedding.data = spelled(tokenizer, *model.embedding.shape, seed)
+    model.to(device.kind)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     active = model.active_parameters() if name == "gpt_oss" else parameters
     flops = flops_per_token(model, context)

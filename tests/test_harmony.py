@@ -219,6 +219,8 @@ def test_other_ways_to_write_a_call_are_read(text):
     ("<|channel|>thoughts<|message|>Hm.<|end|>", "channel thoughts"), ("<|message|>Hm.", "channel (none)"),
     (' to=functions.get_order<|channel|>commentary<|message|>{"order": "TB-1<|call|>', "not valid JSON"),
     (' to=functions.get_order<|channel|>commentary<|message|>["TB-1"]<|call|>', "not a JSON object"),
+    (f' to=functions.get_order<|channel|>commentary<|message|>{"[" * 200_000}<|call|>', "not valid JSON"),
+    (' to=functions.get_order<|channel|>commentary<|message|>{"order": "\\ud83d"}<|call|>', "not valid JSON"),
     (' to=python<|channel|>commentary<|message|>{}<|call|>', "namespace"),
     ("<|channel|>analysis<|message|>I wonder.<|end|>", "neither")])
 def test_what_cannot_be_read_is_malformed_with_a_reason(text, reason):

@@ -192,6 +192,11 @@ class Midtrain(Section):
     warmup_share: Share
     final_share: Share
     web_share: Share
+    written_weight: Positive
+    renamed_share: Share
+    renamed_kinds_share: Share
+    guide_weight: Annotated[float, Field(ge=0)]
+    idle_weight: Annotated[float, Field(ge=0)]
 
 
 class Sft(Section):

@@ -71,13 +71,17 @@ def look_back(tensor: Tensor, _: Generator, block: "Block") -> None:
     tensor.zero_()
     if block.window is None:
         return
-    d, pairs = block.head_size, block.head_size // 8
-    angles = frequencies(d, 1.0, 1.0)[0][:pairs]    # the fastest pairs tell near places apart
-    heads = tensor.view(-1, d)
+    heads = tensor.view(-1, block.head_size)
     for head in range(len(heads)):
-        turned = angles * (head % NEAR_HEADS if len(tensor) == len(block.query_bias) else 0)
-        heads[head, :pairs] = NEAR * turned.cos()
-        heads[head, d // 2:d // 2 + pairs] = -NEAR * turned.sin()
+        heads[head] = looking_back(head % NEAR_HEADS if len(tensor) == len(block.query_bias) else 0, block.head_size)
+
+
+def looking_back(places: int, head_size: int) -> Tensor:
+    """The bias (head_size,) of queries that score most what stands so many places back, where keys have that of 0 places."""
+    bias, pairs = torch.zeros(head_size), head_size // 8    # the fastest pairs tell near places apart
+    turned = frequencies(head_size, 1.0, 1.0)[0][:pairs] * places
+    bias[:pairs], bias[head_size // 2:head_size // 2 + pairs] = NEAR * turned.cos(), -NEAR * turned.sin()
+    return bias
 
 
 class Block(nn.Module):
@@ -202,10 +206,11 @@ class GptOss(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> tuple[Tensor, None]:
-        """Mean nats per target. Its gradient holds the routers' losses too, its value does not. state: as `after` gives it."""
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None, importance: Tensor | None = None) -> tuple[Tensor, None]:
+        """Mean nats per target, weighted by importance (B, T) if there is one. Its gradient holds the routers' losses too, its value
+        does not. state: as `after` gives it."""
         hidden, routed = self.run(tokens, state)
-        nats = cross_entropy(hidden, self.head, targets)
+        nats = cross_entropy(hidden, self.head, targets, importance)
         router = sum(self.config["balance"] * balance(logits, chosen) + self.config["z_loss"] * z_loss(logits)
                      for logits, chosen in routed) / len(routed)
         return nats + (router - router.detach()), None

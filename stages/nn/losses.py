@@ -21,37 +21,40 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, learn: bool) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None, learn: bool) -> Tensor:
         learnt = (targets != IGNORE).nonzero().squeeze(1)   # of a dialogue three tokens in four are only read
-        count = max(1, len(learnt))
+        share = torch.ones(len(learnt), device=hidden.device) if importance is None else importance[learnt].float()
+        share = (share / share.sum().clamp(min=1e-9))[:, None]
         nats = torch.zeros((), device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden) if learn else None
         weight_gradient = torch.zeros_like(weight) if learn else None
-        for rows in learnt.split(CHUNK):
+        for rows, part in zip(learnt.split(CHUNK), share.split(CHUNK), strict=True):
             x, target = hidden[rows], targets[rows, None]
             logits = x @ weight.T                                    # (tokens, V)
             log_p = logits.log_softmax(-1, dtype=torch.float32)
-            nats -= log_p.gather(1, target).sum()
+            nats -= (log_p.gather(1, target) * part).sum()
             if learn:
                 slope = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0)).to(logits.dtype)
-                hidden_gradient[rows] = (slope @ weight).to(hidden.dtype) / count
-                weight_gradient += slope.T @ (x / count)
+                hidden_gradient[rows] = (slope @ weight * part).to(hidden.dtype)
+                weight_gradient += slope.T @ (x * part).to(x.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        return nats / count
+        return nats
 
     @staticmethod
     @once_differentiable
     def backward(ctx, scale: Tensor):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * scale, weight_gradient * scale, None, None
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
     """Mean nats per target under logits `hidden @ weight.T`.
 
-    hidden (..., D), weight (V, D), targets (...) ids or IGNORE. 0 if every target is ignored.
+    hidden (..., D), weight (V, D), targets (...) ids or IGNORE. importance (...): how much each target counts in the mean; None: all
+    the same. 0 if every target is ignored.
     """
-    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), torch.is_grad_enabled())
+    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), None if importance is None else importance.flatten(),
+                                    torch.is_grad_enabled())
 
 
 def balance(router_logits: Tensor, chosen: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def parse_completion(text: str) -> dict | Malformed:
                 return Malformed(f"the recipient {recipient[1]} is not in the namespace functions")
             try:
                 arguments = json.loads(body)
-            except json.JSONDecodeError as error:
+                json.dumps(arguments, ensure_ascii=False).encode()   # half a character ("\\ud83d") can be read but not sent
+            except (ValueError, RecursionError) as error:
                 return Malformed(f"the arguments are not valid JSON: {error}", name)
             if not isinstance(arguments, dict):
                 return Malformed("the arguments are not a JSON object", name)

@@ -1,0 +1,76 @@
+"""Tell heads where to look: the weight that their attention gives to known places, as a part of the loss.
+
+Attention learns where to look from what it sees there, and of a place that it gives a thousandth of its weight it sees as much. Where the
+right place is known, since the words to be said stand there, one can say so. Mi et al. 2016, https://arxiv.org/abs/1608.00112.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.nn.attention import rope
+from stages.nn.gpt_oss import GptOss, rms_norm
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one row of tokens is to be looked at. copied: position of a query -> the positions it should see. idle: those of queries
+    that should see nothing, which gives their weight to the sink."""
+
+    copied: dict[int, list[int]]
+    idle: list[int]
+
+
+class GuidedHeads:
+    """The heads of one group in the last block that sees all tokens: those that induction.py leaves free. Remembers what they read."""
+
+    def __init__(self, model: GptOss):
+        self.block = next(block for block in reversed(model.blocks) if block.window is None)
+        groups = len(self.block.key) // self.block.head_size
+        heads = len(self.block.query) // len(self.block.key)
+        self.group = min(1, groups - 1)
+        self.heads = range(self.group * heads, (self.group + 1) * heads)
+        self.block.register_forward_pre_hook(self.remember)
+
+    def remember(self, block: torch.nn.Module, given: tuple) -> None:
+        self.x, self.turn, self.past, _ = given
+
+    def loss(self, rows: list[Places], idle_weight: float) -> Tensor:
+        """-log of the weight on the right places, mean over queries and heads; and the same for the sink, idle_weight times.
+
+        rows: one for each row of the last batch. 0 where there is nothing to look at.
+        """
+        block, d = self.block, self.block.head_size
+        x = rms_norm(self.x, block.attention_norm)
+        copied = [(row, query) for row, places in enumerate(rows) for query in places.copied]
+        idle = [(row, query) for row, places in enumerate(rows) for query in places.idle]
+        total = x.new_zeros((), dtype=torch.float32)
+        if not copied:
+            return total
+        right = torch.zeros(len(copied), x.size(1), dtype=torch.bool)
+        for number, (row, query) in enumerate(copied):
+            right[number, rows[row].copied[query]] = True
+        wrong, copied, idle = ~right.to(x.device), torch.tensor(copied, device=x.device).T, torch.tensor(idle, device=x.device).T
+        later = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
+
+        def turned(weight: Tensor, bias: Tensor, number: int) -> Tensor:
+            own = slice(number * d, (number + 1) * d)
+            return rope(F.linear(x, weight[own], bias[own])[:, :, None], *self.turn)[:, :, 0]          # (B, T, d)
+
+        k = turned(block.key, block.key_bias, self.group)
+        for head in self.heads:
+            q = turned(block.query, block.query_bias, head) / math.sqrt(d)
+            scores = (q @ k.mT).float().masked_fill(later, -math.inf)                                    # (B, T, T)
+            sink = block.sinks[head].float().expand(*scores.shape[:2], 1)
+            parts = [scores, sink]
+            if self.past is not None:
+                parts.append((q @ self.past.buffer[0, 0, self.group].to(q.dtype).T).float())            # the text before
+            every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, T)
+            found = scores[*copied].masked_fill(wrong, -math.inf).logsumexp(-1)
+            total = total + (every[*copied] - found).mean()
+            if idle.numel():
+                total = total + idle_weight * (every - sink[..., 0])[*idle].mean()
+        return total / len(self.heads)
