@@ -16,6 +16,7 @@ The readers' other heads get such values and outputs too, and are left to learn 
 import torch
 from torch import Tensor
 
+from stages.common.problem import Problem
 from stages.nn.gpt_oss import GptOss, looking_back, rms_norm
 
 # Sizes, found by trying on web text that is read twice: the head's part that says tokens by what they look like, the outputs of readers
@@ -60,9 +61,13 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     """Puts induction heads into a model, in place.
 
     tokens (B, T): text to fit on. family (V,): tokens of one number are taken for the same word (spelling.families).
+    Raises Problem if the model is too narrow or has one head to a group.
     """
     generator = torch.Generator().manual_seed(seed)
     width, d = model.embedding.size(1), model.blocks[0].head_size
+    if width < 2 * d or len(model.blocks[0].query) < 2 * len(model.blocks[0].key):
+        raise Problem(f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
+                      "profiles.<name>.models.gpt_oss.")
     reach = 2                                           # how far back the writer looks
     # What stands for a token, deviation 1: the mean of its family's embeddings, seen from a few directions.
     means = torch.zeros(int(family.max()) + 1, width).index_add_(0, family, model.embedding)

@@ -1,0 +1,176 @@
+"""What midtrain gives a model so that calls can copy: induction heads, a look at the right place, new names."""
+
+import json
+import math
+import re
+from random import Random
+
+import pytest
+import torch
+
+from stages.nn import tokenizer as tokenizers
+from stages.nn.attention import rope, rope_table
+from stages.nn.gpt_oss import GptOss, rms_norm
+from stages.nn.guidance import GuidedHeads, Places
+from stages.nn.induction import add_induction_heads
+from stages.nn.initial import initialise
+from stages.nn.losses import cross_entropy
+from stages.nn.spelling import families, spelled
+from stages.shop import harmony
+from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.practice import encode
+from stages.shop.rename import Renamer
+from stages.shop.schema import TOOLS
+from tests.conftest import ROOT
+
+SIZES = {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 2, "head_size": 64, "expert_width": 32, "experts": 4,
+         "experts_per_token": 2, "window": 32, "max_context": 512, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.encoding(tokenizers.read_ranks(ROOT / "data/ranks/o200k_4096.tiktoken"))
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    maker = Maker(ROOT / "data/store", 3, 2000)
+    return shop_lexicon(maker), maker.split("train", 60)
+
+
+def twice(model: GptOss, vocabulary: int, seed: int) -> tuple[float, float]:
+    """Mean nats of random tokens, the first and the second time they stand in a row."""
+    once = torch.randint(0, vocabulary, (8, 60), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.cat([once, once], 1)
+    with torch.no_grad():
+        nats = -model.logits(model(tokens[:, :-1])[0]).log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    return nats[:, :59].mean().item(), nats[:, 62:].mean().item()
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES | {"layers": 2, "heads": 2, "key_value_heads": 1}])
+def test_induction_heads_foretell_what_stood_there_before(sizes):
+    vocabulary = 200
+    model = initialise(GptOss(sizes, vocabulary), 1)
+    before = twice(model, vocabulary, 5)
+    text = torch.randint(0, vocabulary, (32, 100), generator=torch.Generator().manual_seed(2))
+    add_induction_heads(model, text, torch.arange(len(model.embedding)), 3)
+    first, second = twice(model, vocabulary, 5)
+    assert before[1] > before[0] - 0.05 and second < first - 1.0
+
+
+def test_tokens_that_differ_by_a_space_begin_alike(tokenizer):
+    rows = 4160
+    embedding, family = spelled(tokenizer, rows, 256, 1), families(tokenizer, rows)
+    token = {word: tokenizer.encode_single_token(word) for word in (b"F", b" F", b"f", b"7", b" the", b"the")}
+    alike = lambda a, b: torch.cosine_similarity(embedding[token[a]], embedding[token[b]], 0).item()  # noqa: E731
+    assert embedding.shape == (rows, 256) and embedding.std().item() == pytest.approx(1)
+    assert family[token[b"F"]] == family[token[b" F"]] != family[token[b"f"]]
+    assert len(set(family[tokenizer.n_vocab:].tolist()) | {int(family[0])}) == rows - tokenizer.n_vocab + 1
+    assert alike(b"F", b" F") > alike(b"F", b"f") > alike(b"F", b"7") + 0.2 and alike(b"the", b" the") > 0.5
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_guidance_is_minus_log_of_what_attention_gives(prefixed):
+    model = initialise(GptOss(SIZES, 50), 1)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.output.normal_(0, 0.1)
+    guided = GuidedHeads(model)
+    tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
+    before = torch.randint(0, 50, (1, 5), generator=torch.Generator().manual_seed(2))
+    model.loss(tokens, tokens, model.after(before) if prefixed else None)
+    copied, idle = {0: {7: [2, 3]}, 1: {4: [0]}}, {0: [5], 1: [1, 2]}
+    value = guided.loss([Places(copied[row], idle[row]) for row in (0, 1)], idle_weight=0.5)
+
+    read = {}
+    model.blocks[3].register_forward_pre_hook(lambda block, given: read.update(x=rms_norm(given[0], block.attention_norm)))
+    shift = 5 if prefixed else 0
+    model(torch.cat([before.expand(2, -1), tokens], 1) if prefixed else tokens)
+    block, length = model.blocks[3], 9 + shift
+    turn = rope_table(torch.arange(length)[None], 64, 1.0, 512.0)
+    q = rope((read["x"] @ block.query.T + block.query_bias).unflatten(-1, (-1, 64)), *turn)
+    k = rope((read["x"] @ block.key.T + block.key_bias).unflatten(-1, (-1, 64)), *turn)
+    weight = lambda row, head, at, seen: torch.cat([  # noqa: E731
+        k[row, :at + shift + 1, 1] @ q[row, at + shift, head] / 8, block.sinks[head:head + 1]]).softmax(0)[
+            [place + shift for place in seen] if seen else [-1]].sum().item()
+    wanted = 0.0
+    for head in (2, 3):
+        wanted -= sum(math.log(weight(row, head, at, seen)) for row in copied for at, seen in copied[row].items()) / 2 / 2
+        wanted -= 0.5 * sum(math.log(weight(row, head, at, [])) for row in idle for at in idle[row]) / 3 / 2
+    assert value.item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_few_steps_of_guidance_turn_the_heads_there():
+    model = initialise(GptOss(SIZES, 50), 1)
+    guided, random = GuidedHeads(model), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    values = []
+    for _ in range(30):
+        tokens = torch.randint(2, 50, (8, 12), generator=random)
+        tokens[:, 3], tokens[:, 10] = 0, 1                                # behind a 1, look at what the 0 is
+        model.loss(tokens, tokens)
+        values.append(guided.loss([Places({10: [3]}, list(range(10)))] * 8, idle_weight=0.2))
+        values[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert values[-1] < 0.2 * values[0]
+
+
+def test_cross_entropy_counts_targets_as_much_as_it_is_told():
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(30, 16, requires_grad=True)
+    targets, importance = torch.randint(0, 30, (40,)), torch.rand(40)
+    targets[::7] = -100
+    ours = torch.autograd.grad(cross_entropy(hidden, weight, targets, importance), (hidden, weight))
+    nats = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    theirs = torch.autograd.grad((nats * importance).sum() / importance[targets != -100].sum(), (hidden, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_renamed_dialogues_say_one_thing_by_one_name(dialogues):
+    lexicon, rows = dialogues
+    renamer = Renamer(lexicon, ["ka", "ro", "lin", "est"])
+    for number, dialogue in enumerate(rows):
+        new = renamer.renamed(dialogue["messages"], Random(number), kinds=True)
+        assert new == renamer.renamed(dialogue["messages"], Random(number), kinds=True)
+        said = json.dumps(new).casefold()
+        assert not [name for name in lexicon.products if name in said]
+        heard = ""
+        for message, old in zip(new, dialogue["messages"], strict=True):
+            for call, old_call in zip(message.get("tool_calls", []), old.get("tool_calls", []), strict=True):
+                for key, value in call["function"]["arguments"].items():
+                    if key in ("order", "email") and old_call["function"]["arguments"][key] in str(dialogue["messages"][0]["content"]):
+                        assert value in heard
+                assert call["function"]["name"] == old_call["function"]["name"]
+            if message["role"] == "tool":
+                assert isinstance(json.loads(message["content"]), dict)
+            heard += message["content"]
+
+
+def test_a_renamed_name_keeps_its_form():
+    class Names:
+        products, brands, kinds = ["osk piper"], ["Osk"], ["kettle"]
+
+    renamer = Renamer(Names, ["la", "mi"])
+    said = [{"role": "user", "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. Not an oskar."}]
+    new = renamer.renamed(said, Random(1), kinds=True)[0]["content"]
+    assert re.fullmatch(r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.", new)
+    first, second, loud, capital = re.findall(r"[A-Za-z]+", new)[:4]
+    assert (loud, capital) == (first.upper(), second.capitalize()) and "osk" not in new.replace("oskar", "")
+
+
+def test_what_a_call_copies_is_found_where_it_was_said(tokenizer, dialogues):
+    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    before, found = harmony.prefix(TOOLS), 0
+    for dialogue in dialogues[1]:
+        row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(before):])
+        assert len(row.ids) == len(row.written)
+        written = tokenizer.decode([token for token, own in zip(row.ids, row.written, strict=True) if own])
+        assert written.count("<|call|>") == sum(len(message.get("tool_calls", [])) for message in dialogue["messages"])
+        for place, seen in row.places.copied.items():
+            found += 1
+            assert row.written[place + 1] and all(at < place and family[row.ids[at]] == family[row.ids[place + 1]] for at in seen)
+        for place in row.places.idle:
+            assert row.written[place + 1] and place not in row.places.copied
+    orders = [message for dialogue in dialogues[1] for message in dialogue["messages"] if "tool_calls" in message]
+    assert found > 5 * len(orders)
