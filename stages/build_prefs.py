@@ -79,7 +79,8 @@ def open_judge(stage: Stage) -> PairJudge | None:
     params = stage.params.build_prefs
     if params.judge == "none":
         return None
-    return PairJudge(params.judge_model, params.judge_input_price, params.judge_output_price, params.judge_budget, stage.cache / "judge")
+    return PairJudge("build_prefs.judge", params.judge_model, params.judge_input_price, params.judge_output_price, params.judge_budget,
+                     stage.cache / "judge")
 
 
 def thumbs(stage: Stage) -> list[dict]:

@@ -46,8 +46,8 @@ def check_apart(train: list[dict], other: list[dict], names: set[str], split: st
 
 def open_teacher(stage: Stage) -> Teacher:
     params = stage.params.build_sft
-    return Teacher(params.teacher_model, params.teacher_input_price, params.teacher_output_price, params.teacher_budget,
-                   params.teacher_connections, stage.cache)
+    return Teacher("build_sft.teacher", params.teacher_model, params.teacher_input_price, params.teacher_output_price,
+                   params.teacher_budget, stage.cache, connections=params.teacher_connections)
 
 
 def main(stage: Stage) -> None:

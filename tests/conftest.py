@@ -3,9 +3,12 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("CRAWL2CART_SHARED", ROOT.parent / "shared"))
@@ -40,3 +43,13 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
 def project(tmp_path: Path) -> Path:
     """A copy of the project on the smoke profile, committed, without caches."""
     return copy_project(tmp_path / "project")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine in the place of OpenAI's, with a key."""
+    with serve() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield running

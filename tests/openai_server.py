@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler
 
 from tests.local_server import listening
 
+KEY = "sk-never-shown-4711"
+
 
 def completion(content: str | None, **message: object) -> bytes:
     """The body of a chat completion whose assistant says `content`, and which says it read 1,000 tokens and wrote 50."""

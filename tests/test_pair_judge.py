@@ -9,23 +9,12 @@ from stages.shop.pair_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, 
 from stages.shop.pairs import make_pair
 from stages.shop.schema import TOOLS
 from stages.shop.score import RIGHT
-from tests.openai_server import Reply, completion, serve
-
-KEY = "sk-never-shown-4711"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serve() as server:
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
+from tests.openai_server import KEY, Reply, completion
 
 
 @pytest.fixture
 def judge(server, tmp_path) -> PairJudge:
-    return PairJudge("gpt-test", input_price=2.0, output_price=8.0, budget=1.0, cache=tmp_path)
+    return PairJudge("build_prefs.judge", "gpt-test", input_price=2.0, output_price=8.0, budget=1.0, cache=tmp_path)
 
 
 def pair(chosen: str, rejected: str, origin: str = "sampled", worse: float = RIGHT + 0.1, asked: str = "is it in stock?") -> dict:
@@ -96,11 +85,11 @@ def test_only_pairs_of_two_right_sampled_turns_are_asked(server, judge):
 def test_what_was_asked_once_is_not_asked_again(server, judge, tmp_path):
     server.answer = prefers("gladly")
     assert judge(pair("gladly", "no")) == "chosen"
-    again = PairJudge("gpt-test", 2.0, 8.0, 1.0, tmp_path)
+    again = PairJudge("build_prefs.judge", "gpt-test", 2.0, 8.0, 1.0, tmp_path)
     server.answer = lambda body, key: Reply(b"down", status=500)
     assert again(pair("gladly", "no")) == "chosen" and again.dollars == 0
     assert KEY not in "".join(file.read_text() for file in tmp_path.iterdir())
-    other = PairJudge("gpt-other", 2.0, 8.0, 1.0, tmp_path)
+    other = PairJudge("build_prefs.judge", "gpt-other", 2.0, 8.0, 1.0, tmp_path)
     server.answer = prefers("no")
     assert other(pair("gladly", "no")) == "rejected", "another model has its own opinion"
 
@@ -144,4 +133,4 @@ def test_a_customer_can_not_speak_to_the_judge_in_markers(server, judge):
 def test_without_a_key_the_judge_is_a_problem_and_never_skipped(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(Problem, match="OPENAI_API_KEY"):
-        PairJudge("gpt-test", 2.0, 8.0, 1.0, tmp_path)
+        PairJudge("build_prefs.judge", "gpt-test", 2.0, 8.0, 1.0, tmp_path)

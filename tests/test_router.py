@@ -6,7 +6,7 @@ import json
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -31,9 +31,8 @@ from stages.shop.records import Product, Review
 from stages.shop.store import open_store
 from stages.shop.tools import Session
 from tests.conftest import ROOT
-from tests.openai_server import Reply, Server, completion, serve, verdict
+from tests.openai_server import KEY, Reply, completion, verdict
 
-KEY = "sk-never-shown-4711"
 DEADLINE = 1.0
 STORE = ROOT / "data" / "store"
 QUERIES = {split: read_jsonl(ROOT / "data" / "queries" / f"{split}.jsonl") for split in ("train", "validation", "test")}
@@ -43,15 +42,6 @@ QUERIES = {split: read_jsonl(ROOT / "data" / "queries" / f"{split}.jsonl") for s
 def local() -> LocalRouter:
     params = read_params(ROOT / "params.yaml").router
     return train(ROOT / "data" / "queries", STORE, params.inverse_penalty, params.unclear_below)
-
-
-@pytest.fixture
-def server(monkeypatch) -> Iterator[Server]:
-    with serve() as server:
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from stages.shop.maker import Maker, shop_lexicon
 from stages.shop.scene import Scene
 from stages.shop.teacher import Rejected, Teacher, add_wordings, dialogue_fault, further_dialogues, plain, repeats, wording_fault
 from tests.conftest import ROOT
-from tests.openai_server import Reply, Server, completion, serve
+from tests.openai_server import KEY, Reply, Server, completion
 
 FOLDER = ROOT / "data/store"
 WRONG_FORMS = [b"<html>busy</html>", b'{"choices": []}', b"null", completion(None), completion(""), b'{"choices": [{"message": 5}]}']
@@ -26,17 +26,9 @@ def world() -> dict:
     return {"maker": maker, "train": maker.split("train", 60)}
 
 
-@pytest.fixture
-def server(monkeypatch):
-    with serve() as running:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
-        yield running
-
-
 def teacher(folder, **changes) -> Teacher:
-    settings = {"model": "gpt-test", "input_price": 2.0, "output_price": 8.0, "budget": 5.0, "connections": 4, "cache": folder / "cache",
-                "seconds": 2.0, "retries": 2}
+    settings = {"setting": "build_sft.teacher", "model": "gpt-test", "input_price": 2.0, "output_price": 8.0, "budget": 5.0,
+                "connections": 4, "cache": folder / "cache", "seconds": 2.0, "retries": 2}
     return Teacher(**settings | changes)
 
 
@@ -56,12 +48,12 @@ def test_an_answer_is_kept_on_disk_and_paid_for_once(server, tmp_path):
     server.answer = lambda body, key: Reply(completion("Hello."))
     one = teacher(tmp_path)
     asked = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1}
-    assert one.ask(**asked) == one.ask(**asked) == {"content": "Hello.", "calls": []}
+    assert one.answer(**asked) == one.answer(**asked) == {"content": "Hello.", "calls": []}
     assert one.dollars == pytest.approx((1000 * 2 + 50 * 8) / 1e6)  # what the server said that it read and wrote
     again = teacher(tmp_path)
-    again.ask(**asked)
+    again.answer(**asked)
     assert (len(server.requests), again.dollars) == (1, 0.0)
-    assert "sk-secret" not in "".join(file.read_text() for file in (tmp_path / "cache").iterdir())
+    assert KEY not in "".join(file.read_text() for file in (tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("first", [Reply(status=429, retry_after="0.01"), Reply(status=500, body=b"oh"), Reply(status=503), Reply(cut=True),
@@ -69,7 +61,7 @@ def test_an_answer_is_kept_on_disk_and_paid_for_once(server, tmp_path):
 def test_what_passes_is_asked_again(server, tmp_path, first):
     replies = iter([first, Reply(completion("Hello."))])
     server.answer = lambda body, key: next(replies)
-    assert teacher(tmp_path).ask(messages=[])["content"] == "Hello."
+    assert teacher(tmp_path).answer(messages=[])["content"] == "Hello."
     assert len(server.requests) == 2
 
 
@@ -77,30 +69,30 @@ def test_what_passes_is_asked_again(server, tmp_path, first):
 def test_what_is_no_answer_is_rejected_and_not_kept(server, tmp_path, body):
     server.answer = lambda asked, key: Reply(body)
     with pytest.raises(Rejected):
-        teacher(tmp_path).ask(messages=[])
+        teacher(tmp_path).answer(messages=[])
     assert not list((tmp_path / "cache").glob("*.json"))
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_ends_the_stage_without_a_second_try(server, tmp_path, status):
-    server.answer = lambda body, key: Reply(status=status, body=b'{"error": {"message": "key sk-secret is wrong"}}')
+    server.answer = lambda body, key: Reply(status=status, body=b'{"error": {"message": "key %s is wrong"}}' % KEY.encode())
     with pytest.raises(Problem, match=f"status {status}") as problem:
-        teacher(tmp_path).ask(messages=[])
-    assert len(server.requests) == 1 and "sk-secret" not in str(problem.value)
+        teacher(tmp_path).answer(messages=[])
+    assert len(server.requests) == 1 and KEY not in str(problem.value)
 
 
 def test_a_service_that_is_down_ends_the_stage_soon(server, tmp_path):
     server.answer = lambda body, key: Reply(status=503)
     asks = teacher(tmp_path, retries=0)
     with pytest.raises(Problem, match="answered none of 4 requests"):
-        asks.each("x", range(500), lambda job: [asks.ask(messages=[{"role": "user", "content": str(job)}])])
+        asks.each("x", range(500), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])])
     assert len(server.requests) < 50
 
 
 def test_a_server_that_hangs_costs_its_request_only(server, tmp_path):
     server.answer = lambda body, key: Reply(completion("Hello."), drip=0.1 * ("slow" in str(body)))  # a byte now and then
     asks = teacher(tmp_path, retries=0, seconds=0.5)
-    said = asks.each("x", ["a", "slow", "b"], lambda job: [asks.ask(messages=[{"role": "user", "content": job}])["content"]])
+    said = asks.each("x", ["a", "slow", "b"], lambda job: [asks.answer(messages=[{"role": "user", "content": job}])["content"]])
     assert said == ["Hello.", "Hello."]
     assert asks.summary()["rejected"] == {"x: no answer": 1}
 
@@ -108,13 +100,13 @@ def test_a_server_that_hangs_costs_its_request_only(server, tmp_path):
 def test_the_budget_is_never_passed_also_with_many_requests_at_once(server, tmp_path):
     server.answer = lambda body, key: Reply(completion("Hello."), wait=0.02)
     asks = teacher(tmp_path, budget=0.02, connections=16)
-    said = asks.each("x", range(60), lambda job: [asks.ask(messages=[{"role": "user", "content": str(job)}])])
+    said = asks.each("x", range(60), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])])
     assert 0 < asks.dollars <= 0.02
     assert len(said) == len(server.requests) < 60
     assert asks.summary()["rejected"] == {"x: over the budget": 60 - len(said)}
     # The next run pays for the rest only.
     more = teacher(tmp_path, connections=16)
-    assert len(more.each("x", range(60), lambda job: [more.ask(messages=[{"role": "user", "content": str(job)}])])) == 60
+    assert len(more.each("x", range(60), lambda job: [more.answer(messages=[{"role": "user", "content": str(job)}])])) == 60
     assert len(server.requests) == 60
 
 
@@ -127,7 +119,7 @@ def test_requests_run_side_by_side(server, tmp_path):
 
     server.answer = answer
     asks = teacher(tmp_path)
-    assert len(asks.each("x", range(4), lambda job: [asks.ask(messages=[{"role": "user", "content": str(job)}])])) == 4
+    assert len(asks.each("x", range(4), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])])) == 4
 
 
 # Wordings

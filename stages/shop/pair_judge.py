@@ -4,29 +4,23 @@ The rubric is rubric.md. A judge that leans to a place gives itself away: what i
 tie, and their rate is reported. Zheng et al. 2023, https://arxiv.org/abs/2306.05685, section 3.4.
 """
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+from openai import APIStatusError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.common.files import read_json, write_json
 from stages.common.problem import Problem
 from stages.shop import harmony
+from stages.shop.paid_chat import OverBudget, PaidChat
 from stages.shop.pairs import plain
 from stages.shop.schema import compact
 from stages.shop.score import RIGHT
 
 RUBRIC = Path(__file__).with_name("rubric.md")
 ATTEMPTS = 3          # at an answer of the right form
-RETRIES = 5           # of a request that got none: the client waits longer each time, or as Retry-After says
-SECONDS = 60.0        # for one request
 MOST_TOKENS = 200     # of an answer
-LETTERS_PER_TOKEN = 3  # fewer than any English text has, so that a price is never guessed too low
 LEANS = 0.5           # a judge that contradicts itself more often is none
 LEAST_ASKED = 8       # pairs before that can be said
 
@@ -46,30 +40,16 @@ FORM = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True
 
 
 @dataclass
-class PairJudge:
-    """judge(pair) is "chosen", "rejected" or "tie". cache: where answers are kept, by what was asked.
+class PairJudge(PaidChat):
+    """judge(pair) is "chosen", "rejected" or "tie"."""
 
-    input_price, output_price: US dollars for a million tokens. budget: US dollars that new answers may cost.
-    """
-
-    model: str
-    input_price: float
-    output_price: float
-    budget: float
-    cache: Path
-    dollars: float = 0.0
     verdicts: list[str] = field(default_factory=list)
     inconsistent: int = 0
-
-    def __post_init__(self):
-        if not os.environ.get("OPENAI_API_KEY", "").strip():
-            raise Problem("build_prefs.judge is openai, but OPENAI_API_KEY is not set. Set it, or set build_prefs.judge to none.")
-        self._client = OpenAI(max_retries=RETRIES, timeout=SECONDS)
 
     def __call__(self, pair: dict) -> str:
         """Raises Problem if the service fails, answers in no form that can be read, or would cost more than the budget."""
         chosen, rejected = (plain(pair[side]) for side in ("chosen", "rejected"))
-        one, other = self._ask(pair["prompt"], chosen, rejected), self._ask(pair["prompt"], rejected, chosen)
+        one, other = self.better(pair["prompt"], chosen, rejected), self.better(pair["prompt"], rejected, chosen)
         if {one.better, other.better} == {"first", "second"}:  # the same reply in both places
             verdict = "chosen" if one.better == "first" else "rejected"
         else:
@@ -88,40 +68,25 @@ class PairJudge:
         return {"asked": asked, "inconsistent": rate, "ties": self.verdicts.count("tie") / max(1, asked),
                 "disagrees": self.verdicts.count("rejected") / max(1, asked)}
 
-    def _ask(self, prompt: list[dict], first: str, second: str) -> Answer:
-        request = {"model": self.model, "temperature": 0, "max_tokens": MOST_TOKENS, "response_format": FORM, "messages": [
-            {"role": "system", "content": RUBRIC.read_text()},
-            {"role": "user", "content": compact({"conversation": conversation(prompt), "first": first, "second": second})}]}
-        kept = self.cache / f"{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()}.json"
-        if kept.is_file():
-            return Answer.model_validate(read_json(kept))
+    def better(self, prompt: list[dict], first: str, second: str) -> Answer:
+        messages = [{"role": "system", "content": RUBRIC.read_text()},
+                    {"role": "user", "content": compact({"conversation": conversation(prompt), "first": first, "second": second})}]
         for _ in range(ATTEMPTS):
             try:
-                answer = Answer.model_validate_json(self._send(request))
+                answer = self.ask(lambda said: Answer.model_validate_json(said["content"]), MOST_TOKENS, temperature=0,
+                                  response_format=FORM, messages=messages)
             except ValidationError:
                 continue
-            write_json(kept, answer.model_dump())
-            return answer
+            except OverBudget as error:
+                raise Problem(f"The judge has cost ${self.dollars:.2f} and the next question could pass build_prefs.judge_budget "
+                              f"(${self.budget:.2f}). What it answered is kept in {self.cache}; raise the budget and run again.") from error
+            except Exception as error:  # a server may send anything, or nothing
+                status = f"status {error.status_code}" if isinstance(error, APIStatusError) else f"no answer ({type(error).__name__})"
+                raise Problem(f"The judge {self.model} could not be asked: {status}, after {self.retries} retries. What it answered is "
+                              f"kept in {self.cache}; run again.") from error
+            return Answer.model_validate_json(answer["content"])
         raise Problem(f"The judge {self.model} answered {ATTEMPTS} times in another form than the JSON schema it was given. Name a model "
                       "that supports structured outputs in build_prefs.judge_model.")
-
-    def _send(self, request: dict) -> str:
-        letters = sum(len(message["content"]) for message in request["messages"])
-        most = (letters / LETTERS_PER_TOKEN * self.input_price + MOST_TOKENS * self.output_price) / 1e6
-        if self.dollars + most > self.budget:
-            raise Problem(f"The judge has cost ${self.dollars:.2f} and the next question could pass build_prefs.judge_budget "
-                          f"(${self.budget:.2f}). What it answered is kept in {self.cache}; raise the budget and run again.")
-        try:
-            said = self._client.chat.completions.create(**request)
-        except (APIConnectionError, APIStatusError) as error:
-            status = f"status {error.status_code}" if isinstance(error, APIStatusError) else "no connection"
-            raise Problem(f"The judge {self.model} could not be asked: {status}, after {RETRIES} retries. What it answered is kept in "
-                          f"{self.cache}; run again.") from error
-        except OpenAIError as error:
-            raise Problem(f"The judge {self.model} could not be asked ({type(error).__name__}).") from error
-        if said.usage:
-            self.dollars += (said.usage.prompt_tokens * self.input_price + said.usage.completion_tokens * self.output_price) / 1e6
-        return said.choices[0].message.content or "" if said.choices else ""
 
 
 def conversation(prompt: list[dict]) -> list[dict]:

@@ -2,27 +2,21 @@
 
 Off by default (`build_sft.teacher`). It writes for training alone, and nothing is kept that fails a check: a wording has its model's
 slots and stays clear of those held out; of a dialogue every call is executed again, has to be the right one and to return the same.
-Answers are kept on disk by what was asked, so that a run after a stop, or with more money, asks only for the rest. A service answers
+Answers are kept (paid_chat.py), so that a run after a stop, or with more money, asks only for the rest. A service answers
 differently from one day to the next: with an empty cache, so does data/sft.
 """
 
-import hashlib
 import json
-import os
 import random
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from openai import APIStatusError, AuthenticationError, NotFoundError, OpenAI, PermissionDeniedError
+from openai import AuthenticationError, NotFoundError, PermissionDeniedError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.common.deadline import within
-from stages.common.files import read_json, write_json
 from stages.common.problem import Problem
 from stages.shop import harmony
 from stages.shop.agent import CHANGED, COULD_NOT, TOO_LONG, api_messages, play
@@ -30,15 +24,14 @@ from stages.shop.check_speech import MAX_SHARED_WORDS, words
 from stages.shop.consent import holds
 from stages.shop.dialogues import turn_rows
 from stages.shop.maker import Maker, characters, shop_lexicon
+from stages.shop.paid_chat import OverBudget, PaidChat
 from stages.shop.records import Wording
 from stages.shop.scene import Scene
 from stages.shop.schema import TOOLS
 from stages.shop.tools import Session, unsafe_writes
 from stages.shop.verify import Lexicon, obeyed, same_arguments
 
-RETRIES = 5              # of a request that got no answer: the client waits longer each time, or as Retry-After says
 MOST_TOKENS = 600        # of an answer
-LETTERS_PER_TOKEN = 3    # fewer than any English text has, so that a price is never guessed too low
 WORDINGS_A_REQUEST, PARAPHRASES = 8, 2
 LONGEST_WORDING = 200    # letters
 STYLIST = f"""You write what customers of an online shop type. For each numbered line write {PARAPHRASES} other ways in which other people
@@ -75,73 +68,39 @@ class Rejected(Exception):
 
 
 @dataclass
-class Teacher:
-    """Asks the model. cache: where answers are kept. budget: US dollars that new answers may cost.
+class Teacher(PaidChat):
+    """connections: requests side by side."""
 
-    input_price, output_price: US dollars for a million tokens. connections: requests side by side. seconds, retries: of one of them.
-    """
-
-    model: str
-    input_price: float
-    output_price: float
-    budget: float
-    connections: int
-    cache: Path
-    seconds: float = 60.0
-    retries: int = RETRIES
-    dollars: float = 0.0
+    connections: int = 8
     kept: Counter = field(default_factory=Counter)
     rejected: Counter = field(default_factory=Counter)
 
     def __post_init__(self):
-        if not os.environ.get("OPENAI_API_KEY", "").strip():
-            raise Problem("build_sft.teacher is openai, but OPENAI_API_KEY is not set. Set it, or set build_sft.teacher to none.")
-        self._client = OpenAI(max_retries=self.retries, timeout=self.seconds)
-        self._lock, self._promised = threading.Lock(), 0.0
+        super().__post_init__()
         self._answered = self._silent = 0
 
-    def ask(self, **request: object) -> dict:
-        """The message that answers a request: its `content` and `calls`, name and JSON text of the arguments.
-
-        Raises Rejected if there is none or no money for it, Problem if the service will never answer.
-        """
-        request = {"model": self.model, "max_tokens": MOST_TOKENS, **request}
-        text = json.dumps(request, sort_keys=True)
-        place = self.cache / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-        if place.is_file():
-            return read_json(place)
-        most = (len(text) / LETTERS_PER_TOKEN * self.input_price + MOST_TOKENS * self.output_price) / 1e6
-        with self._lock:
-            if self.dollars + self._promised + most > self.budget:
-                raise Rejected("over the budget")
-            self._promised += most
-        cost = most  # of a request that broke off: it may be on the bill
+    def answer(self, **request: object) -> dict:
+        """PaidChat.ask's. Raises Rejected if there is none or no money for it, Problem if the service will never answer."""
         try:
-            said = within(2 * self.seconds * (self.retries + 1), lambda: self._client.chat.completions.create(**request))
-            if said.usage:
-                cost = (said.usage.prompt_tokens * self.input_price + said.usage.completion_tokens * self.output_price) / 1e6
-            message = said.choices[0].message
-            answer = {"content": message.content or "", "calls": [
-                {"name": call.function.name, "arguments": call.function.arguments} for call in message.tool_calls or []]}
+            return self.ask(self.taken, MOST_TOKENS, **request)
+        except Rejected:
+            raise
+        except OverBudget as error:
+            raise Rejected("over the budget") from error
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
             raise Problem(f"The teacher {self.model} can not be asked (status {error.status_code}). Is OPENAI_API_KEY right, and does it "
                           "give access to build_sft.teacher_model?") from error
         except Exception as error:  # a server may send anything, or nothing
-            cost = 0.0 if isinstance(error, APIStatusError) else most
             self._silent += 1
             if not self._answered and self._silent >= self.connections:
                 raise Problem(f"The teacher {self.model} answered none of {self._silent} requests, {self.retries} retries each "
                               f"({type(error).__name__}). Is the service up? OPENAI_BASE_URL names another one.") from error
             raise Rejected("no answer") from error
-        finally:
-            with self._lock:
-                self._promised -= most
-                self.dollars += cost
+
+    def taken(self, answer: dict) -> None:
         self._answered += 1
         if not answer["content"] and not answer["calls"]:
             raise Rejected("an empty answer")
-        write_json(place, answer)
-        return answer
 
     def each(self, name: str, jobs: Sequence, work: Callable) -> list:
         """work(job), which returns a list, for many jobs side by side: all entries in the jobs' order; what was rejected is counted."""
@@ -181,7 +140,7 @@ def add_wordings(teacher: Teacher, maker: Maker, count: int, seed: int) -> None:
     def paraphrase(request: tuple[str, list[Wording]]) -> list[tuple[str, Wording, str]]:
         intent, sources = request
         lines = "\n".join(f"{number}. {source.text}" for number, source in enumerate(sources, 1))
-        said = teacher.ask(temperature=1, response_format=FORM, messages=[
+        said = teacher.answer(temperature=1, response_format=FORM, messages=[
             {"role": "system", "content": STYLIST}, {"role": "user", "content": f"What they want: {intent}\n\n{lines}"}])
         try:
             read = Paraphrases.model_validate_json(said["content"]).paraphrases
@@ -258,7 +217,7 @@ def further_dialogues(teacher: Teacher, maker: Maker, dialogues: Sequence[dict],
 
 def written(teacher: Teacher, prompt: list[dict]) -> str:
     """The teacher's next turn as harmony text."""
-    said = teacher.ask(temperature=0.7, tools=TOOLS, messages=[{"role": "system", "content": ASSISTANT}, *api_messages(prompt)])
+    said = teacher.answer(temperature=0.7, tools=TOOLS, messages=[{"role": "system", "content": ASSISTANT}, *api_messages(prompt)])
     calls = [{"type": "function", "function": call} for call in said["calls"]]
     return harmony.completion({"role": "assistant", "content": "" if calls else said["content"], "tool_calls": calls})
 
