@@ -36,7 +36,7 @@ from stages.nn.guidance import GuidedHeads, Places
 from stages.nn.induction import add_induction_heads
 from stages.nn.losses import IGNORE
 from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
-from stages.nn.speed import flops_per_token
+from stages.nn.speed import flops_of_rows
 from stages.nn.spelling import families
 from stages.shop import harmony
 from stages.shop.practice import Row, encode
@@ -116,7 +116,7 @@ def practise(stage: Stage, model: GptOss, prefix: list[int], dialogues: list[Row
     shared = torch.tensor([prefix], device=device.kind)
     batches = plan([len(row.ids) for row in dialogues], scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
     optimizer, guided = adamw(model, midtrain.weight_decay, 0.9, 0.95), GuidedHeads(model)
-    start, curve, loss_sum, tokens = 0, [], 0.0, 0
+    start, curve, loss_sum, tokens, operations = 0, [], 0.0, 0, 0.0
     with open_checkpoint(stage) as checkpoint:
         if saved := checkpoint.load():
             tensors, state = saved
@@ -140,6 +140,7 @@ def practise(stage: Stage, model: GptOss, prefix: list[int], dialogues: list[Row
                 raise Problem(f"The loss is {loss.item()} at step {step}, on the dialogues {batches[step]} of data/sft/train.jsonl (none: "
                               "web text). Lower midtrain.learning_rate.")
             tokens += inputs.numel()
+            operations += flops_of_rows(model, [inputs.size(1)] * len(rows), len(prefix) if batches[step] else 0)
             (loss + guide).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
             optimizer.step()
@@ -152,8 +153,7 @@ def practise(stage: Stage, model: GptOss, prefix: list[int], dialogues: list[Row
                 loss_sum = 0.0
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
                 checkpoint.save(tensors | optimizer_tensors(optimizer), {"step": done, "curve": curve, "loss_sum": loss_sum})
-    longest = max(len(row.ids) for row in dialogues)
-    stage.count(tokens, flops_per_token(model, longest) * tokens)
+    stage.count(tokens, operations)
     return curve
 
 
