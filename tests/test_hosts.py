@@ -126,7 +126,9 @@ def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(
         assert [agent.returncode for agent in agents] == [0, 0], said[0][-3000:] + said[1][-3000:]
     finally:
         for agent in agents:
-            agent.kill()
+            ended = agent.poll() is not None
+            for process in [] if ended else [*psutil.Process(agent.pid).children(recursive=True), agent]:
+                process.kill()
     assert "gru: going on at step" in "".join(said)
     together = losses(encoded, "gru")
     alone = subprocess.run([sys.executable, "-m", "stages.pretrain", "gru"], cwd=encoded, capture_output=True, text=True)
