@@ -127,6 +127,7 @@ class Tab:
         """Types the question, sends it by the keyboard and waits for the whole answer, `patience` milliseconds at most."""
         number = self.turns.count()
         self.page.locator(".ask:visible textarea").fill(text)
+        self.page.wait_for_timeout(150)   # between the last letter and Enter a person needs longer, too
         self.page.keyboard.press("Enter")
         self.answered(number + 1, patience)
 
