@@ -1,7 +1,7 @@
 """Give a trained gpt_oss induction heads: what followed the last time is what follows now.
 
 Such a head looks for the place where the last tokens stood before and says what came next there. In training they appear by themselves,
-but after hundreds of millions of tokens (Olsson et al. 2022, https://arxiv.org/abs/2209.11895), where a laptop reads one million; and
+but after billions of tokens (Olsson et al. 2022, https://arxiv.org/abs/2209.11895), where a laptop reads one million; and
 without them an agent cannot copy a name into a call. So they are fitted into a model that has none. Which tokens stand here and before
 can be read off the stream of the model by linear maps, which `least_squares` finds on some text; training goes on from there.
 
