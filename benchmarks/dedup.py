@@ -28,12 +28,12 @@ from setup.sizes import table
 from stages.common.files import read_json
 from stages.common.params import read_params
 from stages.crawl.copies import Copies, read_keys
-from stages.crawl.cross_page import Across
+from stages.crawl.cross_page import CrossPage
 from stages.crawl.decontaminate import HeldOut, read_held_out
 from stages.crawl.explain import last_run
 from stages.crawl.judge import SHARD
 from stages.crawl.minhash import BYTES_A_BAND, agreement, meet, passes, signature
-from stages.crawl.removal_stats import COUNTED, Account
+from stages.crawl.removal_stats import COUNTED, RemovalStats
 from stages.crawl.text_key import text_key
 from stages.filter import SMALLEST_PART, decide, write_corpus
 
@@ -95,13 +95,13 @@ def one_process(folder: Path, written: list[str]) -> float:
     pq.write_table(pa.Table.from_pylist(rows, SHARD), shards[0], compression="zstd")
     held_out = HeldOut(read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"), limits.contamination_words,
                        limits.contamination_least_words)
-    across, account = Across(Copies(0, {}, Counter(), []), {}, held_out, limits), Account(limits.rejects_per_reason)
+    cross_page, stats = CrossPage(Copies(0, {}, Counter(), []), {}, held_out, limits), RemovalStats(limits.rejects_per_reason)
     (folder / "corpus").mkdir()
     started = time.process_time()
     read_keys(shards)
     with last_run(folder, [{"file": "shard"}], shards) as note:
-        places = decide(shards, across, account, note)
-    write_corpus(folder / "corpus", shards, across, places, 0.1, SMALLEST_PART)
+        places = decide(shards, cross_page, stats, note)
+    write_corpus(folder / "corpus", shards, cross_page, places, 0.1, SMALLEST_PART)
     return len(written) / (time.process_time() - started)
 
 

@@ -50,6 +50,10 @@ def unanswered(calls: tuple[Call, ...]) -> str:
     return CHANGED if any(call.name in WRITES and "error" not in call.result for call in calls) else DOWN
 
 
+def failure(error: Exception) -> str:
+    return f"The shopping model failed ({type(error).__name__})."
+
+
 class Conversation:
     """open_agent is called at the first shopping query: other ones are answered without the model.
 
@@ -103,13 +107,14 @@ class Conversation:
         before = len(self.agent.session.calls)
         try:
             text = self.agent(query, hear)
-        except Exception as error:  # an endpoint may be gone, be slow or answer anything, torch be out of memory
+        except Exception as error:  # an endpoint may be gone or answer anything, torch be out of memory
             calls = tuple(self.agent.session.calls[before:])
             text = unanswered(calls)
             self.agent.messages.append({"role": "assistant", "content": text})
             self.agent.session.say(text)
-            return Answer(text, "shop", route, calls, failed=True, problem=f"The shopping model failed ({type(error).__name__}).")
-        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG, CHANGED))
+            return Answer(text, "shop", route, calls, failed=True, problem=failure(error))
+        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG, CHANGED),
+                      failure(self.agent.late) if self.agent.late else None)
 
     def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
         turn = {"role": "user", "content": query}

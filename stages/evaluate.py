@@ -37,8 +37,6 @@ from stages.shop.verify import judge, summarise
 from stages.shop.writer import open_folder
 
 AGENTS = ("base", "sft", "dpo")
-# What few turns are about, so that all such turns are asked: the act of the right reply, and the metric.
-RARE = {"policy": "policy_cited", "out_of_scope": "declines"}
 
 
 def choose_turns(dialogues: Sequence[dict], count: int, seed: int) -> list[dict]:
@@ -55,13 +53,6 @@ def open_agent(place: str, device: Device, max_new_tokens: int, temperature: flo
         return open_writer(place), None
     return (open_folder(place, device, max_new_tokens),
             lambda number: open_folder(place, device, max_new_tokens, temperature, seed + number))
-
-
-def measure(rows: list[dict], rare: list[dict], answers: dict[str, str]) -> dict[str, float | int]:
-    """Metrics of single turns. rare: turns about RARE, which are asked beside `rows`. answers: by the id of the row."""
-    found = summarise(rows, [answers[row["id"]] for row in rows])
-    few = summarise(rare, [answers[row["id"]] for row in rare])
-    return found | {key: value for key, value in few.items() if key.startswith(tuple(RARE.values()))}
 
 
 def quality(row: dict, text: str, tone: ToneScorer) -> float:
@@ -154,8 +145,6 @@ def main(stage: Stage) -> None:
     dialogues, cases = read_jsonl("data/sft/test.jsonl"), read_jsonl("data/sft/safety.jsonl")
     lines = {dialogue["id"]: number for number, dialogue in enumerate(dialogues, 1)}
     rows = choose_turns(dialogues, profile.evaluate.turns, seed)
-    rare = [row for dialogue in dialogues for row in turn_rows(dialogue) if len(row["acts"]) == 1 and row["acts"][0] in RARE]
-    asked = list({row["id"]: row for row in rows + rare}.values())
     plans = [dialogue for dialogue in dialogues if dialogue["plan"] and any(note["facts"] for note in dialogue["notes"])]
     plans = plans[:profile.evaluate.plans]  # without facts to tell, an agent that does nothing would succeed
     shops = Shops("data/store")
@@ -167,14 +156,14 @@ def main(stage: Stage) -> None:
         started = time.monotonic()
         try:
             writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
-            texts = answer_turns(writer, asked, batch, name)
+            texts = answer_turns(writer, rows, batch, name)
             tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch)
         except OpenAIError as error:
             raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
-        answers[name] = {row["id"]: text for row, text in zip(asked, texts, strict=True)}
-        found[name] = measure(rows, rare, answers[name]) | tried
+        answers[name] = {row["id"]: text for row, text in zip(rows, texts, strict=True)}
+        found[name] = summarise(rows, texts) | tried
         seconds = time.monotonic() - started
-        print(f"{name}: {seconds:.0f} s, {len(asked)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
+        print(f"{name}: {seconds:.0f} s, {len(rows)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
 
     train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in turn_rows(dialogue)]
     keys = [f"{name}{end}" for name in ("right_tool", "exact_arguments") for end in ("", "_low", "_high", "_n")]

@@ -30,14 +30,14 @@ from stages.common.params import Filter, read_params
 from stages.common.problem import Problem
 from stages.common.stage import Stage, exclusive, run
 from stages.crawl.blocklist import read_hosts
-from stages.crawl.cross_page import Across, look_across
+from stages.crawl.cross_page import CrossPage, look_across
 from stages.crawl.decontaminate import HeldOut, read_held_out
 from stages.crawl.explain import explain, last_run
 from stages.crawl.judge import SHARD
 from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_spans, read_topics, token_f1
 from stages.crawl.parquet_parts import Parts
 from stages.crawl.pii import mask
-from stages.crawl.removal_stats import Account, copy_counts
+from stages.crawl.removal_stats import RemovalStats, copy_counts
 from stages.crawl.shards import batches, make_shards, prune, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
 from stages.crawl.text_key import unit_interval
@@ -69,35 +69,35 @@ def blocks(shards: list[Path]) -> Iterator[tuple[int, list[dict]]]:
         number += len(batch)
 
 
-def decide(shards: list[Path], across: Across, account: Account, note: pq.ParquetWriter) -> np.ndarray:
+def decide(shards: list[Path], cross_page: CrossPage, stats: RemovalStats, note: pq.ParquetWriter) -> np.ndarray:
     """Lets the rules across pages judge every page that is still there. Returns for each page its place in [0, 1), by
     a hash of its text, or NaN if it goes.
 
-    account: gets every page. note: gets what these rules did, for --explain.
+    stats: gets every page. note: gets what these rules did, for --explain.
     """
     places = array("d")
     for number, rows in blocks(shards):
         noted = []
         for page, row in enumerate(rows, number):
             if not row["reason"]:
-                row = across.judge(page, row)
+                row = cross_page.judge(page, row)
                 if row["reason"] or row["cut"]:
                     noted.append(row | {"page": page})
-            account.add(row)
+            stats.add(row)
             places.append(math.nan if row["reason"] else unit_interval(row["key"]))
         note.write_table(pa.Table.from_pylist(noted, note.schema))
     return np.frombuffer(places)
 
 
-def check_enough(account: Account) -> None:
+def check_enough(stats: RemovalStats) -> None:
     """Raises Problem unless there is a page to train on and one to validate with."""
-    kept, count = account.pages[""], account.pages.total()
+    kept, count = stats.pages[""], stats.pages.total()
     if kept >= 2:
         return
     if not count:
         raise Problem("data/raw holds no page at all: no response, resource or conversion record. Look at data/raw/"
                       "manifest.json and at download.paths in params.yaml.")
-    (reason, most), *_ = account.removed().most_common(1)
+    (reason, most), *_ = stats.removed().most_common(1)
     raise Problem(f"Of {count:,} pages {kept} remain, and two are the least. The rule `{reason}` removed most, "
                   f"{most:,}. Loosen it under `filter:` in params.yaml, or give other pages to `download`.")
 
@@ -108,14 +108,14 @@ def validation_border(places: np.ndarray, share: float) -> float:
     return min(max(share, kept[0]), kept[-2])
 
 
-def write_corpus(folder: Path, shards: list[Path], across: Across, places: np.ndarray, border: float, part_bytes: int) -> dict:
+def write_corpus(folder: Path, shards: list[Path], cross_page: CrossPage, places: np.ndarray, border: float, part_bytes: int) -> dict:
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
     train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
     number = 0
     for batch in batches(shards, SHARD.names):
         at = places[number:number + len(batch)]
         rows = batch.filter(pa.array(~np.isnan(at))).to_pylist()   # most pages went: their rows need not become Python's
-        kept = list(zip(at[~np.isnan(at)], map(across.clean, rows), strict=True))
+        kept = list(zip(at[~np.isnan(at)], map(cross_page.clean, rows), strict=True))
         number += len(batch)
         validation.write([row for place, row in kept if place <= border])
         train.write([row for place, row in kept if place > border])
@@ -128,18 +128,18 @@ def by_reason(counts: Counter, name: str) -> dict[str, int]:
     return {key.removeprefix(f"{name}."): count for key, count in counts.items() if key.startswith(f"{name}.")}
 
 
-def measure(account: Account, across: Across, labels: dict[str, Label], sites: list[Page]) -> dict:
+def measure(stats: RemovalStats, cross_page: CrossPage, labels: dict[str, Label], sites: list[Page]) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
     extraction.f1: mean token F1 of the text with the page's gold text, both masked, over its pages labelled keep.
     """
     held_out = {page.url: page for page in sites if page.site.held_out}
     good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
-    scores = [token_f1(account.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
+    scores = [token_f1(stats.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
-    return {"keep": keep_quality(account.kept, labels, set(held_out)), "extraction": extraction | {"n": len(scores)},
-            "near_duplicates": copy_quality(across.copies.urls, account.compared, labels, set(held_out)),
-            "pii": measure_pii(good, read_spans(Path("data/web/personal.csv"))) | {"masked": dict(account.masked)}}
+    return {"keep": keep_quality(stats.kept, labels, set(held_out)), "extraction": extraction | {"n": len(scores)},
+            "near_duplicates": copy_quality(cross_page.copies.urls, stats.compared, labels, set(held_out)),
+            "pii": measure_pii(good, read_spans(Path("data/web/personal.csv"))) | {"masked": dict(stats.masked)}}
 
 
 def main(stage: Stage) -> None:
@@ -156,39 +156,39 @@ def main(stage: Stage) -> None:
         shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
                              stage.cache, stage.kept / "runs/filter-errors.log")
         prune(stage.cache, shards)
-        across = look_across(shards, held_out, limits, stage.cache)
+        cross_page = look_across(shards, held_out, limits, stage.cache)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
-    account = Account(limits.rejects_per_reason, labels.keys())
+    stats = RemovalStats(limits.rejects_per_reason, labels.keys())
     with last_run(stage.kept, manifest["files"], shards) as note:
-        places = decide(shards, across, account, note)
-    check_enough(account)
+        places = decide(shards, cross_page, stats, note)
+    check_enough(stats)
 
     with atomic_directory("data/corpus") as folder:
-        written = write_corpus(folder, shards, across, places, validation_border(places, limits.validation_share),
-                               max(SMALLEST_PART, account.text_bytes[""] // PARTS))
+        written = write_corpus(folder, shards, cross_page, places, validation_border(places, limits.validation_share),
+                               max(SMALLEST_PART, stats.text_bytes[""] // PARTS))
     with atomic_directory("data/rejects") as folder:
-        pq.write_table(pa.Table.from_pylist(account.rejects(), REJECTS), folder / "part-00000.parquet", compression="zstd")
+        pq.write_table(pa.Table.from_pylist(stats.rejects(), REJECTS), folder / "part-00000.parquet", compression="zstd")
     counts = read_counts(shards)
-    metrics = account.metrics() | {
-        "documents": {"in": len(places), "kept": account.pages[""]} | {side: written[side]["documents"] for side in written},
+    metrics = stats.metrics() | {
+        "documents": {"in": len(places), "kept": stats.pages[""]} | {side: written[side]["documents"] for side in written},
         "read": {name: counts[name] for name in ("records", "recovered", "lost")}
         | {f"{name}_by": by_reason(counts, name) for name in ("recovered", "lost")},
         "bytes": {"raw": sum(entry["bytes"] for entry in manifest["files"]), "pages": counts["page_bytes"]}
         | {side: written[side]["bytes"] for side in written},
-        "copies": copy_counts(across.copies),
-        "contamination": {"n": len(held_out), "pages": account.pages["contaminated"]},
+        "copies": copy_counts(cross_page.copies),
+        "contamination": {"n": len(held_out), "pages": stats.pages["contaminated"]},
     }
     if labels:
         sites = read_sites(Path("data/web/sites"))
         # With `keep: shopping` a page that reads well is wanted only if it is about that.
         judged = {url: replace(labels[url], keep=topics[url]) for url in topics.keys() & labels.keys()} if topic else {}
-        metrics |= measure(account, across, labels | judged, sites)
+        metrics |= measure(stats, cross_page, labels | judged, sites)
         if topic:
-            metrics["topic"] = keep_quality(account.kept, judged, {page.url for page in sites if page.site.held_out})
+            metrics["topic"] = keep_quality(stats.kept, judged, {page.url for page in sites if page.site.held_out})
     write_metrics("metrics/filter.json", metrics)
-    write_curve("metrics/filter.tsv", account.waterfall())
+    write_curve("metrics/filter.tsv", stats.waterfall())
     print(f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
-          f"kept {account.pages['']:,} of {len(places):,} pages")
+          f"kept {stats.pages['']:,} of {len(places):,} pages")
     if counts["records.conversion"]:
         print("These are WET files: about half of their text is navigation and banners. WARC files give cleaner text.")
 

@@ -302,6 +302,10 @@ def test_safety_cases_are_what_they_say(splits, maker):
                 assert dialogue["session"]["orders"][0]["email"] not in text_of(dialogue)
             case "unconfirmed":
                 assert "refuse" in dialogue["turns"] and not {call["name"] for call in calls(dialogue)} & set(WRITES)
+            case "policy":
+                assert {call["name"] for call in calls(dialogue)} == {"get_policy"} and dialogue["notes"][-1]["acts"] == ["policy"]
+            case "out_of_scope":
+                assert not calls(dialogue) and dialogue["notes"][-1]["acts"] == ["out_of_scope"]
 
 
 def test_shares_do_what_they_say():
@@ -330,7 +334,7 @@ def others(other) -> dict[str, list[dict]]:
 
 def test_another_shop_makes_dialogues_of_its_own_products(other, others):
     texts = [text_of(dialogue) for dialogues in others.values() for dialogue in dialogues]
-    assert len(texts) == 380
+    assert len(texts) == 396
     whole = "\n".join(texts)
     theirs = [row["name"] for row in other.world.shops.store.all("SELECT name FROM products")]
     assert all(name in whole for name in theirs)
@@ -346,7 +350,7 @@ def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(o
         for row in turn_rows(dialogue):
             assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
     assert {dialogue["intent"] for dialogue in others["train"]} == set(WEIGHTS)
-    assert Counter(dialogue["case"] for dialogue in others["safety"]) == dict.fromkeys(CASES, 10)
+    assert Counter(dialogue["case"] for dialogue in others["safety"]) == dict.fromkeys(CASES, 10) | {"policy": 6}  # all it has words for
 
 
 def test_what_another_shop_holds_out_stays_held_out(other, others):

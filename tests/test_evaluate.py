@@ -67,12 +67,19 @@ def test_who_does_what_is_recorded_succeeds_safely_in_every_run(recorded):
                           recorded["words"])
     assert found["task_success"] == found["task_success_3"] == 1
     assert found["unsafe_writes"] == found["unsafe_writes_count"] == found["injection_obeyed"] == 0
-    assert found["unsafe_writes_n"] == len(plays) + 15
-    assert found["foreign_writes_n"] == found["unconfirmed_writes_n"] == found["injection_obeyed_n"] == 5
+    assert found["unsafe_writes_n"] == len(plays) + 25
+    assert found["policy_cited"] == found["declines"] == 1
+    assert {found[f"{name}_n"] for name in ("foreign_writes", "unconfirmed_writes", "injection_obeyed", "policy_cited", "declines")} == {5}
+
+
+def test_who_names_no_section_and_calls_where_nothing_can_be_looked_up_neither_cites_nor_declines(recorded):
+    for text, cites, declines in ((reply("We'll see."), 0, 1), (call("list_orders"), 0, 0), (reply("It costs $12.34."), 0, 0)):
+        found, _ = trials([], recorded["safety"], recorded["shops"], always(text), None, 8, recorded["words"])
+        assert (found["policy_cited"], found["declines"]) == (cites, declines)
 
 
 def test_who_writes_whatever_the_customer_says_is_found_out(recorded):
-    cases = [case for case in recorded["safety"] if case["case"] != "injection"]
+    cases = [case for case in recorded["safety"] if case["session"]["orders"]]
     number = {case["id"]: case["session"]["orders"][0]["order"]["order"] for case in cases}
     played = play_all(cases[:1], recorded["shops"], always(call("cancel_order", order=number[cases[0]["id"]])), 1, critical)
     assert played[0].play.unsafe_writes > 0
@@ -93,7 +100,8 @@ def test_a_safety_case_begins_where_the_agent_could_err(recorded):
     by_case = dict(zip([case["case"] for case in recorded["safety"]], seen, strict=True))
     assert "review" in by_case["injection"][-1]["content"]
     assert "no_match" in by_case["foreign"][-1]["content"]
-    assert by_case["unconfirmed"][-1]["role"] == "user"
+    assert by_case["unconfirmed"][-1]["role"] == by_case["out_of_scope"][-1]["role"] == "user"
+    assert by_case["policy"][-1]["name"] == "get_policy"
 
 
 def test_three_of_three_needs_all_three_runs(recorded):

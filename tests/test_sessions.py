@@ -23,7 +23,7 @@ from demo.router import Route
 from demo.sessions import Limits, Refused, Sessions
 from stages.common.files import read_jsonl
 from stages.shop import harmony
-from stages.shop.agent import CHANGED, Agent, Endpoint, Hear
+from stages.shop.agent import CHANGED, COULD_NOT, Agent, Endpoint, Hear
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
@@ -345,7 +345,7 @@ def test_a_server_that_drips_does_not_hang_an_answer_and_calls_nothing_afterward
         started = time.monotonic()
         said = Conversation(shopping, lambda: agent)("where is it", lambda text: None)
         assert time.monotonic() - started < 5
-    assert (said.text, said.failed, said.problem) == (DOWN, True, "The shopping model failed (TimeoutError).")
+    assert (said.text, said.failed, said.problem) == (COULD_NOT, True, "The shopping model failed (TimeoutError).")
     assert not agent.session.calls
 
 

@@ -15,7 +15,7 @@ from setup.sizes import SPLITS, sizes, sizes_table
 from stages.common.files import read_jsonl
 from stages.shop.consent import agrees, restates
 from stages.shop.folder import read_departments, read_one, read_policy, rows
-from stages.shop.maker import CASES
+from stages.shop.maker import CASES, SLOTLESS
 from stages.shop.records import (
     ORDER_INTENTS,
     Customer,
@@ -177,6 +177,7 @@ def test_each_safety_metric_has_material_for_a_hundred_cases():
     refusals = {turn.text for plan in PLANS if plan.split == "test" for turn in plan.turns if turn.intent == "refuse"}
     writes = [text for intent in ("cancel", "return", "exchange", "address") for text in said[intent] if "{order}" in text]
     assert len(refusals) * len(writes) >= 100
+    assert min(len(set(said[case])) for case in SLOTLESS) >= 100  # nothing is filled in: each has to be said in its own words
 
 
 # Everything refers to something

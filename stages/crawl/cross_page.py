@@ -16,7 +16,7 @@ RULES = ("duplicate", "near_duplicate", "repeated_lines", "contaminated")  # in 
 
 
 @dataclass(frozen=True)
-class Across:
+class CrossPage:
     """What the rules need to know of all pages. lines: hashes of the lines to cut, with how many pages they stand on."""
 
     copies: Copies
@@ -45,7 +45,7 @@ class Across:
         return row | {"text": cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)[0]}
 
 
-def look_across(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path) -> Across:
+def look_across(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path) -> CrossPage:
     """Compares all pages that no rule has removed. Copies go first: the lines of an article stand on all its mirrors."""
     copies = find_copies(shards, limits, scratch)
 
@@ -57,4 +57,4 @@ def look_across(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: 
                     yield {line_hash(line) for line in long_lines(batch["text"][row].as_py(), limits.repeated_line_letters)}
             page += len(batch)
 
-    return Across(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)
+    return CrossPage(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)

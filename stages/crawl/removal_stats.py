@@ -16,7 +16,7 @@ COUNTED = [name for name in SHARD.names if name.startswith("pii_")]  # spans tha
 
 
 @dataclass
-class Account:
+class RemovalStats:
     """Counts of pages, UTF-8 bytes and words (between spaces) of their extracted texts, by the reason why they went.
 
     Pages that went before their text was taken have none. sample: at most `most` removed pages of each reason, those

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openai import APIConnectionError, APIStatusError, OpenAI, OpenAIError
+from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, OpenAIError
 from openai.types.chat import ChatCompletionChunk
 
 from stages.common.deadline import within
@@ -46,23 +46,33 @@ CHANGED = "The change is made, but I could not say more about it just now. Pleas
 
 @dataclass
 class Agent:
-    """One conversation: `agent(text)` takes the customer's turn and returns the reply. session: what it may see and do."""
+    """One conversation: `agent(text)` takes the customer's turn and returns the reply. session: what it may see and do.
+
+    late: what the writer's time ended with in the last turn, for whoever runs the shop; None if there was time enough.
+    """
 
     session: Session
     writer: Writer | None = None
     messages: list[dict] = field(default_factory=list)
     seconds: float = MAX_SECONDS
+    late: TimeoutError | APITimeoutError | None = None
 
     def __call__(self, text: str, hear: Hear | None = None) -> str:
         """hear: told the reply as far as it is written; it may begin anew when what was written turns out to be no reply.
 
-        Raises what the writer raises, and TimeoutError after `seconds`: then nothing is called any more.
+        After `seconds` nothing is called any more, and the reply is one that says so. Raises what else the writer raises.
         """
-        turn, ends = self.turn(text), time.monotonic() + self.seconds
+        turn, ends, self.late = self.turn(text), time.monotonic() + self.seconds, None
         try:
             prompt = next(turn)
             while True:
-                prompt = turn.send(self._written(prompt, ends, hear))
+                try:
+                    written = self._written(prompt, ends, hear)
+                except (TimeoutError, APITimeoutError) as error:
+                    self.late = error
+                    turn.throw(TimeoutError())
+                else:
+                    prompt = turn.send(written)
         except StopIteration as end:
             return end.value
 
@@ -84,8 +94,8 @@ class Agent:
     def turn(self, text: str) -> Generator[list[dict], str, str]:
         """Takes the customer's turn. Yields the messages to go on from, is sent what the model wrote, and returns the reply.
 
-        A malformed turn is told to the model once; a second one, or more than MAX_CALLS calls, ends in an honest COULD_NOT, more than
-        MAX_TOKENS in TOO_LONG, and both in CHANGED where something was changed before.
+        A malformed turn is told to the model once; a second one, more than MAX_CALLS calls, or a TimeoutError thrown in ends in an
+        honest COULD_NOT, more than MAX_TOKENS in TOO_LONG, and all in CHANGED where something was changed before.
         """
         self.session.hear(text)
         self.messages.append({"role": "user", "content": text})
@@ -94,7 +104,11 @@ class Agent:
             if about_tokens(compact(self.messages)) > MAX_TOKENS:
                 reply = TOO_LONG
                 break
-            parsed = harmony.parse_completion((yield list(self.messages)))
+            try:
+                parsed = harmony.parse_completion((yield list(self.messages)))
+            except TimeoutError:
+                reply = COULD_NOT
+                break
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
                 repaired = True
@@ -310,10 +324,12 @@ def main(words: list[str]) -> None:
         reply = agent(words[1])
     except Problem as problem:
         sys.exit(f"agent: {problem}")
-    except (OpenAIError, TimeoutError) as error:
+    except OpenAIError as error:
         sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")
     for call in agent.session.calls:
         print(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}", file=sys.stderr)
+    if agent.late:
+        print(f"agent: {words[0]} did not answer in {agent.seconds:g} s.", file=sys.stderr)
     print(reply)
 
 

@@ -18,7 +18,8 @@ from stages.shop.verify import Lexicon, number_phrases
 WEIGHTS = {"search": 14, "facts": 9, "compare": 7, "recommend": 6, "stock": 8, "price": 6, "order_status": 10, "cancel": 7, "return": 8,
            "exchange": 8, "address": 7, "warranty": 4, "policy": 8, "gift": 4, "complaint": 5, "unanswerable": 5, "out_of_scope": 5}
 ATTEMPTS = 40
-CASES = ("injection", "foreign", "unconfirmed")
+CASES = ("injection", "foreign", "unconfirmed", "policy", "out_of_scope")
+SLOTLESS = ("policy", "out_of_scope")  # cases of nothing but their words: said again, one would be the same case again
 
 
 class Maker:
@@ -44,11 +45,13 @@ class Maker:
         return [self._dialogue(split, f"{split}-{number:04d}", [kind, *WEIGHTS]) for number, kind in enumerate(kinds[:count])]
 
     def safety(self, split: Split, count: int) -> list[dict]:
-        """`count` dialogues for each of the CASES that a safe agent has to stand."""
-        intents = {"injection": PRODUCT_INTENTS, "foreign": ORDER_INTENTS, "unconfirmed": ("cancel", "return", "exchange", "address")}
+        """`count` dialogues for each of the CASES that a safe agent has to stand; of the SLOTLESS, at most one for each wording."""
+        intents = {"injection": PRODUCT_INTENTS, "foreign": ORDER_INTENTS, "unconfirmed": ("cancel", "return", "exchange", "address"),
+                   "policy": ("policy",), "out_of_scope": ("out_of_scope",)}
         dialogues = []
         for case in CASES:
-            for number in range(count):
+            different = len(self.world.script.wordings[case, split]) if case in SLOTLESS else count
+            for number in range(min(count, different)):
                 first = number % len(intents[case])
                 dialogues.append(self._dialogue(split, f"{case}-{number:04d}", intents[case][first:] + intents[case][:first], case))
         return dialogues
