@@ -11,13 +11,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 from stages.common.device import open_device
 from stages.common.files import atomic_directory, read_jsonl, write_jsonl
 from stages.common.metrics import write_metrics
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
+from stages.nn.parallel import World, open_world
 from stages.shop.answer import Answerer, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.feedback import feedback_slots, read_feedback
@@ -27,8 +26,8 @@ from stages.shop.prefs_card import ORIGINS, card
 from stages.shop.schema import TOOLS, compact
 from stages.shop.score import Score, score
 from stages.shop.tone import ToneScorer, fit_with_accuracy
-from stages.shop.tuning import open_model
 from stages.shop.verify import lexicon
+from stages.shop.writer import OwnWriter, open_folder
 
 CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training
@@ -66,11 +65,10 @@ def choose_prompts(rows: list[dict], fresh: dict[str, int], count: int, seed: in
     return calls[:wanted] + replies[:count - wanted]
 
 
-def sample(rows: list[dict], answerer: Answerer, tone: ToneScorer, samples: int, batch: int, seed: int) -> list[list[Score]]:
-    """`samples` scored answers to each row. The seed is set anew, so that they depend on these rows alone."""
-    torch.manual_seed(seed)
+def sample(rows: list[dict], writer: OwnWriter | Answerer, tone: ToneScorer, samples: int, batch: int, world: World) -> list[list[Score]]:
+    """`samples` scored answers to each row, in every process of `world`, which share the writing."""
     repeated = [row for row in rows for _ in range(samples)]
-    texts = answer_turns(answerer, repeated, batch, "samples")
+    texts = world.together(answer_turns(writer, world.share(repeated), batch, "samples"))
     scored = [score(row, text, tone) for row, text in zip(repeated, texts, strict=True)]
     return [scored[start:start + samples] for start in range(0, len(scored), samples)]
 
@@ -110,25 +108,31 @@ def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.build_prefs, stage.params.profile, stage.params.seed
     judge, liked = open_judge(stage), thumbs(stage)
-    device = open_device(profile.device, profile.dtype, profile.threads, seed)
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, seed)
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
-    answerer = Answerer(*open_model("models/sft", device), device, params.max_new_tokens, params.temperature, params.top_p)
+    rows, scores, prompts = {}, {}, Counter()
+    with open_world(device.kind, profile.processes) as world:
+        counts = {"train": profile.build_prefs.prompts, "validation": max(2, profile.build_prefs.prompts // VALIDATION_PART)}
+        for split, count in counts.items():
+            dialogues = read_jsonl(f"data/sft/{split}.jsonl")
+            turns = [row for dialogue in dialogues for row in turn_rows(dialogue)]
+            fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else [])
+            rows[split] = choose_prompts(turns, fresh, count, seed)
+            if split == "train":
+                prompts.update(FRESHNESS[fresh[row["id"]]] for row in rows[split])
+                rows[split] += liked
+            # Opened anew, so that what is drawn depends on these rows alone; each process draws for itself.
+            writer = open_folder("models/sft", device, params.max_new_tokens, params.temperature, seed + world.rank, params.top_p)
+            scores[split] = sample(rows[split], writer, tone, params.samples, profile.build_prefs.batch, world)
+    if not world.first:
+        return
+
     alone = [row for row in situations if row.get("asks")]
     ways = {"train": [row for number, row in enumerate(alone) if number % VALIDATION_PART], "validation": alone[::VALIDATION_PART]}
-
-    pairs, samples, prompts = {}, [], Counter()
-    for split, count in (("train", profile.build_prefs.prompts), ("validation", max(2, profile.build_prefs.prompts // VALIDATION_PART))):
-        dialogues = read_jsonl(f"data/sft/{split}.jsonl")
-        turns = [row for dialogue in dialogues for row in turn_rows(dialogue)]
-        fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else [])
-        rows = choose_prompts(turns, fresh, count, seed)
-        if split == "train":
-            prompts.update(FRESHNESS[fresh[row["id"]]] for row in rows)
-            rows += liked
-        scores = sample(rows, answerer, tone, params.samples, profile.build_prefs.batch, seed)
-        samples += [one for of_row in scores for one in of_row]
-        slots = slots_of(rows, scores, tone, params.min_gap, random.Random(f"{seed} {split}"))
+    pairs = {}
+    for split in rows:
+        slots = slots_of(rows[split], scores[split], tone, params.min_gap, random.Random(f"{seed} {split}"))
         pairs[split] = take(cap_gold(slots + written(ways[split], TOOLS, lexicon(), tone), params.gold_share))
         if judge:
             pairs[split] = take([[pair] for pair in judged(pairs[split], judge)])
@@ -136,6 +140,7 @@ def main(stage: Stage) -> None:
             raise Problem(f"No {split} pair: all samples of a prompt score alike (build_prefs.min_gap {params.min_gap}) or all are wrong "
                           f"(build_prefs.gold_share {params.gold_share}). Raise build_prefs.temperature, samples or gold_share.")
 
+    samples = [one for of_split in scores.values() for of_row in of_split for one in of_row]
     made = pairs["train"] + pairs["validation"]
     origins = Counter(pair["origin"] for pair in made)
     leak, telling = leaks(made)

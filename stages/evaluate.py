@@ -23,6 +23,7 @@ from stages.common.files import atomic_directory, read_jsonl, write_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
+from stages.nn.parallel import open_world
 from stages.shop import harmony
 from stages.shop.agent import Play, Writer, open_writer
 from stages.shop.answer import answer_turns
@@ -141,7 +142,7 @@ def play_transcripts(plans: list[dict], plays: dict[str, list[Play]], lines: dic
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.evaluate, stage.params.profile, stage.params.seed
     batch = profile.evaluate.batch
-    device = open_device(profile.device, profile.dtype, profile.threads, seed)
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, seed)
     dialogues, cases = read_jsonl("data/sft/test.jsonl"), read_jsonl("data/sft/safety.jsonl")
     lines = {dialogue["id"]: number for number, dialogue in enumerate(dialogues, 1)}
     rows = choose_turns(dialogues, profile.evaluate.turns, seed)
@@ -152,18 +153,21 @@ def main(stage: Stage) -> None:
     places = {name: f"models/{name}" for name in AGENTS}
     places |= {re.sub(r"\W+", "_", place.partition("://")[2] or place): place for place in re.split(r"[\s,]+", params.models) if place}
     found, answers, plays = {}, {}, {}
-    for name, place in places.items():
-        started = time.monotonic()
-        try:
-            writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
-            texts = answer_turns(writer, rows, batch, name)
-            tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch)
-        except OpenAIError as error:
-            raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
-        answers[name] = {row["id"]: text for row, text in zip(rows, texts, strict=True)}
-        found[name] = summarise(rows, texts) | tried
-        seconds = time.monotonic() - started
-        print(f"{name}: {seconds:.0f} s, {len(rows)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
+    with open_world(device.kind, profile.processes) as world:
+        for name, place in places.items():
+            started = time.monotonic()
+            try:
+                writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
+                texts = world.together(answer_turns(writer, world.share(rows), batch, name))
+                tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch, world=world)
+            except OpenAIError as error:
+                raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
+            answers[name] = {row["id"]: text for row, text in zip(rows, texts, strict=True)}
+            found[name] = summarise(rows, texts) | tried
+            seconds = time.monotonic() - started
+            print(f"{name}: {seconds:.0f} s, {len(rows)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
+    if not world.first:
+        return
 
     train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in turn_rows(dialogue)]
     keys = [f"{name}{end}" for name in ("right_tool", "exact_arguments") for end in ("", "_low", "_high", "_n")]

@@ -7,11 +7,12 @@ What a small model lacks for calls is to copy, and a laptop has no time to wait 
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
 to look for what a call repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each. The loss covers all of a dialogue, what the assistant writes most. Where the profile names a model of the hub, it
-is taken as it is and only a pointer is written.
+there, one dialogue each. The loss covers all of a dialogue, what the assistant writes most. Several processes share a step. Where the
+profile names a model of the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
+import contextlib
 import re
 from pathlib import Path
 from random import Random
@@ -21,7 +22,7 @@ import torch
 from tiktoken import Encoding
 from torch import Tensor
 
-from stages.common.checkpoint import open_checkpoint
+from stages.common.checkpoint import Checkpoint, open_checkpoint
 from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_json, read_jsonl, write_json
 from stages.common.metrics import write_curve
@@ -35,7 +36,8 @@ from stages.nn.gpt_oss import GptOss
 from stages.nn.guidance import GuidedHeads, Places
 from stages.nn.induction import add_induction_heads
 from stages.nn.losses import IGNORE
-from stages.nn.optim import adamw, learning_rate, load_optimizers, optimizer_tensors
+from stages.nn.optim import learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
+from stages.nn.parallel import World, joined, open_world
 from stages.nn.speed import flops_of_rows
 from stages.nn.spelling import families
 from stages.shop import harmony
@@ -69,29 +71,29 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
     return tokenizer.encode(before, allowed_special="all"), rows
 
 
-def plan(lengths: list[int], steps: int, tokens_per_step: int, web_share: float, random: np.random.Generator) -> list[list[int]]:
-    """Which dialogues each step trains on; none: web text.
+def plan(lengths: list[int], count: int, tokens: int, web_share: float, random: np.random.Generator) -> list[list[int]]:
+    """`count` batches of dialogues; none: web text. A step has one for each process.
 
-    The rows of a step, padded to its longest, hold at most tokens_per_step tokens. All dialogues are used once, in random order,
-    before one is used again. A dialogue that is longer than a step is a Problem.
+    The rows of a batch, padded to its longest, hold at most `tokens` tokens. All dialogues are used once, in random order,
+    before one is used again. A dialogue that is longer than a batch is a Problem.
     """
-    if max(lengths) > tokens_per_step:
-        raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step is {tokens_per_step}. Raise it in "
-                      "the profile.")
+    if max(lengths) > tokens:
+        raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise "
+                      "it in the profile.")
     batches: list[list[int]] = []
-    while len(batches) < steps:
+    while len(batches) < count:
         order, epoch = random.permutation(len(lengths)), []
         for pool in np.split(order, range(POOL, len(order), POOL)):
             rows: list[int] = []
             for number in sorted(pool.tolist(), key=lengths.__getitem__):
-                if (len(rows) + 1) * lengths[number] > tokens_per_step:
+                if (len(rows) + 1) * lengths[number] > tokens:
                     epoch.append(rows)
                     rows = []
                 rows.append(number)
             epoch.append(rows)
         batches += [epoch[number] for number in random.permutation(len(epoch))]
-    batches = batches[:steps]
-    for number in random.choice(steps, round(web_share * steps), replace=False):
+    batches = batches[:count]
+    for number in random.choice(count, round(web_share * count), replace=False):
         batches[number] = []
     return batches
 
@@ -110,50 +112,52 @@ def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Gene
     return [Row(ids := tokens[start:start + length + 1].tolist(), [False] * len(ids), Places({}, [])) for start in starts]
 
 
-def practise(stage: Stage, model: GptOss, prefix: list[int], dialogues: list[Row], web: np.ndarray, device: Device) -> list[dict]:
+def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialogues: list[Row], web: np.ndarray, device: Device,
+             checkpoint: Checkpoint) -> list[dict]:
     """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
-    shared = torch.tensor([prefix], device=device.kind)
-    batches = plan([len(row.ids) for row in dialogues], scale.steps, scale.tokens_per_step, midtrain.web_share, np.random.default_rng(seed))
-    optimizer, guided = adamw(model, midtrain.weight_decay, 0.9, 0.95), GuidedHeads(model)
-    start, curve, loss_sum, tokens, operations = 0, [], 0.0, 0, 0.0
-    with open_checkpoint(stage) as checkpoint:
-        if saved := checkpoint.load():
-            tensors, state = saved
-            model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()
-                                   if name.startswith("model.")})
-            load_optimizers(tensors, optimizer)
-            start, curve, loss_sum = state["step"], state["curve"], state["loss_sum"]
-            print(f"going on at step {start}")
-        for step in progress(range(start, scale.steps), "midtrain", "step", total=scale.steps, first=start):
-            rate = learning_rate(step, scale.steps, midtrain.learning_rate, midtrain.warmup_share, midtrain.final_share)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            rows = [dialogues[number] for number in batches[step]] or web_rows(
-                web, max(1, scale.tokens_per_step // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step]))
-            inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, midtrain.written_weight))
-            with device.autocast():
-                state = model.after(shared) if batches[step] else None
-                loss, _ = model.loss(inputs, targets, state, importance)
-                guide = midtrain.guide_weight * guided.loss([row.places for row in rows], midtrain.idle_weight)
-            if not torch.isfinite(loss):
-                raise Problem(f"The loss is {loss.item()} at step {step}, on the dialogues {batches[step]} of data/sft/train.jsonl (none: "
-                              "web text). Lower midtrain.learning_rate.")
-            tokens += inputs.numel()
-            operations += flops_of_rows(model, [inputs.size(1)] * len(rows), len(prefix) if batches[step] else 0)
-            (loss + guide).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
+    shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
+    batches = plan([len(row.ids) for row in dialogues], world.size * scale.steps, tokens, midtrain.web_share, np.random.default_rng(seed))
+    loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
+    optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95)
+    start, curve, losses, seen, operations = 0, [], [], 0, 0.0
+    if saved := checkpoint.load():
+        tensors, state = saved
+        model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        load_optimizers(tensors, *optimizers)
+        start, curve = state["step"], state["curve"]
+        print(f"going on at step {start}", flush=True)
+    world.meet()   # all have read before the first may write
+    for step in progress(range(start, scale.steps), "midtrain", "step", total=scale.steps, first=start):
+        rate = learning_rate(step, scale.steps, midtrain.learning_rate, midtrain.warmup_share, midtrain.final_share)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
+        chosen = batches[step * world.size + world.rank]
+        rows = [dialogues[number] for number in chosen] or web_rows(
+            web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
+        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, midtrain.written_weight))
+        with device.autocast():
+            loss, _ = loss_of(inputs, targets, model.after(shared) if chosen else None, importance)
+            guide = midtrain.guide_weight * guided.loss([row.places for row in rows], midtrain.idle_weight)
+        losses.append(world.mean(loss.detach().clone()).item())
+        if not np.isfinite(losses[-1]):
+            raise Problem(f"The loss is {losses[-1]} at step {step}, on the dialogues {chosen} of data/sft/train.jsonl (none: web text) "
+                          "or on those of another process. Lower midtrain.learning_rate.")
+        seen += inputs.numel()
+        operations += flops_of_rows(model, [inputs.size(1)] * len(rows), len(prefix) if chosen else 0)
+        (loss + guide).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            loss_sum += loss.item()
-            done = step + 1
-            if done % scale.steps_per_look == 0 or done == scale.steps:
-                since = done - (curve[-1]["step"] if curve else 0)
-                curve.append({"step": done, "loss": loss_sum / since})
-                loss_sum = 0.0
+        done = step + 1
+        if done % scale.steps_per_look == 0 or done == scale.steps:
+            curve.append({"step": done, "loss": float(np.mean(losses))})
+            losses = []
+            if world.first:
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-                checkpoint.save(tensors | optimizer_tensors(optimizer), {"step": done, "curve": curve, "loss_sum": loss_sum})
-    stage.count(tokens, operations)
+                checkpoint.save(tensors | optimizer_tensors(*optimizers), {"step": done, "curve": curve})
+    stage.count(*(world.size * number for number in (seen, operations)))   # of all processes, which have the same to do
     return curve
 
 
@@ -171,15 +175,18 @@ def main(stage: Stage) -> None:
             add_template(folder)
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
-    device = open_device(profile.device, profile.dtype, profile.threads, stage.params.seed)
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, stage.params.seed)
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
     web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
     text = web_rows(web, FITTED_ROWS, FITTED_LENGTH, np.random.default_rng(stage.params.seed))
-    add_induction_heads(model, torch.tensor([row.ids for row in text]), family, stage.params.seed)
-    prefix, rows = rows_of(stage, tokenizer, family.tolist())
-
-    curve = practise(stage, model.to(device.kind), prefix, rows, web, device)
-
+    with open_world(device.kind, profile.processes) as world:
+        add_induction_heads(model, torch.tensor([row.ids for row in text]), family, stage.params.seed)
+        prefix, rows = rows_of(stage, tokenizer, family.tolist())
+        with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
+            curve = practise(stage, world, model.to(device.kind), prefix, rows, web, device, checkpoint)
+            world.meet()
+        if not world.first:
+            return
     with atomic_directory("models/base") as folder:
         save_model(model, folder, tokenizer)
         add_template(folder)

@@ -177,7 +177,7 @@ def test_no_row_is_cut_on_any_profile(splits, tokenizer):
                      key=lambda dialogue: len(compact(dialogue["messages"])))[-40:]
     last = [turn_rows(dialogue)[-1] for dialogue in longest]
     limit = min(limit for profile in (params.profiles.cpu, params.profiles.smoke, params.profiles.gpu)
-                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.tokens_per_step))
+                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.tokens_per_step // profile.processes))
     check_lengths(last, tokenizer, ("completion",), limit)
     with pytest.raises(Problem, match=r"has \d+ tokens with its completion, max_length is 700"):
         check_lengths(last, tokenizer, ("completion",), 700)

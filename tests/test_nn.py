@@ -23,12 +23,13 @@ from stages.nn import tokenizer as tokenizers
 from stages.nn.attention import rope, rope_table
 from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
 from stages.nn.export import MODELS, exported_name, load_gpt_oss, load_model, save_model
-from stages.nn.generate import choose, generate, stream
+from stages.nn.generate import generate, stream
 from stages.nn.gpt_oss import EPSILON, GptOss, rms_norm
 from stages.nn.initial import initialise, padded
 from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
 from stages.nn.openai_weights import load_openai, mxfp4
 from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
+from stages.nn.sampling import choose
 from stages.nn.speed import flops_of_rows, flops_per_token
 
 RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"

@@ -342,6 +342,7 @@ class Profile(Section):
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     threads: Count
+    processes: Count
     dollars_per_hour: NotNegative
     needs: Needs
     download: DownloadScale

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from stages.common.stage import is_first
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -14,8 +16,12 @@ SECONDS_BETWEEN_LINES = 15.0
 def progress(items: Iterable[Item], name: str, unit: str, total: int | None = None, first: int = 0) -> Iterator[Item]:
     """Yields the items, showing rate and remaining time: a bar on a terminal, a plain line now and then elsewhere.
 
-    first: how many items an earlier run has done already. total: all items, the earlier ones included.
+    first: how many items an earlier run has done already. total: all items, the earlier ones included. Of several processes only the
+    first speaks.
     """
+    if not is_first():
+        yield from items
+        return
     if total is None:
         total = first + len(items)
     if sys.stderr.isatty():

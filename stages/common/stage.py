@@ -131,8 +131,8 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and holds locks, of those that torchrun or Accelerate started for one run;
-    alone without them."""
+    """Whether this process is the one that writes, speaks and holds locks, of those that torchrun, Accelerate or a stage started for one
+    run; alone without them."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -171,7 +171,7 @@ def run(main: Callable[..., None]) -> None:
         return
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
-    if "DVC_STAGE" in os.environ:
+    if "DVC_STAGE" in os.environ or not is_first():
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
@@ -188,7 +188,8 @@ def run(main: Callable[..., None]) -> None:
                 if is_first():
                     note_cost(stage, time.monotonic() - started)
             except Problem:
-                remove_outs(name)  # under the lock: the outs may be another run's
+                if is_first():
+                    remove_outs(name)  # under the lock: the outs may be another run's
                 raise
     except Problem as problem:
         sys.exit(f"{name}: {problem}")

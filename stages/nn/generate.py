@@ -10,31 +10,13 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.common.problem import Problem
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import load_model
 from stages.nn.gpt_oss import GptOss
-
-
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor) -> Tensor:
-    """One id for each row of logits (B, V); draw (B,) in [0, 1) decides. temperature 0: the likeliest.
-
-    top_k keeps the k likeliest; top_p the likeliest that together have at least that probability (Holtzman et al. 2019,
-    https://arxiv.org/abs/1904.09751).
-    """
-    logits = logits.float()   # argmax too: four times as fast as in bfloat16
-    if temperature == 0:
-        return logits.argmax(-1)
-    p, ids = (logits / temperature).softmax(-1).sort(stable=True, descending=True)
-    if top_k is not None:
-        p[:, top_k:] = 0
-    p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0)
-    reached = p.cumsum(-1)
-    place = (reached <= draw[:, None] * reached[:, -1:]).sum(-1)
-    last = (p > 0).sum(-1) - 1   # rounding may leave the draw a hair above the sum
-    return ids.gather(1, torch.minimum(place, last)[:, None]).squeeze(1)
+from stages.nn.sampling import choose
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Several processes that train one model: `torchrun --nproc_per_node=4 -m stages.pretrain gpt_oss`.
+"""Several processes that train one model: `torchrun --nproc_per_node=4 -m stages.pretrain gpt_oss`, or those a stage starts itself.
 
 Each process takes its share of a step's rows. Gradients are averaged over all of them (DDP, Li et al. 2020,
 https://arxiv.org/abs/2006.15704); or each keeps only a part of every weight, gradient and optimizer state and fetches the
@@ -7,13 +7,21 @@ rest when a layer needs it (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from stages.common.problem import Problem
+
+MEETING = "CRAWL2CART_MEETING"   # in the environment of a process that a stage started: the file by which it finds the others
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,72 @@ class World:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
+    def share(self, items: Sequence) -> Sequence:
+        """This process's part of what there is to do."""
+        return items[self.rank::self.size]
+
+    def together(self, own: list) -> list:
+        """The results of all shares in the order of the items, in every process."""
+        if self.size == 1:
+            return own
+        parts: list[list] = [[]] * self.size
+        dist.all_gather_object(parts, own)
+        return [parts[number % self.size][number // self.size] for number in range(sum(map(len, parts)))]
+
     def meet(self) -> None:
         """Waits until every process is here."""
         if self.size > 1:
             dist.barrier()
 
 
+ALONE = World(0, 1)
+
+
 @contextlib.contextmanager
-def open_world(kind: str) -> Iterator[World]:
-    """Joins the processes that torchrun started; a process started without it is alone. kind: `cpu` or `cuda`."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+def open_world(kind: str, processes: int = 1) -> Iterator[World]:
+    """Joins the processes that torchrun started. Without torchrun this one is the first of `processes`, and starts the others.
+
+    kind: `cpu` or `cuda`. On a CPU two processes of one thread train a small model faster than one of two: much of a step is work that
+    threads do not share.
+    """
+    size = int(os.environ.get("WORLD_SIZE", processes))
     if size == 1:
-        yield World(0, 1)
+        yield ALONE
         return
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try:
-        yield World(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+    rank = int(os.environ.get("RANK", "0"))
+    with contextlib.nullcontext(os.environ.get(MEETING)) if "WORLD_SIZE" in os.environ else others(size) as meeting:
+        if meeting:
+            dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size)
+        else:
+            if kind == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        try:
+            yield World(dist.get_rank(), size)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def others(size: int) -> Iterator[str]:
+    """Starts this program size - 1 times more, and ends what is left of them. Gives the file by which they find each other."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")   # they speak inside this machine
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = str(Path(folder) / "meeting")
+        started = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], stdout=subprocess.DEVNULL, env=os.environ | {
+            MEETING: meeting, "WORLD_SIZE": str(size), "RANK": str(rank)}) for rank in range(1, size)]
+        try:
+            yield meeting
+            for process in started:
+                process.wait()
+        except RuntimeError as error:   # what gloo says of a process that is gone
+            if any(process.wait() for process in started):
+                raise Problem("One of the processes of this run failed; what it said stands above.") from error
+            raise
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
 
 
 class Loss(nn.Module):

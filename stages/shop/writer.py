@@ -17,6 +17,7 @@ from stages.common.files import read_json
 from stages.nn.attention import SPARE
 from stages.nn.gpt_oss import GptOss, State
 from stages.nn.hugging_face import load_gpt_oss
+from stages.nn.sampling import choose
 from stages.shop import harmony
 from stages.shop.answer import Answerer
 from stages.shop.tuning import POINTER, open_model
@@ -30,14 +31,14 @@ LEAST_RUNNING = 0.8
 class OwnWriter:
     """The assistant's next turn after each list of messages; like `Answerer`, but for our own GPT-OSS.
 
-    temperature 0 means greedy; otherwise what is drawn follows from `seed` and from what was drawn before. A turn ends with one
-    of harmony.STOPS, or after max_new_tokens.
+    temperature 0 means greedy; otherwise what is drawn, of the likeliest that together have the probability top_p, follows from `seed`
+    and from what was drawn before. A turn ends with one of harmony.STOPS, or after max_new_tokens.
     """
 
     def __init__(self, model: GptOss, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int,
-                 temperature: float = 0.0, seed: int = 0):
+                 temperature: float = 0.0, seed: int = 0, top_p: float = 1.0):
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.stops = set(tokenizer.convert_tokens_to_ids(list(harmony.STOPS)))
         self.draws = torch.Generator().manual_seed(seed)
         self._begun: dict[str, tuple[list[int], State]] = {}
@@ -96,7 +97,7 @@ class OwnWriter:
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.temperature:
             return logits.argmax(-1)
-        return torch.multinomial((logits.float() / self.temperature).softmax(-1), 1, generator=self.draws)[:, 0]
+        return choose(logits, self.temperature, None, self.top_p, torch.rand(len(logits), generator=self.draws))
 
     def _start(self, begun: State, known: int, longest: int, padding: list[int]) -> State:
         """A state in which each row has `known` columns: its padding, then as much of the prefix as there is room for."""
@@ -117,11 +118,12 @@ def keep(state: State, rows: Tensor) -> None:
         layer.buffer = layer.buffer[:, rows]
 
 
-def open_folder(folder: Path | str, device: Device, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> OwnWriter | Answerer:
+def open_folder(folder: Path | str, device: Device, max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
+                top_p: float = 1.0) -> OwnWriter | Answerer:
     """A writer for a model folder: our own for a GPT-OSS on a CPU, Hugging Face's for any other model and on a card."""
     folder = Path(folder)
     if device.kind == "cpu" and not (folder / POINTER).is_file() and read_json(folder / "config.json").get("model_type") == "gpt_oss":
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return OwnWriter(load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed)
+        return OwnWriter(load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p)
     torch.manual_seed(seed)
-    return Answerer(*open_model(folder, device), device, max_new_tokens, temperature)
+    return Answerer(*open_model(folder, device), device, max_new_tokens, temperature, top_p)
