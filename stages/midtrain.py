@@ -71,31 +71,36 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
     return tokenizer.encode(before, allowed_special="all"), rows
 
 
-def plan(lengths: list[int], count: int, tokens: int, web_share: float, random: np.random.Generator) -> list[list[int]]:
-    """`count` batches of dialogues; none: web text. A step has one for each process.
+def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share: float,
+         random: np.random.Generator) -> list[list[list[int]]]:
+    """For each step a batch of dialogues for each process, none where all read web text.
 
-    The rows of a batch, padded to its longest, hold at most `tokens` tokens. All dialogues are used once, in random order,
-    before one is used again. A dialogue that is longer than a batch is a Problem.
+    The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
+    long. All dialogues are used once, in random order, before one is used again. A dialogue that is longer than a batch is a Problem.
     """
     if max(lengths) > tokens:
         raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise "
                       "it in the profile.")
+    planned: list[list[list[int]]] = []
     batches: list[list[int]] = []
-    while len(batches) < count:
-        order, epoch = random.permutation(len(lengths)), []
+    while len(planned) < steps:
+        order = random.permutation(len(lengths))
         for pool in np.split(order, range(POOL, len(order), POOL)):
             rows: list[int] = []
             for number in sorted(pool.tolist(), key=lengths.__getitem__):
                 if (len(rows) + 1) * lengths[number] > tokens:
-                    epoch.append(rows)
+                    batches.append(rows)
                     rows = []
                 rows.append(number)
-            epoch.append(rows)
-        batches += [epoch[number] for number in random.permutation(len(epoch))]
-    batches = batches[:count]
-    for number in random.choice(count, round(web_share * count), replace=False):
-        batches[number] = []
-    return batches
+            batches.append(rows)
+        batches.sort(key=lambda rows: len(rows) * lengths[rows[-1]])
+        groups = [batches[first:first + processes] for first in range(0, len(batches) - processes + 1, processes)]
+        batches = batches[processes * len(groups):]   # too few for a step: into the next round
+        planned += [groups[number] for number in random.permutation(len(groups))]
+    planned = planned[:steps]
+    for step in random.choice(steps, round(web_share * steps), replace=False):
+        planned[step] = [[]] * processes
+    return planned
 
 
 def inputs_and_targets(rows: list[Row], written_weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,9 +122,9 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
     """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
-    batches = plan([len(row.ids) for row in dialogues], world.size * scale.steps, tokens, midtrain.web_share, np.random.default_rng(seed))
+    planned = plan([len(row.ids) for row in dialogues], scale.steps, tokens, world.size, midtrain.web_share, np.random.default_rng(seed))
     loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
-    optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95)
+    optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
     start, curve, losses, seen, operations = 0, [], [], 0, 0.0
     if saved := checkpoint.load():
         tensors, state = saved
@@ -132,7 +137,7 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
         rate = learning_rate(step, scale.steps, midtrain.learning_rate, midtrain.warmup_share, midtrain.final_share)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        chosen = batches[step * world.size + world.rank]
+        chosen = planned[step][world.rank]
         rows = [dialogues[number] for number in chosen] or web_rows(
             web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
         inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, midtrain.written_weight))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stages.nn.initial import rule_of
-from stages.nn.parallel import spread, whole
+from stages.nn.parallel import ALONE, World, spread, whole
 
 # Quintic Newton-Schulz steps that drive all singular values towards 1; Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.775, 2.0315), 5
@@ -32,36 +32,41 @@ def adamw_over(model: nn.Module, parameters: Iterable[tuple[str, Tensor]], weigh
                              lr=0.0, betas=(beta1, beta2), fused=True)
 
 
-def muon_and_adamw(model: nn.Module, weight_decay: float, beta1: float, beta2: float) -> list[Optimizer]:
-    """Muon over the matrices within the model, AdamW over embedding, head, biases and norms."""
+def muon_and_adamw(model: nn.Module, weight_decay: float, beta1: float, beta2: float, world: World = ALONE) -> list[Optimizer]:
+    """Muon over the matrices within the model, AdamW over embedding, head, biases and norms. world: processes that share Muon's work."""
     named = dict(model.named_parameters())
     inner = [name for name in named if rule_of(model, name).decay and name != "head"]
     rest = [(name, parameter) for name, parameter in named.items() if name not in inner]
-    return [Muon([named[name] for name in inner], weight_decay), adamw_over(model, rest, weight_decay, beta1, beta2)]
+    return [Muon([named[name] for name in inner], weight_decay, world=world), adamw_over(model, rest, weight_decay, beta1, beta2)]
 
 
 class Muon(Optimizer):
     """Momentum whose step is made orthogonal, each matrix by itself: a parameter (E, in, out) is E matrices.
 
     The step's size is brought to AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so learning rate and decay
-    mean the same for both.
+    mean the same for both. world: processes that hold the same gradients, each of which makes a share of the directions.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], weight_decay: float, momentum: float = 0.95):
+    def __init__(self, parameters: Sequence[Tensor], weight_decay: float, momentum: float = 0.95, world: World = ALONE):
         super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+        self.world = world
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             rate, beta = group["lr"], group["momentum"]
-            for parameter in group["params"]:
+            directions = []
+            for number, parameter in enumerate(group["params"]):
                 state = self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
-                direction = orthogonalised(parameter.grad.lerp(momentum, beta))   # Nesterov's look ahead
+                ahead = parameter.grad.lerp(momentum, beta)   # Nesterov's look ahead
+                # Each process makes every so many-th direction and hears the others'.
+                directions.append(self.world.told(lambda ahead=ahead: orthogonalised(ahead), ahead, number))
+            for parameter, direction in zip(group["params"], directions, strict=True):
                 size = 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1 - rate * group["weight_decay"]).add_(direction, alpha=-rate * size)
+                parameter.mul_(1 - rate * group["weight_decay"]).add_(direction(), alpha=-rate * size)
 
 
 def orthogonalised(x: Tensor) -> Tensor:
