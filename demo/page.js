@@ -68,9 +68,9 @@ function ask() {
   tell("");
   inTurn(async () => {
     try {
-      const { key, refused } = await post("ask", { query });
-      sessionStorage.setItem(pane.id, key);
-      if (refused) return tell(refused);
+      const taken = await post("ask", { query });
+      sessionStorage.setItem(pane.id, taken.key);
+      if (taken.refused) return tell(taken.refused);
       if (box().value === query) write("");
       follow();
     } finally {

@@ -268,7 +268,7 @@ ASK_WHEN_ANSWERED = """([text, number]) => new MutationObserver((_, observer) =>
     const box = document.querySelector(".ask textarea");
     box.value = text;
     box.dispatchEvent(new Event("input", { bubbles: true }));
-    box.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true }));
+    document.querySelector("button.send").click();
 }).observe(document.body, { subtree: true, childList: true, attributes: true })"""
 
 
@@ -445,6 +445,10 @@ def test_it_fits_a_phone_and_follows_its_colours(browser, world, scheme):
     tab.open(world.url)
     tab.say("do you have a tent under 300 dollars?")
     tab.turns.last.locator("summary").tap()
+    tab.page.evaluate("window.scrollTo(0, 0)")
+    expect(tab.page.locator(".ask:visible textarea")).to_be_in_viewport(ratio=1)
+    tab.page.get_by_role("button", name="Send").locator("visible=true").tap()
+    expect(tab.page.locator(".refused:visible")).to_be_in_viewport(ratio=1)
     tab.shoot(f"phone-{scheme}")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375
     ground = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
