@@ -164,7 +164,7 @@ class Tab:
         """A picture of the whole page, for people to look at."""
         if unfold:
             self.turns.last.locator("summary").first.click()
-        self.page.evaluate("document.activeElement.blur()")
+        self.page.evaluate("document.activeElement.blur(), window.scrollTo(0, document.documentElement.scrollHeight)")
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
         if unfold:
