@@ -11,13 +11,11 @@ The customers speak to the page over HTTP as a browser does. first_sign: the rou
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -50,36 +48,24 @@ def page(model: str) -> tuple[subprocess.Popen, str]:
     return running, line.split()[0]
 
 
-def events(client: httpx.Client, session: str) -> Iterator[str]:
-    with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as answer:
-        yield from (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
-
-
-def ask(url: str, question: str, name: str) -> Wait:
+def ask(url: str, question: str) -> Wait:
     """Asks as a new customer. Raises RuntimeError if there is no answer."""
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-        handler, started = function(client), time.monotonic()
-        sent = client.post("gradio_api/queue/join", json={
-            "data": [question, ""], "fn_index": handler, "session_hash": name, "trigger_id": None, "event_data": None})
-        sent.raise_for_status()
+        started = time.monotonic()
+        taken = client.post("chat/ask", json={"key": "", "query": question}).raise_for_status().json()
+        if taken["refused"]:
+            raise RuntimeError(f"{question!r} was refused: {taken['refused']}")
         first_sign = first_token = None
-        seen = ""
-        for event in events(client, name):
-            now = time.monotonic() - started
-            seen += event
-            first_sign = first_sign or ("data-went" in event and now) or None
-            first_token = first_token or ('class=\\"text' in event and now) or None
-            if json.loads(event)["msg"] == "process_completed":
-                if not json.loads(event)["success"] or first_token is None:
-                    raise RuntimeError(f"no answer to {question!r}")
-                return Wait(first_sign, first_token, now, seen.rpartition('data-done=\\"true')[2].count("<summary>"))
+        look = ""
+        with client.stream("GET", "chat/answers", params={"key": taken["key"]}) as answer:
+            for line in answer.iter_lines():
+                now = time.monotonic() - started
+                if line == "event: done" and first_token:
+                    return Wait(first_sign, first_token, now, look.count("<summary>"))
+                look = line if line.startswith("data: {") else look
+                first_sign = first_sign or ("data-went" in look and now) or None
+                first_token = first_token or ('class=\\"text' in look and now) or None
     raise RuntimeError(f"the answer to {question!r} broke off")
-
-
-def function(client: httpx.Client) -> int:
-    """The number under which Gradio knows the handler of a question: the first with two inputs and three outputs."""
-    handlers = client.get("config").json()["dependencies"]
-    return next(handler["id"] for handler in handlers if (len(handler["inputs"]), len(handler["outputs"])) == (2, 3))
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -95,11 +81,10 @@ def main() -> None:
     running, url = page(words.model)
     results = {}
     try:
-        ask(url, QUESTIONS[0], "warm-up")
+        ask(url, QUESTIONS[0])  # the model is opened
         for users in USERS:
             with ThreadPoolExecutor(users) as pool:
-                waits = list(pool.map(lambda number, users=users: ask(url, QUESTIONS[number % len(QUESTIONS)], f"u{users}-{number}"),
-                                      range(words.questions)))
+                waits = list(pool.map(lambda number: ask(url, QUESTIONS[number % len(QUESTIONS)]), range(words.questions)))
             results[str(users)] = {name: quantiles([getattr(wait, name) for wait in waits])
                                    for name in ("first_sign", "first_token", "whole")}
             results[str(users)] |= {"calls": round(statistics.mean(wait.calls for wait in waits), 2), "answers": len(waits)}

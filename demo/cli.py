@@ -180,7 +180,7 @@ def open_page(router: Router, shop: Shop, model: str, compared: dict[str, str], 
     chats = Sessions(lambda: {"": Conversation(router, lambda: shop.agent(model), log)}, limits)
     comparisons = Sessions(lambda: {name: Conversation(straight, partial(shop.agent, place)) for name, place in compared.items()}, limits)
     notice = f"{params.openai_model} routes each question." if router.has_key else "The local router routes; nothing leaves this machine."
-    return application(page(chats, comparisons, Feedback(), shop.store.shop.name, notice), token)
+    return application(page(shop.store.shop.name, notice, params.most_characters), chats, comparisons, Feedback(), token)
 
 
 def demo(address: str, port: int, model: str, compared: dict[str, str]) -> int:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-MOST_BYTES = 64 * 1024  # of a request's body: a question and what Gradio sends along
+MOST_BYTES = 64 * 1024  # of a request's body: the longest question, as JSON, and room
 COOKIE = "crawl2cart_token"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 UPLOAD = "/upload"  # Gradio takes files there; this page has none

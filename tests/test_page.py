@@ -3,6 +3,7 @@
 Screenshots go to runs/screenshots; demo/page.png, which the README shows, is its light.png.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from demo import cli
 from demo.conversation import DOWN
@@ -59,6 +60,22 @@ class World:
     server: Server
     shop: cli.Shop
     folder: Path
+    running: uvicorn.Server
+
+    @contextlib.contextmanager
+    def saying(self, text: str, pause: float) -> Iterator[None]:
+        """The shopping model writes this text, with so many seconds between words."""
+        self.server.answer = lambda body, key: Reply(completion(text), pause=pause) if "tools" in body \
+            else scripted_assistant.answer(body, key)
+        try:
+            yield
+        finally:
+            self.server.answer = scripted_assistant.answer
+
+    def cut(self) -> None:
+        """Cuts every connection to the page."""
+        for connection in list(self.running.server_state.connections):
+            connection.loop.call_soon_threadsafe(connection.transport.abort)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +114,7 @@ def world(local, tmp_path_factory) -> Iterator[World]:
             running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
             thread.start()
-            yield World(f"http://127.0.0.1:{listening.getsockname()[1]}/", server, shop, folder)
+            yield World(f"http://127.0.0.1:{listening.getsockname()[1]}/", server, shop, folder, running)
             running.should_exit = True
             thread.join()
         assert not connections.foreign
@@ -115,6 +132,7 @@ class Tab:
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: request.url.startswith((url, "data:", "blob:")) or self.complaints.append(request.url))
+        self.page.on("request", lambda request: "/queue/" in request.url and self.complaints.append(f"Gradio's queue: {request.url}"))
         self.page.on("response", lambda response: response.status >= 400 and self.complaints.append(f"{response.status} {response.url}"))
         self.page.goto(url)
         self.page.wait_for_selector(".welcome:visible")
@@ -123,12 +141,15 @@ class Tab:
     def turns(self):
         return self.page.locator(".turn:has(.query):visible")
 
-    def say(self, text: str, patience: int = PATIENCE) -> None:
-        """Types the question, sends it by the keyboard and waits for the whole answer, `patience` milliseconds at most."""
-        number = self.turns.count()
+    def send(self, text: str) -> None:
+        """Types the question and sends it by the keyboard."""
         self.page.locator(".ask:visible textarea").fill(text)
-        self.page.wait_for_timeout(150)   # between the last letter and Enter a person needs longer, too
         self.page.keyboard.press("Enter")
+
+    def say(self, text: str, patience: int = PATIENCE) -> None:
+        """Sends the question and waits for the whole answer, `patience` milliseconds at most."""
+        number = self.turns.count()
+        self.send(text)
         self.answered(number + 1, patience)
 
     def answered(self, number: int, patience: int = PATIENCE) -> None:
@@ -143,7 +164,7 @@ class Tab:
         """A picture of the whole page, for people to look at."""
         if unfold:
             self.turns.last.locator("summary").first.click()
-        self.page.evaluate("document.activeElement.blur()")
+        self.page.evaluate("document.activeElement.blur(), window.scrollTo(0, document.documentElement.scrollHeight)")
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
         if unfold:
@@ -238,36 +259,98 @@ def test_a_thumb_pressed_at_any_moment_after_an_answer_is_saved_and_stays(tab, w
     assert down.get_attribute("aria-pressed") == "true" and [row["liked"] for row in thumbs(world, first)] == [False]
 
 
+# A question is asked once, whenever it is sent
+
+
+ASK_WHEN_ANSWERED = """([text, number]) => new MutationObserver((_, observer) => {
+    if (document.querySelectorAll(".turn .part[data-done=true]").length < number) return;
+    observer.disconnect();
+    const box = document.querySelector(".ask textarea");
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    document.querySelector("button.send").click();
+}).observe(document.body, { subtree: true, childList: true, attributes: true })"""
+
+
+def test_a_question_sent_in_the_moment_an_answer_is_complete_is_answered(tab):
+    for number in (1, 3, 5):
+        tab.page.evaluate(ASK_WHEN_ANSWERED, [f"a tent, question {number}", number])
+        tab.send(f"a tent, question {number - 1}")
+        tab.answered(number + 1)
+    assert [query.rpartition(" ")[2] for query in tab.page.locator(".query").all_inner_texts()] == list("012345")
+
+
+def test_a_double_press_asks_once_and_what_is_refused_stays_in_the_box_until_it_is_sent_again(tab, world):
+    box, why = tab.page.locator(".ask:visible textarea"), tab.page.locator(".refused:visible")
+    box.press("Enter")
+    expect(why).to_have_text("Please write a question first.", timeout=PATIENCE)
+    with world.saying("one word after the other " * 3, pause=0.1):
+        box.fill("first")
+        tab.page.evaluate("for (let i = 0; i < 2; i++) document.querySelector('button.send').click()")
+        expect(tab.turns.last.locator(".text")).to_contain_text("one", timeout=PATIENCE)
+        assert why.count() == 0 and box.input_value() == ""
+        tab.send("second")
+        expect(why).to_contain_text("One question at a time", timeout=PATIENCE)
+        assert box.input_value() == "second"
+        tab.shoot("refused")
+        tab.answered(1)
+    box.press("Enter")
+    tab.answered(2)
+    assert why.count() == 0 and box.input_value() == ""
+    assert [query.split()[-1] for query in tab.page.locator(".query").all_inner_texts()] == ["first", "second"]
+
+
 @pytest.mark.slow
-def test_what_is_asked_before_the_page_has_finished_opening_stays_and_can_be_judged(browser, world):
-    context = browser.new_context()
-    tab, held = Tab(context.new_page()), []
-    tab.page.route("**/queue/join*", lambda route: (
-        held.append(route) if route.request.post_data_json["data"] == [""] else route.continue_()))
-    tab.open(world.url)
-    first = "a tent while the page opens"
+def test_what_is_asked_while_the_page_still_looks_for_its_conversation_stays_and_can_be_judged(tab, world):
+    first, held = "a tent before the page is opened again", []
     tab.say(first)
-    assert held, "the page asks for an earlier conversation when it opens"
-    with tab.page.expect_response("**/queue/join*"):
-        for route in held:
-            route.continue_()
+    tab.page.route("**/answers?*", lambda route: held.append(route) if not held else route.continue_())
+    tab.page.reload()
+    tab.page.wait_for_selector(".welcome:visible")
+    assert tab.turns.count() == 0 and len(held) == 1
+    tab.send("and another tent")
+    tab.answered(2)
+    with contextlib.suppress(Error):  # the page has given this request up
+        held[0].continue_()
     tab.page.wait_for_load_state("networkidle")
-    down = tab.page.get_by_role("button", name="Bad answer")
+    down = tab.turns.last.get_by_role("button", name="Bad answer")
     down.click()
     expect(down).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
-    assert [row["liked"] for row in thumbs(world, first)] == [False] and not tab.complaints
-    context.close()
+    assert [row["liked"] for row in thumbs(world, first)] == [False] and tab.turns.count() == 2
+
+
+@pytest.mark.slow
+def test_an_answer_whose_connection_is_cut_is_completed(tab, world):
+    words, streams = " ".join(map(str, range(30))), []
+    tab.page.on("request", lambda request: "/answers?" in request.url and streams.append(request))
+    with world.saying(words, pause=0.15):
+        tab.send("count")
+        expect(tab.turns.last.locator(".text")).to_contain_text("0 1 2 3", timeout=PATIENCE)
+        world.cut()
+        tab.answered(1)
+    assert tab.turns.last.locator(".text").inner_text() == words and len(streams) == 2
+    assert all("ERR_INCOMPLETE_CHUNKED_ENCODING" in complaint for complaint in tab.complaints)
+    tab.complaints.clear()
+
+
+@pytest.mark.slow
+def test_a_question_that_does_not_reach_the_shop_stays_in_the_box(tab):
+    tab.page.route("**/chat/ask", lambda route: route.abort())
+    tab.send("is anybody there?")
+    expect(tab.page.locator(".refused:visible")).to_contain_text("cannot be reached", timeout=PATIENCE)
+    tab.complaints.clear()  # the browser names the request that failed
+    tab.page.unroute("**/chat/ask")
+    tab.page.get_by_role("button", name="Send").locator("visible=true").click()
+    tab.answered(1)
+    assert "is anybody there?" in tab.last()
 
 
 @pytest.mark.slow
 def test_a_thumb_on_an_earlier_answer_stays_and_starting_over_ends_an_answer_that_is_written(tab, world):
     first = "a tent before a long answer"
     tab.say(first)
-    world.server.answer = lambda body, key: Reply(completion("one word after the other " * 12), pause=0.1) if "tools" in body \
-        else scripted_assistant.answer(body, key)
-    try:
-        tab.page.locator(".ask:visible textarea").fill("and another")
-        tab.page.keyboard.press("Enter")
+    with world.saying("one word after the other " * 12, pause=0.1):
+        tab.send("and another")
         expect(tab.turns.last.locator(".text")).to_contain_text("other one", timeout=PATIENCE)
         up = tab.turns.first.get_by_role("button", name="Good answer")
         up.click()
@@ -279,8 +362,6 @@ def test_a_thumb_on_an_earlier_answer_stays_and_starting_over_ends_an_answer_tha
         expect(tab.turns).to_have_count(0, timeout=PATIENCE)
         tab.page.wait_for_timeout(1000)  # some looks at the answer that is still written on the server
         assert tab.turns.count() == 0 and tab.page.locator(".welcome:visible").count() == 1
-    finally:
-        world.server.answer = scripted_assistant.answer
 
 
 @pytest.mark.slow
@@ -301,15 +382,8 @@ def test_a_thumb_is_saved_with_its_conversation_and_starting_over_forgets(tab, w
 
 @pytest.mark.slow
 def test_a_reply_grows_and_what_was_written_during_a_reload_is_not_lost(tab, world):
-    def slowly(body: dict, key: str) -> Reply:
-        reply = scripted_assistant.answer(body, key)
-        return Reply(completion(" ".join(map(str, range(60)))), pause=0.15) if "tools" in body else reply
-
-    world.server.answer = slowly
-    try:
-        box = tab.page.locator(".ask:visible textarea")
-        box.fill("count")
-        tab.page.keyboard.press("Enter")
+    with world.saying(" ".join(map(str, range(60))), pause=0.15):
+        tab.send("count")
         seen = "document.querySelector('.text')?.innerText"
         begun = tab.page.wait_for_function(f"{seen}?.length > 5 && {seen}").json_value()
         assert begun.startswith("0 1 2") and "59" not in begun, "the reply came at once"
@@ -319,8 +393,6 @@ def test_a_reply_grows_and_what_was_written_during_a_reload_is_not_lost(tab, wor
         tab.complaints.clear()  # the page that went complains that its stream was cut
         tab.answered(1)
         assert tab.page.locator(".text:visible").inner_text() == " ".join(map(str, range(60)))
-    finally:
-        world.server.answer = scripted_assistant.answer
 
 
 @pytest.mark.slow
@@ -373,6 +445,10 @@ def test_it_fits_a_phone_and_follows_its_colours(browser, world, scheme):
     tab.open(world.url)
     tab.say("do you have a tent under 300 dollars?")
     tab.turns.last.locator("summary").tap()
+    tab.page.evaluate("window.scrollTo(0, 0)")
+    expect(tab.page.locator(".ask:visible textarea")).to_be_in_viewport(ratio=1)
+    tab.page.get_by_role("button", name="Send").locator("visible=true").tap()
+    expect(tab.page.locator(".refused:visible")).to_be_in_viewport(ratio=1)
     tab.shoot(f"phone-{scheme}")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375
     ground = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from fastapi import FastAPI
 from openai import OpenAI
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from demo.gpt import Gpt, Spent, Unreachable, Unusable
 from demo.guard import MOST_BYTES, Guard
 from demo.render import chat_html
 from demo.router import Route
+from demo.routes import follow, routes
 from demo.sessions import Limits, Refused, Sessions
 from stages.common.files import read_jsonl
 from stages.shop import harmony
@@ -74,8 +76,6 @@ def wait_for(chat) -> str:
 
 async def customer(sessions: Sessions, number: int, draw: random.Random) -> None:
     """Asks, looks or leaves while the answer is written, comes back with nothing but the key, says yes, leaves again."""
-    from demo.page import follow
-
     order, email, total = ORDERS[number % len(ORDERS)]
     key = sessions.open().key
     for query, expected in ((f"{order} {email}", f"Order {order} is placed, ${total:.2f} in all. Shall I cancel it?"),
@@ -85,7 +85,7 @@ async def customer(sessions: Sessions, number: int, draw: random.Random) -> None
             looks = follow(sessions, sessions.find(key))
             for _ in range(draw.randint(0, 2)):
                 await anext(looks, None)
-            await looks.aclose()  # what a closed page does to Gradio's generator
+            await looks.aclose()  # what a closed page does
         html = [html async for html in follow(sessions, sessions.find(key))][-1]
         assert expected in html[-1].replace("&#39;", "'"), (html, expected)
         others = {other for other, _, _ in ORDERS} - {order}
@@ -219,9 +219,9 @@ def guarded(token: str | None) -> TestClient:
 
 def test_requests_have_a_size_whether_they_tell_it_or_not():
     client = guarded(None)
-    assert client.post("/queue", content=b"x" * MOST_BYTES).text == str(MOST_BYTES)
-    assert client.post("/queue", content=b"x" * (MOST_BYTES + 1)).status_code == 413
-    assert client.post("/queue", content=(b"x" for _ in range(3))).status_code == 411
+    assert client.post("/chat/ask", content=b"x" * MOST_BYTES).text == str(MOST_BYTES)
+    assert client.post("/chat/ask", content=b"x" * (MOST_BYTES + 1)).status_code == 413
+    assert client.post("/chat/ask", content=(b"x" for _ in range(3))).status_code == 411
     assert client.post("/gradio_api/upload", content=b"a file").status_code == 404
 
 
@@ -241,6 +241,41 @@ def test_elsewhere_a_page_asks_for_its_token_once():
     assert (came.status_code, came.headers["location"]) == (307, "/")
     assert "HttpOnly" in came.headers["set-cookie"]
     assert client.get("/").status_code == 200
+
+
+# What the page asks
+
+
+def test_a_question_goes_to_its_own_kind_of_conversation_and_its_log_comes_in_events_that_end(tmp_path):
+    order, email, total = ORDERS[0]
+    kinds, app = {name: clerks() for name in ("chat", "comparison")}, FastAPI()
+    for name, sessions in kinds.items():
+        app.include_router(routes(sessions, Feedback(tmp_path)), prefix=f"/{name}")
+    client = TestClient(app)
+
+    def log(name: str, key: str) -> list[str]:
+        return client.get(f"/{name}/answers", params={"key": key}).text.splitlines()
+
+    empty = client.post("/chat/ask", json={"key": "", "query": " "}).json()
+    assert empty["refused"] == "Please write a question first." and log("chat", empty["key"]) == []
+    asked = client.post("/chat/ask", json={"key": empty["key"], "query": f"{order} {email}"}).json()
+    assert asked == {"key": empty["key"], "refused": None}, "what was refused has cost no conversation"
+    lines = log("chat", asked["key"])
+    whole = {}
+    for line in lines:
+        if line.startswith("data: {"):
+            whole |= json.loads(line.removeprefix("data: "))
+    assert lines.count("event: done") == 1 and list(whole) == ["0"] and f"is placed, ${total:.2f}" in whole["0"]
+    again = [line for line in log("chat", asked["key"]) if line.startswith("data: {")]
+    assert [json.loads(line.removeprefix("data: ")) for line in again] == [whole], "who comes back finds all of it at once"
+
+    for name, key in (("comparison", asked["key"]), ("chat", "a key of nobody's")):
+        assert client.get(f"/{name}/answers", params={"key": key}).status_code == 204
+    assert client.post("/chat/ask", json={"key": None, "query": ["x"]}).status_code == 422
+    client.post("/chat/forget", json={"key": asked["key"]})
+    assert log("chat", asked["key"]) == []
+    for sessions in kinds.values():
+        sessions.close()
 
 
 # Thumbs
