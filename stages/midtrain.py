@@ -5,7 +5,7 @@ out  models/base (weights, tokenizer and chat template for transformers), metric
 
 What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
-to look for what a call repeats (nn/guidance.py).
+to look for what it repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
 there, one dialogue each. The loss covers all of a dialogue, what the assistant writes most. Several processes share a step. Where the
 profile names a model of the hub, it is taken as it is and only a pointer is written.
@@ -76,7 +76,8 @@ def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share:
     """For each step a batch of dialogues for each process, none where all read web text.
 
     The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
-    long. All dialogues are used once, in random order, before one is used again. A dialogue that is longer than a batch is a Problem.
+    long. All dialogues are used once, in random order, before one is used again (but for the few of a step that is not full). A dialogue
+    that is longer than a batch is a Problem.
     """
     if max(lengths) > tokens:
         raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise "

@@ -3,11 +3,15 @@
 import json
 import math
 import re
+from collections import Counter
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
+from stages.common.problem import Problem
+from stages.midtrain import plan
 from stages.nn import tokenizer as tokenizers
 from stages.nn.attention import rope, rope_table
 from stages.nn.gpt_oss import GptOss, rms_norm
@@ -159,7 +163,7 @@ def test_a_renamed_name_keeps_its_form():
     assert (loud, capital) == (first.upper(), second.capitalize()) and "osk" not in new.replace("oskar", "")
 
 
-def test_what_a_call_copies_is_found_where_it_was_said(tokenizer, dialogues):
+def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
     family = families(tokenizer, tokenizer.n_vocab).tolist()
     before, found = harmony.prefix(TOOLS), 0
     for dialogue in dialogues[1]:
@@ -174,3 +178,35 @@ def test_what_a_call_copies_is_found_where_it_was_said(tokenizer, dialogues):
             assert row.written[place + 1] and place not in row.places.copied
     orders = [message for dialogue in dialogues[1] for message in dialogue["messages"] if "tool_calls" in message]
     assert found > 5 * len(orders)
+
+
+def test_of_a_reply_what_others_said_is_found_and_the_rest_is_not(tokenizer):
+    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    result = '{"results":[{"name":"Dunlark Snug tent","price":"84.50"}]}'
+    text = harmony.render([{"role": "user", "content": "a tent?"}, call("search_products", {"category": "tent"}),
+                           {"role": "tool", "name": "search_products", "content": result},
+                           {"role": "assistant", "content": "Yes: the Dunlark Snug tent, at $84.50 today."}], TOOLS)
+    row = encode(tokenizer, family, text[len(harmony.prefix(TOOLS)):])
+    reply = max(number for number, token in enumerate(row.ids) if tokenizer.decode([token]) == harmony.MESSAGE)
+    repeated = "".join(tokenizer.decode([row.ids[place + 1]]) for place in sorted(row.places.copied) if place >= reply)
+    assert "Dunlark Snug tent" in repeated and "84.50" in repeated and "Yes" not in repeated and "today" not in repeated
+
+
+def call(name: str, arguments: dict) -> dict:
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
+    random = np.random.default_rng(4)
+    lengths = random.integers(60, 1400, 500).tolist()
+    planned = plan(lengths, 120, 1536, processes, 0.1, random)
+    assert [len(step) for step in planned] == [processes] * 120
+    web = [step for step in planned if not any(step)]
+    assert len(web) == 12
+    sizes = np.array([[len(rows) * max(lengths[number] for number in rows) for rows in step] for step in planned if step not in web])
+    assert sizes.max() <= 1536 and np.mean(sizes.max(1) - sizes.min(1)) < 20
+    used = Counter(number for step in planned for rows in step for number in rows)
+    assert max(used.values()) - min(used.values()) <= 3   # of the rounds' steps some became web text or were not needed
+    with pytest.raises(Problem, match=r"longest dialogue has 1\d{3} tokens, but midtrain.tokens_per_step leaves each process 1000"):
+        plan(lengths, 120, 1000, processes, 0.1, random)

@@ -1,4 +1,4 @@
-"""Dialogues as midtrain reads them: tokens, which of them the assistant wrote, and where what its calls copy was said before."""
+"""Dialogues as midtrain reads them: tokens, which of them the assistant wrote, and where what it repeats was said before."""
 
 import re
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\
 # What may have been said before, in the arguments of a call: strings without their quotes, and numbers.
 VALUE = re.compile(r'(?<=")(?:[^"\\]|\\.)+(?="[,\]}])|(?<=:)-?\d+(?:\.\d+)?')
 
+REPLY_RUN = 3    # tokens in a row that make a copy of what a reply says as others did before
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,42 +28,52 @@ class Row:
 def encode(tokenizer: Encoding, family: list[int], text: str) -> Row:
     """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them."""
     ids, written, copied = [], [], {}
+    said: dict[int, list[int]] = {}     # family -> where it stands
     for number, part in enumerate(ASSISTANT_TURN.split(text + END_OF_TEXT)):   # every second part is the assistant's
         tokens = tokenizer.encode(part, allowed_special="all")
-        if number % 2 and part.endswith("<|call|>"):
-            copied |= copies(tokenizer, family, ids, tokens)
+        if number % 2:
+            for place, words, least in repeatable(tokenizer, tokens, part.endswith("<|call|>")):
+                found = copies([family[token] for token in ids], said, [family[token] for token in words], least)
+                copied |= {len(ids) + place + offset - 1: where for offset, where in found.items()}
+        for place, token in enumerate(tokens, len(ids)):
+            said.setdefault(family[token], []).append(place)
         ids += tokens
         written += [bool(number % 2)] * len(tokens)
     idle = [place - 1 for place, own in enumerate(written) if own and place - 1 not in copied]
     return Row(ids, written, Places(copied, idle))
 
 
-def copies(tokenizer: Encoding, family: list[int], before: list[int], call: list[int]) -> dict[int, list[int]]:
-    """For each place before a token of a call's arguments that was said before: where, in the longest runs of the same words."""
-    start = next(number for number, token in enumerate(call) if tokenizer.decode([token]) == harmony.MESSAGE) + 1
+def repeatable(tokenizer: Encoding, turn: list[int], is_call: bool) -> list[tuple[int, list[int], int]]:
+    """What a turn may repeat: the values of a call, a reply's whole text. Of each where it begins in the turn, its tokens, and how many
+    in a row must have been said."""
+    start = next(number for number, token in enumerate(turn) if tokenizer.decode([token]) == harmony.MESSAGE) + 1
+    if not is_call:
+        return [(start, turn[start:-1], REPLY_RUN)]
     text, spans = "", []
-    for token in call[start:]:
+    for token in turn[start:]:
         begin, text = len(text), text + tokenizer.decode([token])
         spans.append((begin, len(text)))
-    said = [family[token] for token in before]
-    found: dict[int, list[int]] = {}
-    for value in VALUE.finditer(text):
-        places = [start + number for number, (begin, end) in enumerate(spans) if begin >= value.start() and end <= value.end()]
-        words = [family[call[place]] for place in places]
-        longest, seen = [0] * len(words), [[] for _ in words]
-        for first in range(len(said)):
-            for number in range(len(words)):
-                if said[first] != words[number] or first and number and said[first - 1] == words[number - 1]:
-                    continue    # no match, or inside one that was met already
-                run = 1
-                while number + run < len(words) and first + run < len(said) and said[first + run] == words[number + run]:
-                    run += 1
-                for offset in range(run):
-                    if run > longest[number + offset]:
-                        longest[number + offset], seen[number + offset] = run, []
-                    if run == longest[number + offset]:
-                        seen[number + offset].append(first + offset)
-        for place, run, where in zip(places, longest, seen, strict=True):
-            if where and run >= min(2, len(words)):
-                found[len(before) + place - 1] = where[-3:]
-    return found
+    values = [[start + number for number, (begin, end) in enumerate(spans) if begin >= value.start() and end <= value.end()]
+              for value in VALUE.finditer(text)]
+    return [(places[0], turn[places[0]:places[-1] + 1], min(2, len(places))) for places in values if places]
+
+
+def copies(before: list[int], said: dict[int, list[int]], words: list[int], least: int) -> dict[int, list[int]]:
+    """Which of `words` were said before, `least` of them in a row or more, and where, in the longest such runs, the last three.
+
+    said: where in `before` each word stands.
+    """
+    longest, found = [0] * len(words), {}
+    for number, word in enumerate(words):
+        for first in said.get(word, ()):
+            if first and number and before[first - 1] == words[number - 1]:
+                continue    # inside a run that was met already
+            run = 1
+            while number + run < len(words) and first + run < len(before) and before[first + run] == words[number + run]:
+                run += 1
+            for offset in range(number, number + run if run >= least else number):
+                if run > longest[offset]:
+                    longest[offset], found[offset] = run, []
+                if run == longest[offset]:
+                    found[offset].append(first + offset - number)
+    return {number: where[-3:] for number, where in found.items()}
