@@ -23,7 +23,7 @@ from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.stage import Stage, is_first, run
 from stages.nn.preference import mean_divergence, preference_loss
-from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
+from stages.shop.answer import LOOK_BATCH, LOOK_TOKENS, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.guards import guards, measure
 from stages.shop.scene import Shops
@@ -41,6 +41,7 @@ from stages.shop.tuning import (
     save_merged,
     trained,
 )
+from stages.shop.writer import writer_of
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
 LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",
@@ -108,7 +109,8 @@ def main(stage: Stage) -> None:
     tone = ToneScorer.fit([row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"])
 
     def look(judged, name: str) -> dict:
-        return measure(turns, answer_turns(Answerer(judged, tokenizer, device), turns, LOOK_BATCH, name), dialogues, shops, tone)
+        writer = writer_of(judged, tokenizer, device, LOOK_TOKENS)
+        return measure(turns, answer_turns(writer, turns, LOOK_BATCH, name), dialogues, shops, tone)
 
     before = look(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:

@@ -18,7 +18,7 @@ from stages.common.device import Device, open_device
 from stages.common.files import atomic_directory, read_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.stage import Stage, is_first, run
-from stages.shop.answer import LOOK_BATCH, Answerer, answer_turns
+from stages.shop.answer import LOOK_BATCH, LOOK_TOKENS, answer_turns
 from stages.shop.dialogues import turn_rows
 from stages.shop.tuning import (
     KEPT_CHECKPOINTS,
@@ -35,6 +35,7 @@ from stages.shop.tuning import (
     trained,
 )
 from stages.shop.verify import summarise, without_intervals
+from stages.shop.writer import writer_of
 
 CURVE_POINTS = 40
 
@@ -88,7 +89,7 @@ def main(stage: Stage) -> None:
             save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
-        answers = answer_turns(Answerer(merged, tokenizer, device), held_out, LOOK_BATCH)
+        answers = answer_turns(writer_of(merged, tokenizer, device, LOOK_TOKENS), held_out, LOOK_BATCH)
 
     write_curve("metrics/sft.tsv", rows)
     write_metrics("metrics/sft.json", {

@@ -24,7 +24,7 @@ from stages.shop.paired import compare, length_controlled, win_rate
 from stages.shop.schema import TOOLS
 from stages.shop.trials import critical, passed_all, safety, trials
 from stages.shop.verify import summarise
-from stages.shop.writer import OwnWriter, open_folder
+from stages.shop.writer import OwnWriter, open_folder, writer_of
 from tests.conftest import ROOT
 
 SIZES = {"layers": 3, "width": 32, "heads": 4, "key_value_heads": 2, "head_size": 16, "expert_width": 24, "experts": 4,
@@ -221,6 +221,8 @@ def test_our_writer_writes_what_transformers_generates(folder, recorded):
         stops = GenerationConfig(max_new_tokens=12, eos_token_id=sorted(writer.stops), pad_token_id=0)
         new = model.generate(**ids, generation_config=stops)[0, ids["input_ids"].shape[1]:]
         assert tokenizer.decode(new) == text
+    in_memory = writer_of(model, tokenizer, FLOAT32, 12)
+    assert isinstance(in_memory, OwnWriter) and in_memory(prompts, TOOLS) == ours
 
 
 def test_what_a_conversation_gets_does_not_depend_on_those_beside_it(folder, recorded):
@@ -233,5 +235,7 @@ def test_sampling_follows_the_seed(folder, recorded):
     prompts = prompts_of(recorded, 3)
     texts = [open_folder(folder, FLOAT32, 12, temperature=1.0, seed=seed)(prompts, TOOLS) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+    likeliest = open_folder(folder, FLOAT32, 12)(prompts, TOOLS)
+    assert open_folder(folder, FLOAT32, 12, temperature=1.0, top_p=1e-6)(prompts, TOOLS) == likeliest != texts[0]
 
 

@@ -69,6 +69,14 @@ def load_gpt_oss(folder: Path | str, device: str = "cpu") -> GptOss:
     return model.to(device).eval()
 
 
+def imported(model: nn.Module, vocabulary: int) -> GptOss:
+    """A copy of a GptOssForCausalLM, float32. vocabulary: how many ids are in use."""
+    own = GptOss(imported_config(model.config.to_dict()), vocabulary)
+    tensors = model.state_dict()
+    own.load_state_dict({name: tensors[exported_name(name)].float() for name in own.state_dict()})
+    return own.eval()
+
+
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
     """All tensors of a folder, from one file or several; experts in MXFP4 (as the hub's openai/gpt-oss-20b has them) unpacked."""
     tensors = {}

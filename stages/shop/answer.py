@@ -13,7 +13,7 @@ from stages.common.device import Device
 from stages.common.progress import progress
 from stages.shop.harmony import STOPS
 
-LOOK_BATCH = 16  # turns answered at once where a training stage looks at validation
+LOOK_BATCH, LOOK_TOKENS = 16, 120  # where a training stage looks at validation: turns answered at once, new tokens of each at most
 
 
 class Relay(BaseStreamer):
@@ -42,7 +42,7 @@ class Answerer:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device,
-                 max_new_tokens: int = 120, temperature: float = 0.0, top_p: float = 1.0,
+                 max_new_tokens: int = LOOK_TOKENS, temperature: float = 0.0, top_p: float = 1.0,
                  guide: Callable[[Sequence[dict], int], LogitsProcessor] | None = None):
         self.guide = guide
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, device

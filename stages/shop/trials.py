@@ -50,7 +50,7 @@ def share(name: str, hits: Sequence[bool]) -> dict[str, float | int]:
     return {name: sum(hits) / max(1, len(hits)), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(hits)}
 
 
-def passed_all(dialogues: Sequence[dict], shops: Shops, sampler: Callable[[int], Writer], batch: int, world: World) -> list[bool]:
+def passed_all(dialogues: Sequence[dict], shops: Shops, sampler: Callable[[int], Writer], batch: int, world: World = ALONE) -> list[bool]:
     """Whether a dialogue succeeds in RUNS sampled runs out of RUNS. sampler: a writer for the seed of a run.
 
     A run is played only with the dialogues that succeeded in the runs before it: the others have failed already.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.common.device import Device
 from stages.common.files import read_json
 from stages.nn.attention import SPARE
 from stages.nn.gpt_oss import GptOss, State
-from stages.nn.hugging_face import load_gpt_oss
+from stages.nn.hugging_face import imported, load_gpt_oss
 from stages.nn.sampling import choose
 from stages.shop import harmony
 from stages.shop.answer import Answerer
@@ -127,3 +127,10 @@ def open_folder(folder: Path | str, device: Device, max_new_tokens: int, tempera
         return OwnWriter(load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p)
     torch.manual_seed(seed)
     return Answerer(*open_model(folder, device), device, max_new_tokens, temperature, top_p)
+
+
+def writer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int) -> OwnWriter | Answerer:
+    """As `open_folder`, for a model of transformers in memory. A copy of it writes, where it is our own."""
+    if device.kind == "cpu" and model.config.model_type == "gpt_oss":
+        return OwnWriter(imported(model, len(tokenizer)), tokenizer, device, max_new_tokens)
+    return Answerer(model, tokenizer, device, max_new_tokens)
