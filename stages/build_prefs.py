@@ -112,7 +112,7 @@ def main(stage: Stage) -> None:
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
     rows, scores, prompts = {}, {}, Counter()
-    with open_world(device.kind, profile.processes) as world:
+    with open_world(device.kind, profile.processes, stage.program) as world:
         counts = {"train": profile.build_prefs.prompts, "validation": max(2, profile.build_prefs.prompts // VALIDATION_PART)}
         for split, count in counts.items():
             dialogues = read_jsonl(f"data/sft/{split}.jsonl")

@@ -153,7 +153,7 @@ def main(stage: Stage) -> None:
     places = {name: f"models/{name}" for name in AGENTS}
     places |= {re.sub(r"\W+", "_", place.partition("://")[2] or place): place for place in re.split(r"[\s,]+", params.models) if place}
     found, answers, plays = {}, {}, {}
-    with open_world(device.kind, profile.processes) as world:
+    with open_world(device.kind, profile.processes, stage.program) as world:
         for name, place in places.items():
             started = time.monotonic()
             try:

@@ -185,7 +185,7 @@ def main(stage: Stage) -> None:
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
     web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
     text = web_rows(web, FITTED_ROWS, FITTED_LENGTH, np.random.default_rng(stage.params.seed))
-    with open_world(device.kind, profile.processes) as world:
+    with open_world(device.kind, profile.processes, stage.program) as world:
         add_induction_heads(model, torch.tensor([row.ids for row in text]), family, stage.params.seed)
         prefix, rows = rows_of(stage, tokenizer, family.tolist())
         with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:

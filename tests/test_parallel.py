@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 START = """
 import os, time, torch
 from stages.nn.parallel import open_world
-with open_world("cpu", {processes}) as world:
+with open_world("cpu", {processes}, [__file__]) as world:
 """
 
 

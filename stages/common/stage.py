@@ -50,6 +50,12 @@ class Stage:
         self.params = Listed(self._all_params, self.definition.params)
         self.work: Counter = Counter()
 
+    @property
+    def program(self) -> list[str]:
+        """What follows `python` to run this stage."""
+        module, *words = self.name.split("@")
+        return ["-m", f"stages.{module}", *words]
+
     def count(self, tokens: int, flops: float) -> None:
         """Adds to what the ledger notes of this run: tokens that a model was trained on, and what that took in
         floating-point operations."""

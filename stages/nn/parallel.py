@@ -90,18 +90,18 @@ ALONE = World(0, 1)
 
 
 @contextlib.contextmanager
-def open_world(kind: str, processes: int = 1) -> Iterator[World]:
+def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> Iterator[World]:
     """Joins the processes that torchrun started. Without torchrun this one is the first of `processes`, and starts the others.
 
-    kind: `cpu` or `cuda`. On a CPU two processes of one thread train a small model faster than one of two: much of a step is work that
-    threads do not share.
+    kind: `cpu` or `cuda`. program: what follows `python` to start another one, Stage.program. On a CPU two processes of one thread train
+    a small model faster than one of two: much of a step is work that threads do not share.
     """
     size = int(os.environ.get("WORLD_SIZE", processes))
     if size == 1:
         yield ALONE
         return
     rank = int(os.environ.get("RANK", "0"))
-    with contextlib.nullcontext(os.environ.get(MEETING)) if "WORLD_SIZE" in os.environ else others(size) as meeting:
+    with contextlib.nullcontext(os.environ.get(MEETING)) if "WORLD_SIZE" in os.environ else others(size, program) as meeting:
         if meeting:
             dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size)
         else:
@@ -115,12 +115,12 @@ def open_world(kind: str, processes: int = 1) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def others(size: int) -> Iterator[str]:
-    """Starts this program size - 1 times more, and ends what is left of them. Gives the file by which they find each other."""
+def others(size: int, program: Sequence[str]) -> Iterator[str]:
+    """Starts the program size - 1 times, and ends what is left of them. Gives the file by which they find each other."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")   # they speak inside this machine
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
-        started = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], stdout=subprocess.DEVNULL, env=os.environ | {
+        started = [subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, env=os.environ | {
             MEETING: meeting, "WORLD_SIZE": str(size), "RANK": str(rank)}) for rank in range(1, size)]
         try:
             yield meeting
