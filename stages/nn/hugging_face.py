@@ -37,18 +37,26 @@ def exported_name(name: str) -> str:
     return f"model.layers.{layer}.{BLOCK[word]}"
 
 
-def imported_config(config: dict) -> dict:
-    """Our config from a GptOssForCausalLM's. Raises Problem on what our model has no place for."""
-    # rope_scaling and rope_theta are the names of transformers before 5, and of openai's own files on the hub.
-    rope = config.get("rope_parameters") or {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+def rope_of(config: dict) -> dict:
+    """rope_scaling and rope_theta are the names of transformers before 5, and of openai's own files on the hub."""
+    return config.get("rope_parameters") or {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+
+
+def foreign(config: dict) -> dict:
+    """What of a GptOssForCausalLM's config our model does not do, with the values that it has there."""
     expected = {"swiglu_limit": LIMIT, "rms_norm_eps": EPSILON, "tie_word_embeddings": False, "attention_bias": True,
                 "rope_theta": THETA, "rope_type": "yarn", "truncate": False, "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS,
                 "layer_types": ["full_attention" if layer % 2 else "sliding_attention"
                                 for layer in range(config["num_hidden_layers"])]}
-    found = {**config, **rope}
-    wrong = {key: found.get(key) for key in expected if found.get(key) != expected[key]}
-    if wrong:
+    found = {**config, **rope_of(config)}
+    return {key: found.get(key) for key in expected if found.get(key) != expected[key]}
+
+
+def imported_config(config: dict) -> dict:
+    """Our config from a GptOssForCausalLM's. Raises Problem on what our model has no place for."""
+    if wrong := foreign(config):
         raise Problem(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with transformers instead.")
+    rope = rope_of(config)
     return {"layers": config["num_hidden_layers"], "width": config["hidden_size"], "heads": config["num_attention_heads"],
             "key_value_heads": config["num_key_value_heads"], "head_size": config["head_dim"],
             "expert_width": config["intermediate_size"], "experts": config["num_local_experts"],

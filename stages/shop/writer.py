@@ -16,7 +16,7 @@ from stages.common.device import Device
 from stages.common.files import read_json
 from stages.nn.attention import SPARE
 from stages.nn.gpt_oss import GptOss, State
-from stages.nn.hugging_face import imported, load_gpt_oss
+from stages.nn.hugging_face import foreign, imported, load_gpt_oss
 from stages.nn.sampling import choose
 from stages.shop import harmony
 from stages.shop.answer import Answerer
@@ -118,11 +118,16 @@ def keep(state: State, rows: Tensor) -> None:
         layer.buffer = layer.buffer[:, rows]
 
 
+def is_ours(config: dict, device: Device) -> bool:
+    """Whether our own model can write what a model of transformers does."""
+    return device.kind == "cpu" and config.get("model_type") == "gpt_oss" and not foreign(config)
+
+
 def open_folder(folder: Path | str, device: Device, max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
                 top_p: float = 1.0) -> OwnWriter | Answerer:
     """A writer for a model folder: our own for a GPT-OSS on a CPU, Hugging Face's for any other model and on a card."""
     folder = Path(folder)
-    if device.kind == "cpu" and not (folder / POINTER).is_file() and read_json(folder / "config.json").get("model_type") == "gpt_oss":
+    if not (folder / POINTER).is_file() and is_ours(read_json(folder / "config.json"), device):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return OwnWriter(load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p)
     torch.manual_seed(seed)
@@ -131,6 +136,6 @@ def open_folder(folder: Path | str, device: Device, max_new_tokens: int, tempera
 
 def writer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int) -> OwnWriter | Answerer:
     """As `open_folder`, for a model of transformers in memory. A copy of it writes, where it is our own."""
-    if device.kind == "cpu" and model.config.model_type == "gpt_oss":
+    if is_ours(model.config.to_dict(), device):
         return OwnWriter(imported(model, len(tokenizer)), tokenizer, device, max_new_tokens)
     return Answerer(model, tokenizer, device, max_new_tokens)
