@@ -812,6 +812,48 @@ def test_muon_is_torch_s_and_takes_each_expert_as_a_matrix():
     torch.testing.assert_close(together.detach(), torch.stack(single).detach(), rtol=0, atol=2e-3)   # its steps are in bfloat16
 
 
+MUON_STEPS = """
+import sys
+import torch
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from stages.nn.optim import Muon
+from stages.nn.parallel import ALONE, open_world, whole
+
+def steps(world, held):
+    random = torch.Generator().manual_seed(15)
+    shapes = [(12, 20), (20, 12), (3, 12, 20), (3, 20, 12), (16, 16)]   # tall ones are transposed on the way
+    parameters = [torch.nn.Parameter(held(torch.randn(shape, generator=random))) for shape in shapes]
+    muon = Muon(parameters, 0.1, world=world)
+    muon.param_groups[0]["lr"] = 0.02
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = held(torch.randn(parameter.shape, generator=random))
+        muon.step()
+    return {str(number): whole(parameter.detach()).contiguous() for number, parameter in enumerate(parameters)}
+
+with open_world("cpu", 2) as world:
+    mesh = init_device_mesh("cpu", (2,))
+    ways = {"alone": (ALONE, lambda x: x), "copies": (world, lambda x: x),
+            "split": (world, lambda x: distribute_tensor(x, mesh, [Shard(0)]))}
+    for name, how in ways.items():
+        save_file(steps(*how), f"{sys.argv[1]}/{name}_{world.rank}.safetensors")
+"""
+
+
+def test_muon_takes_the_same_steps_on_two_processes_as_on_one(tmp_path):
+    """To the bit, where the processes hold copies as where each holds a part."""
+    said = subprocess.run([sys.executable, "-c", MUON_STEPS, tmp_path], cwd=RANKS.parent.parent.parent, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    alone = load_file(tmp_path / "alone_0.safetensors")
+    assert alone["0"].shape == (12, 20)
+    for name in ("copies_0", "copies_1", "split_0", "split_1"):
+        weights = load_file(tmp_path / f"{name}.safetensors")
+        assert weights.keys() == alone.keys()
+        assert all(torch.equal(weights[key], alone[key]) for key in alone), name
+
+
 def test_muon_takes_the_inner_matrices_and_adamw_the_rest():
     model = make("gpt_oss")
     muon, rest = muon_and_adamw(model, 0.1, 0.9, 0.95)

@@ -44,7 +44,8 @@ class Muon(Optimizer):
     """Momentum whose step is made orthogonal, each matrix by itself: a parameter (E, in, out) is E matrices.
 
     The step's size is brought to AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so learning rate and decay
-    mean the same for both. world: processes that hold the same gradients, each of which makes a share of the directions.
+    mean the same for both. world: processes that hold the same gradients, or (FSDP2) parts of them, each of which makes a share of the
+    directions. These are bfloat16 before they are told, so that any number of processes takes the same step.
     """
 
     def __init__(self, parameters: Sequence[Tensor], weight_decay: float, momentum: float = 0.95, world: World = ALONE):
@@ -61,12 +62,12 @@ class Muon(Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
-                ahead = parameter.grad.lerp(momentum, beta)   # Nesterov's look ahead
+                ahead = whole(parameter.grad.lerp(momentum, beta))   # Nesterov's look ahead
                 # Each process makes every so many-th direction and hears the others'.
                 directions.append(self.world.told(lambda ahead=ahead: orthogonalised(ahead), ahead, number))
             for parameter, direction in zip(group["params"], directions, strict=True):
                 size = 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1 - rate * group["weight_decay"]).add_(direction(), alpha=-rate * size)
+                parameter.mul_(1 - rate * group["weight_decay"]).add_(spread(direction(), parameter), alpha=-rate * size)
 
 
 def orthogonalised(x: Tensor) -> Tensor:

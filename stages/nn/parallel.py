@@ -65,13 +65,14 @@ class World:
     def told(self, make: Callable[[], Tensor], like: Tensor, number: int) -> Callable[[], Tensor]:
         """What one process makes, told to all, as bfloat16: the number-th of many tasks that go round. Waits when it is asked for.
 
-        like: a tensor of its shape.
+        like: a whole tensor of its shape, not one that is split among processes, who would wait for each other to make it.
         """
         if self.size == 1:
             made = make()
             return lambda: made
         source = number % self.size
-        tensor = (make() if source == self.rank else like).bfloat16()
+        # What is sent are bytes: gloo asks nobody how they lie, and a transposed tensor would arrive in another order.
+        tensor = (make() if source == self.rank else like).bfloat16().contiguous()
         sent = dist.broadcast(tensor, source, async_op=True)
 
         def wait() -> Tensor:
@@ -177,9 +178,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor split among processes as `like` is; as it is where `like` is not split."""
+    """A full tensor, the same in every process, split among them as `like` is; as it is where `like` is not split."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)   # each has it: nothing is sent
