@@ -9,13 +9,13 @@ out  data/corpus/{train,val}/part-*.parquet (url, text, language_score, key), da
 
 Each page passes the rules one after the other and the first that fails names the reason: first those that need no
 other page, one task a file, then copies, repeated lines and held-out wordings. Penedo et al. 2023 (RefinedWeb),
-https://arxiv.org/abs/2306.01116. `python -m stages.filter --explain URL` shows one page's way in the last run.
+https://arxiv.org/abs/2306.01116. `python -m stages.filter --explain URL` shows one page's way in the last run, and
+`python -m stages.filter --files` what of each file could be read.
 """
 
 import math
 import sys
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +32,23 @@ from stages.common.stage import Stage, exclusive, run
 from stages.crawl.blocklist import read_hosts
 from stages.crawl.cross_page import CrossPage, look_across
 from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.explain import explain, last_run
+from stages.crawl.explain import explain, files_read, last_run
 from stages.crawl.judge import SHARD
-from stages.crawl.labels import Label, copy_quality, keep_quality, measure_pii, read_labels, read_spans, read_topics, token_f1
+from stages.crawl.labels import (
+    Label,
+    copy_quality,
+    keep_errors,
+    keep_quality,
+    measure_pii,
+    read_labels,
+    read_spans,
+    read_topics,
+    token_f1,
+)
 from stages.crawl.parquet_parts import Parts
 from stages.crawl.pii import mask
 from stages.crawl.removal_stats import RemovalStats, copy_counts
-from stages.crawl.shards import batches, make_shards, prune, read_counts
+from stages.crawl.shards import batches, by_reason, make_shards, prune, read_counts
 from stages.crawl.sites import Page, gold_text, read_sites
 from stages.crawl.text_key import unit_interval
 from stages.crawl.topic import Weights, learn_topic
@@ -124,20 +134,18 @@ def write_corpus(folder: Path, shards: list[Path], cross_page: CrossPage, places
     return {"train": train.counts, "val": validation.counts}
 
 
-def by_reason(counts: Counter, name: str) -> dict[str, int]:
-    return {key.removeprefix(f"{name}."): count for key, count in counts.items() if key.startswith(f"{name}.")}
-
-
 def measure(stats: RemovalStats, cross_page: CrossPage, labels: dict[str, Label], sites: list[Page]) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
+    keep.wrongly_kept, keep.wrongly_removed: the errors behind its precision and its recall, see keep_errors.
     extraction.f1: mean token F1 of the text with the page's gold text, both masked, over its pages labelled keep.
     """
     held_out = {page.url: page for page in sites if page.site.held_out}
     good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
     scores = [token_f1(stats.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
-    return {"keep": keep_quality(stats.kept, labels, set(held_out)), "extraction": extraction | {"n": len(scores)},
+    keep = keep_quality(stats.kept, labels, set(held_out)) | keep_errors(stats.reasons, labels, set(held_out))
+    return {"keep": keep, "extraction": extraction | {"n": len(scores)},
             "near_duplicates": copy_quality(cross_page.copies.urls, stats.compared, labels, set(held_out)),
             "pii": measure_pii(good, read_spans(Path("data/web/personal.csv"))) | {"masked": dict(stats.masked)}}
 
@@ -181,7 +189,8 @@ def main(stage: Stage) -> None:
     if labels:
         sites = read_sites(Path("data/web/sites"))
         # With `keep: shopping` a page that reads well is wanted only if it is about that.
-        judged = {url: replace(labels[url], keep=topics[url]) for url in topics.keys() & labels.keys()} if topic else {}
+        judged = {url: replace(labels[url], keep=topics[url], reason="" if topics[url] else "other_topic")
+                  for url in topics.keys() & labels.keys()} if topic else {}
         metrics |= measure(stats, cross_page, labels | judged, sites)
         if topic:
             metrics["topic"] = keep_quality(stats.kept, judged, {page.url for page in sites if page.site.held_out})
@@ -191,6 +200,15 @@ def main(stage: Stage) -> None:
           f"kept {stats.pages['']:,} of {len(places):,} pages")
     if counts["records.conversion"]:
         print("These are WET files: about half of their text is navigation and banners. WARC files give cleaner text.")
+
+
+def show_files() -> str | None:
+    """Prints what was read of each file; returns what was wrong, in words."""
+    try:
+        print("\n".join(files_read(Path.cwd())))
+    except Problem as problem:
+        return f"filter: {problem}"
+    return None
 
 
 def show(urls: list[str]) -> str | None:
@@ -208,6 +226,10 @@ def show(urls: list[str]) -> str | None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--explain"]:
-        sys.exit(show(sys.argv[2:]))
-    run(main)
+    match sys.argv[1:]:
+        case ["--explain", *urls]:
+            sys.exit(show(urls))
+        case ["--files"]:
+            sys.exit(show_files())
+        case _:
+            run(main)

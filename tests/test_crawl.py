@@ -17,7 +17,7 @@ from fastwarc.warc import ArchiveIterator
 
 from stages.common.problem import Problem
 from stages.crawl.extract import html_to_text
-from stages.crawl.labels import keep_quality, read_labels, read_spans, token_f1
+from stages.crawl.labels import keep_errors, keep_quality, read_labels, read_spans, token_f1
 from stages.crawl.render import Renderer, to_html
 from stages.crawl.sites import gold_text, plain_text, read_sites
 from stages.crawl.text_key import text_key, unit_interval
@@ -513,6 +513,8 @@ def test_keep_quality_by_hand(tmp_path):
     quality = keep_quality({"a", "b", "c", "e"}, labels, {"a", "b", "c", "d"})
     assert (quality["n"], quality["precision"], quality["recall"]) == (4, 2 / 3, 1.0)
     assert 0 < quality["precision_low"] < 2 / 3 < quality["precision_high"] < 1
+    assert keep_errors({"a": "", "b": "words", "c": "", "d": "language", "e": "words", "f": ""}, labels, {"a", "b", "c", "d", "f"}) == {
+        "wrongly_kept": {"navigation": 1}, "wrongly_removed": {"words": 1}}
     assert token_f1("the old dog", "the dog ran off") == 2 * 2 / 7
 
 

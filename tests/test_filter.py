@@ -157,6 +157,8 @@ def test_quality_is_measured_on_held_out_sites_only(workplace):
     good = [entry for entry in held_out if len(gold_text(entry).split()) > 120]
     kept = {row["url"] for row in corpus("train") + corpus("val")} & {entry.url for entry in held_out}
     assert metrics["keep"]["recall"] == pytest.approx(sum(entry.url in kept for entry in good) / len(good), rel=1e-4)
+    assert metrics["keep"]["recall"] == pytest.approx(1 - sum(metrics["keep"]["wrongly_removed"].values()) / len(good), rel=1e-4)
+    assert metrics["keep"]["precision"] == pytest.approx(1 - sum(metrics["keep"]["wrongly_kept"].values()) / len(kept), rel=1e-4)
     assert metrics["extraction"]["n"] == len(good)
     assert 0.75 < metrics["extraction"]["f1"] <= 1
 
@@ -383,7 +385,7 @@ def test_a_page_without_a_content_type_is_looked_at(workplace):
     assert run_both()["documents"]["kept"] == 2
 
 
-def test_damage_is_counted_and_the_rest_kept(workplace):
+def test_damage_is_counted_and_the_rest_kept(workplace, capsys):
     records = [page(number) for number in range(40)]
     packed = bytearray(members(records))
     packed[len(members(records[:20])) + 60] ^= 255
@@ -392,6 +394,12 @@ def test_damage_is_counted_and_the_rest_kept(workplace):
     assert metrics["read"] == {"records": 49, "recovered": 1, "lost": 1, "lost_by": {"damaged_gzip": 1},
                                "recovered_by": {"cut_short": 1}}
     assert "keep" not in metrics
+    capsys.readouterr()
+    assert filter.show_files() is None
+    assert [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()] == [
+        ["records", "recovered", "lost", "pages", "file"],
+        ["10", "1", "0", "10", "00000-cut.warc.gz (recovered cut_short 1)"],
+        ["39", "0", "1", "39", "00001-rotten.warc.gz (lost damaged_gzip 1)"]]
 
 
 def test_an_empty_corpus_says_which_rule_took_most(workplace):
@@ -444,7 +452,7 @@ def test_help_is_the_contract():
     assert said.stdout.strip() == filter.__doc__.strip()
 
 
-def test_real_crawls_go_through(shared_data, workplace):
+def test_real_crawls_go_through(shared_data, workplace, capsys):
     params = workplace / "params.yaml"
     params.write_text(params.read_text().replace("source: embedded", "source: files")
                       .replace('paths: ""', f'paths: "{shared_data}/web/*/*"'))
@@ -453,6 +461,12 @@ def test_real_crawls_go_through(shared_data, workplace):
     assert metrics["documents"]["in"] == 812
     assert metrics["documents"]["kept"] > 90  # of some 250 English ones; FineWeb's rules alone take 50
     assert metrics["removed"]["language"] > 100
+    capsys.readouterr()
+    assert filter.show_files() is None
+    listed = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {line[4].partition("-")[2] for line in listed} == {file.name for file in (shared_data / "web").glob("*/*")}
+    assert [sum(int(line[column].replace(",", "")) for line in listed) for column in range(4)] == [
+        *(metrics["read"][name] for name in ("records", "recovered", "lost")), metrics["documents"]["in"]]
 
 
 def test_a_page_can_be_asked_why(workplace, capsys):
@@ -482,6 +496,7 @@ def test_a_page_can_be_asked_why(workplace, capsys):
 
 def test_asking_before_the_first_run_says_what_to_do(workplace):
     assert "has not run here" in filter.show(["https://a.example/"])
+    assert "has not run here" in filter.show_files()
 
 
 def test_rejects_are_a_sample_of_each_reason(workplace):

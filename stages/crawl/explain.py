@@ -1,4 +1,4 @@
-"""One page's way through all rules in the last run of the filter, in words.
+"""What became of one page, or of each file, in the last run of the filter, in words.
 
 What each rule for one page measured is measured again on the page's record, with the parameters as they are now; how the
 run decided stands in its shards and, for the rules across pages, in the note that it left in runs/.
@@ -19,7 +19,7 @@ from stages.common.files import atomic_file
 from stages.common.params import Filter
 from stages.common.problem import Problem
 from stages.crawl.judge import Page, checks
-from stages.crawl.shards import batches
+from stages.crawl.shards import batches, by_reason, read_counts
 from stages.crawl.topic import Weights
 from stages.crawl.warc import read
 
@@ -41,12 +41,33 @@ def last_run(root: Path, files: list[dict], shards: list[Path]) -> Iterator[pq.P
         yield writer
 
 
-def find(url: str, listed: list[list[str]]) -> Iterator[tuple[int, str, int, dict]]:
+def files_and_shards(root: Path) -> list[tuple[str, Path]]:
+    """Each file of the last run with its shard. Raises Problem if there was no run, or a shard is gone."""
+    if not (root / NOTE).exists():
+        raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
+    found = [(file, Path(shard)) for file, shard in json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])]
+    if missing := [shard for _, shard in found if not shard.exists()]:
+        raise Problem(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
+    return found
+
+
+def files_read(root: Path) -> Iterator[str]:
+    """A table of the files of the last run: records read, those among them that were damaged, records or stretches lost,
+    pages among the records, and what the damage was. Raises Problem as `files_and_shards` does."""
+    yield f"{'records':>9} {'recovered':>9} {'lost':>9} {'pages':>9}  file"
+    for file, shard in files_and_shards(root):
+        counts = read_counts([shard])
+        numbers = (counts["records"], counts["recovered"], counts["lost"], pq.read_metadata(shard).num_rows)
+        why = [f"{name} {reason} {count}" for name in ("recovered", "lost") for reason, count in sorted(by_reason(counts, name).items())]
+        yield " ".join(f"{number:>9,}" for number in numbers) + f"  {file}" + (f" ({', '.join(why)})" if why else "")
+
+
+def find(url: str, listed: list[tuple[str, Path]]) -> Iterator[tuple[int, str, int, dict]]:
     """Each page of this URL: its number, its file, which of the file's pages of this URL it is, and its row."""
     number = 0
     for file, shard in listed:
         turn = 0
-        for batch in batches([Path(shard)], pq.read_schema(shard).names):
+        for batch in batches([shard], pq.read_schema(shard).names):
             for row in pc.indices_nonzero(pc.equal(batch["url"], url)).to_pylist():
                 yield number + row, file, turn, batch.slice(row, 1).to_pylist()[0]
                 turn += 1
@@ -55,12 +76,7 @@ def find(url: str, listed: list[list[str]]) -> Iterator[tuple[int, str, int, dic
 
 def explain(url: str, root: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None) -> Iterator[str]:
     """What to say about a page, line by line. Raises Problem if the last run has not seen it, or there was none."""
-    if not (root / NOTE).exists():
-        raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
-    listed = json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])
-    if missing := [shard for _, shard in listed if not Path(shard).exists()]:
-        raise Problem(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
-    found = list(find(url, listed))
+    found = list(find(url, files_and_shards(root)))
     if not found:
         raise Problem(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
                       "data/rejects and data/corpus list some.")

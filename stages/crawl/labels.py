@@ -95,6 +95,17 @@ def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> di
     return {"n": len(judged)} | precision_recall(right, sum(url in kept for url in judged), sum(judged.values()))
 
 
+def keep_errors(reasons: dict[str, str], labels: dict[str, Label], urls: set[str]) -> dict[str, dict[str, int]]:
+    """How many labelled pages among `urls` stay that should not, by the reason of their label, and go that should stay, by
+    the rule that took them.
+
+    reasons: why each page went, "" if it stays.
+    """
+    judged = [(reason, labels[url]) for url, reason in reasons.items() if url in urls and url in labels]
+    return {"wrongly_kept": dict(Counter(label.reason for reason, label in judged if not reason and not label.keep)),
+            "wrongly_removed": dict(Counter(reason for reason, label in judged if reason and label.keep))}
+
+
 def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:
     """Precision and recall of finding personal data in what was written on these pages, comments included; n marked.
 

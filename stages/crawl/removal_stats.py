@@ -20,15 +20,13 @@ class RemovalStats:
     """Counts of pages, UTF-8 bytes and words (between spaces) of their extracted texts, by the reason why they went.
 
     Pages that went before their text was taken have none. sample: at most `most` removed pages of each reason, those
-    with the smallest hashes of their URLs. Of the watched URLs, the texts, and which were kept and which came as far
-    as the rules across pages.
+    with the smallest hashes of their URLs. texts, reasons: of the watched URLs.
     """
 
     most: int
     watched: Collection[str] = ()
     texts: dict[str, str] = field(default_factory=dict)
-    kept: set[str] = field(default_factory=set)
-    compared: set[str] = field(default_factory=set)
+    reasons: dict[str, str] = field(default_factory=dict)
     pages: Counter = field(default_factory=Counter)
     text_bytes: Counter = field(default_factory=Counter)
     words: Counter = field(default_factory=Counter)
@@ -46,11 +44,7 @@ class RemovalStats:
         if row["language"]:
             self.languages[row["language"]] += 1
         if row["url"] in self.watched:
-            self.texts[row["url"]] = row["text"]
-            if reason in ("", *RULES):
-                self.compared.add(row["url"])
-            if not reason:
-                self.kept.add(row["url"])
+            self.texts[row["url"]], self.reasons[row["url"]] = row["text"], reason
         if not reason:
             self.masked.update({name.removeprefix("pii_"): row[name] for name in COUNTED})
             self.cut.update(pages=bool(row["cut"]), lines=len(row["cut"]),
@@ -62,6 +56,16 @@ class RemovalStats:
         entry = (-xxhash.xxh3_64_intdigest(row["url"].encode()), self.pages[reason], shown)
         heap = self.sample.setdefault(reason, [])
         heapq.heappush(heap, entry) if len(heap) < self.most else heapq.heappushpop(heap, entry)
+
+    @property
+    def kept(self) -> set[str]:
+        """The watched URLs whose pages stay."""
+        return {url for url, reason in self.reasons.items() if not reason}
+
+    @property
+    def compared(self) -> set[str]:
+        """The watched URLs whose pages came as far as the rules across pages."""
+        return {url for url, reason in self.reasons.items() if reason in ("", *RULES)}
 
     def rejects(self) -> list[dict]:
         rows = [shown for heap in self.sample.values() for _, _, shown in heap]

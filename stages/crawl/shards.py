@@ -90,6 +90,11 @@ def read_counts(shards: list[Path]) -> Counter:
     return counts
 
 
+def by_reason(counts: Counter, name: str) -> dict[str, int]:
+    """How often it was for which reason that records were `recovered`, or `lost`."""
+    return {key.removeprefix(f"{name}."): count for key, count in counts.items() if key.startswith(f"{name}.")}
+
+
 def batches(shards: list[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The rows of all shards in order, a block at a time."""
     for shard in shards:
