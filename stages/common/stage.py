@@ -142,19 +142,22 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def die_with_parent() -> None:
-    """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running."""
+def die_with_parent(ending: signal.Signals) -> None:
+    """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running.
+
+    ending: SIGTERM, or SIGKILL for a process that waits for the others inside a library, where no handler of Python's runs.
+    """
     parent = os.getppid()
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ending)
         if os.getppid() != parent:  # it died between the two calls
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), ending)
         return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(SECONDS_BETWEEN_LOOKS_AT_THE_PARENT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), ending)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -178,7 +181,7 @@ def run(main: Callable[..., None]) -> None:
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
     if "DVC_STAGE" in os.environ or not is_first():
-        die_with_parent()
+        die_with_parent(signal.SIGTERM if is_first() else signal.SIGKILL)
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
     try:
