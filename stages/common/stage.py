@@ -28,6 +28,7 @@ from stages.common.params import Listed, Params, read_params
 from stages.common.problem import Problem
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STARTER = "CRAWL2CART_STARTER"   # in the environment of a process that a stage started: the process id of that stage
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
 
 
@@ -143,18 +144,22 @@ def is_first() -> bool:
 
 
 def die_with_parent() -> None:
-    """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running."""
-    parent = os.getppid()
+    """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running.
+
+    The first of several processes has outs and locks to see to. The others have nothing, and are killed: they may be waiting for the
+    first within torch, where Python answers no SIGTERM.
+    """
+    parent, ending = int(os.environ.get(STARTER, os.getppid())), signal.SIGTERM if is_first() else signal.SIGKILL
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died between the two calls
-            os.kill(os.getpid(), signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ending)
+        if os.getppid() != parent:  # it died before that call
+            os.kill(os.getpid(), ending)
         return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(SECONDS_BETWEEN_LOOKS_AT_THE_PARENT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), ending)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -177,7 +182,7 @@ def run(main: Callable[..., None]) -> None:
         return
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
-    if "DVC_STAGE" in os.environ or not is_first():
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:   # of DVC, of torchrun or of a stage
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
