@@ -15,6 +15,8 @@ cd "${SLURM_SUBMIT_DIR:?run this with sbatch}"
 model=${1:?name a model, such as gpt_oss}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+# Torch would let trainers that are started again meet at the store of those before, and read addresses at which nobody is any more.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun .venv/bin/python -m torch.distributed.run \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
     --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$first:29500" --max_restarts=3 \

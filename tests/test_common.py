@@ -37,6 +37,9 @@ def changed_params(tmp_path: Path, old: str, new: str) -> Path:
     ("seed: 7", "seed: seven", "seed: input should be a valid integer, but it is 'seven'"),
     ("validation_share: 0.08", "validation_share: 1.5", "filter.validation_share"),
     ("source: embedded", "source: internet", "download.source"),
+    ("threads: 2", "threads: 3", "profiles.cpu: 3 threads can not be shared equally by 2 processes. Set `processes`"),
+    ("threads: 2", "threads: 1", "profiles.cpu: 1 threads can not be shared equally by 2 processes"),
+    ("processes: 1", "processes: 2", "profiles.gpu: `processes` are for a CPU. Set it to 1"),
     ("profile: cpu", "profile: gpuu", "profile: gpuu is not one of the profiles"),
 ])
 def test_a_bad_parameter_is_named(tmp_path, old, new, sentence):

@@ -106,7 +106,8 @@ def host(project: Path, port: int, hosts: str) -> subprocess.Popen:
     """One host's agent, with the words of scale/README.md."""
     command = ["torch.distributed.run", f"--nnodes={hosts}", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
                f"--rdzv_endpoint=127.0.0.1:{port}", "--max_restarts=3", "-m", "stages.pretrain", "gru"]
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
 
 
 def trainer_of(agent: subprocess.Popen) -> psutil.Process | None:

@@ -11,15 +11,19 @@ import pytest
 from tests.conftest import ROOT
 
 START = """
-import os, time, torch
+import os, signal, sys, time, torch
+from stages.common.stage import die_with_parent, stop_on
 from stages.nn.parallel import open_world
+{before}
+signal.signal(signal.SIGTERM, stop_on)
+if "RANK" in os.environ: die_with_parent()
 with open_world("cpu", {processes}, [__file__]) as world:
 """
 
 
-def started(folder: Path, processes: int, work: str) -> subprocess.Popen:
+def started(folder: Path, processes: int, work: str, before: str = "") -> subprocess.Popen:
     program = folder / "work.py"
-    program.write_text(START.format(processes=processes) + work)
+    program.write_text(START.format(processes=processes, before=before) + work)
     return subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
@@ -55,6 +59,56 @@ def test_when_the_first_process_fails_the_others_end(tmp_path):
     assert process.returncode and "no space left" in complaints
     ends = time.monotonic() + 10
     while alive(int(said.split()[1])):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+def test_a_process_that_never_arrives_is_not_waited_for(tmp_path):
+    began = time.monotonic()
+    process = started(tmp_path, 3, "    world.meet()", before='if os.environ.get("RANK") == "2": sys.exit("it did not start")')
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode and "it did not start" in complaints and "One of the processes of this run failed" in complaints
+    assert time.monotonic() - began < 40
+
+
+def test_a_process_that_is_killed_is_named_so(tmp_path):
+    process = started(tmp_path, 2, """
+    world.meet()
+    if world.rank: os.kill(os.getpid(), signal.SIGKILL)
+    world.meet()""")
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode and "ended by SIGKILL" in complaints and "memory was short" in complaints
+
+
+def test_an_error_of_the_first_process_is_not_blamed_on_another(tmp_path):
+    process = started(tmp_path, 2, """
+    if world.first: torch.ones(2) @ torch.ones(3)
+    world.meet()""")
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode and "inconsistent tensor size" in complaints
+    assert "One of the processes" not in complaints
+
+
+@pytest.mark.parametrize("where", ["in torch", "at work", "at the start"])
+def test_when_the_first_process_is_killed_the_others_end(tmp_path, where):
+    """Also one that waits within torch for the first, where Python answers no signal, or that has not yet come so far as to look."""
+    note = f"open({str(tmp_path / 'other')!r}, 'w').write(str(os.getpid()))"
+    early = f"if 'RANK' in os.environ: {note}; time.sleep({2 if where == 'at the start' else 0})"
+    process = started(tmp_path, 2, f"""
+    while {str(where == 'at work')} or world.first: torch.ones(300, 300) @ torch.ones(300, 300)
+    world.meet()""", early)
+    wait_until(lambda: (tmp_path / "other").is_file() and (tmp_path / "other").read_text())
+    if where != "at the start":
+        time.sleep(3)   # it has met the first and gone on
+    process.kill()
+    process.communicate()
+    number = int((tmp_path / "other").read_text())
+    wait_until(lambda: not alive(number))
+
+
+def wait_until(what) -> None:
+    ends = time.monotonic() + 30
+    while not what():
         assert time.monotonic() < ends
         time.sleep(0.1)
 

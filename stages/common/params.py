@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from stages.common.graph import read_yaml
 from stages.common.problem import Problem
@@ -355,6 +355,16 @@ class Profile(Section):
     dpo: TrlScale
     evaluate: EvaluateScale
 
+    @model_validator(mode="after")
+    def processes_fit(self) -> "Profile":
+        """Every process gets as many threads as the others; several on one card would share its memory."""
+        if self.threads % self.processes:
+            raise ValueError(f"{self.threads} threads can not be shared equally by {self.processes} processes. Set `processes` to a number "
+                             "that divides `threads`")
+        if self.device == "cuda" and self.processes > 1:
+            raise ValueError("`processes` are for a CPU. Set it to 1; on several cards start a stage with torchrun (scale/README.md)")
+        return self
+
 
 class Profiles(Section):
     cpu: Profile
@@ -434,5 +444,7 @@ def explain(fault: dict) -> str:
             return "no such key; is it misspelt?"
         case "missing":
             return "this key is missing"
+        case "value_error" if isinstance(fault["input"], dict):   # of a section: what does not go together
+            return str(fault["ctx"]["error"])
         case _:
             return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, but it is {fault['input']!r}"

@@ -28,6 +28,7 @@ from stages.common.params import Listed, Params, read_params
 from stages.common.problem import Problem
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STARTER = "CRAWL2CART_STARTER"   # in the environment of a process that a stage started: the process id of that stage
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
 
 
@@ -142,15 +143,16 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def die_with_parent(ending: signal.Signals) -> None:
+def die_with_parent() -> None:
     """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running.
 
-    ending: SIGTERM, or SIGKILL for a process that waits for the others inside a library, where no handler of Python's runs.
+    The first of several processes has outs and locks to see to. The others have nothing, and are killed: they may be waiting for the
+    first within torch, where Python answers no SIGTERM.
     """
-    parent = os.getppid()
+    parent, ending = int(os.environ.get(STARTER, os.getppid())), signal.SIGTERM if is_first() else signal.SIGKILL
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ending)
-        if os.getppid() != parent:  # it died between the two calls
+        if os.getppid() != parent:  # it died before that call
             os.kill(os.getpid(), ending)
         return
 
@@ -180,8 +182,8 @@ def run(main: Callable[..., None]) -> None:
         return
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
-    if "DVC_STAGE" in os.environ or not is_first():
-        die_with_parent(signal.SIGTERM if is_first() else signal.SIGKILL)
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:   # of DVC, of torchrun or of a stage
+        die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
     try:

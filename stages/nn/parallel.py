@@ -7,9 +7,11 @@ rest when a layer needs it (FSDP2, Zhao et al. 2023, https://arxiv.org/abs/2304.
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stages.common.problem import Problem
+from stages.common.stage import STARTER
 
 MEETING = "CRAWL2CART_MEETING"   # in the environment of a process that a stage started: the file by which it finds the others
+SECONDS_TO_END = 5.0             # in which a process whose connection broke is seen to have ended
 
 
 @dataclass(frozen=True)
@@ -101,40 +105,68 @@ def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> It
     if size == 1:
         yield ALONE
         return
-    rank = int(os.environ.get("RANK", "0"))
-    with contextlib.nullcontext(os.environ.get(MEETING)) if "WORLD_SIZE" in os.environ else others(size, program) as meeting:
-        if meeting:
-            dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size)
+    try:
+        if "WORLD_SIZE" not in os.environ:
+            with others(size, program) as store:
+                dist.init_process_group("gloo", store=store, rank=0, world_size=size)
+                yield World(0, size)
+            return
+        if MEETING in os.environ:
+            rank, store = int(os.environ["RANK"]), dist.FileStore(os.environ[MEETING], size)
+            store.set(f"started {rank}", "")
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         else:
             if kind == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        try:
-            yield World(dist.get_rank(), size)
-        finally:
+        yield World(dist.get_rank(), size)
+    finally:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def others(size: int, program: Sequence[str]) -> Iterator[str]:
-    """Starts the program size - 1 times, and ends what is left of them. Gives the file by which they find each other."""
+def others(size: int, program: Sequence[str]) -> Iterator[dist.Store]:
+    """Starts the program size - 1 times, waits until all have come so far, and gives the store by which they find each other.
+
+    Ends them behind the block: what they found has arrived. Raises Problem if one of them ends before.
+    """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")   # they speak inside this machine
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
-        started = [subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, env=os.environ | {
-            MEETING: meeting, "WORLD_SIZE": str(size), "RANK": str(rank)}) for rank in range(1, size)]
+        store, started = dist.FileStore(meeting, size), []
         try:
-            yield meeting
-            for process in started:
-                process.wait()
-        except RuntimeError as error:   # what gloo says of a process that is gone
-            if any(process.wait() for process in started):
-                raise Problem("One of the processes of this run failed; what it said stands above.") from error
+            for rank in range(1, size):
+                started.append(subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, env=os.environ | {
+                    MEETING: meeting, STARTER: str(os.getpid()), "WORLD_SIZE": str(size), "RANK": str(rank)}))
+            while not store.check([f"started {rank}" for rank in range(1, size)]):   # gloo would wait half an hour for one that never comes
+                if loss := lost(started, 0):
+                    raise Problem(loss)
+                time.sleep(0.02)
+            yield store
+        except RuntimeError as error:   # an error of this process, or what gloo says of another that is gone
+            if loss := lost(started, SECONDS_TO_END):
+                raise Problem(loss) from error
             raise
         finally:
             for process in started:
                 process.kill()
                 process.wait()
+
+
+def lost(processes: list[subprocess.Popen], seconds: float) -> str | None:
+    """What became of the first that ends within so many seconds, None if all go on."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for code in (process.poll() for process in processes):
+            if code is not None and code < 0:
+                return (f"One of the processes of this run was ended by {signal.Signals(-code).name}. If nobody did that, memory was "
+                        "short: fewer `processes` in the profile take less.")
+            if code is not None:
+                return "One of the processes of this run failed; what it said stands above."
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.02)
 
 
 class Loss(nn.Module):
