@@ -75,12 +75,16 @@ def preferred(rows: list[dict], ours: dict[str, str], theirs: dict[str, str], to
     return compare(*scores, *([words(text) for text in side] for side in texts), seed)
 
 
-def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict]) -> dict[str, float]:
-    """Share of queries, and of dialogues' first turns, that the local router sends to the right place."""
+def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict], rows: list[dict], right: dict[str, bool]) -> dict[str, float]:
+    """Share of queries, and of dialogues' first turns, that the local router sends to the right place; and of the first turns
+    among `rows` those that go there and are answered right. right: whether the released model's turn is, by the row's id.
+    """
     asked = [(row["text"], row["label"]) for row in queries]
     asked += [(dialogue["messages"][0]["content"], "shopping") for dialogue in dialogues if dialogue["intent"] != "out_of_scope"]
     found = share("right_place", [router(text).label == label for text, label in asked])
-    return {"n": found.pop("right_place_n"), **found}
+    first = [row for row in rows if len(row["prompt"]) == 1 and row["intent"] != "out_of_scope"]
+    answered = share("right_answer", [router(row["prompt"][0]["content"]).label == "shopping" and right[row["id"]] for row in first])
+    return {"n": found.pop("right_place_n"), **found, **answered}
 
 
 def by_intent(rows: list[dict], answers: dict[str, dict[str, str]]) -> list[dict]:
@@ -183,7 +187,8 @@ def main(stage: Stage) -> None:
         **found, "dpo_vs_sft": preferred(replies, answers["dpo"], answers["sft"], tone, seed),
         "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
         "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
-        "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues)})
+        "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues,
+                         rows, {row["id"]: judge(row, answers["dpo"][row["id"]]).right for row in rows})})
     print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 

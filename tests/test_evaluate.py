@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GptOssForCausalLM
 
+from demo.local_router import Decision
 from stages.common.device import Device
-from stages.evaluate import choose_turns
+from stages.evaluate import choose_turns, routed
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import save_model
 from stages.nn.gpt_oss import GptOss
@@ -177,6 +178,19 @@ def test_keyword_rules_read_number_and_address():
 
 
 # Turns
+
+def test_an_answer_counts_as_right_only_where_the_query_went_to_who_gave_it(recorded):
+    def sends_to(label: str):
+        return lambda text: Decision(label, float(label == "shopping"))
+
+    rows = [row for dialogue in recorded["test"] for row in turn_rows(dialogue)]
+    first = [row for row in rows if len(row["prompt"]) == 1 and row["intent"] != "out_of_scope"]
+    found = {(label, answered): routed(sends_to(label), [], recorded["test"], rows, {row["id"]: answered for row in rows})
+             for label in ("shopping", "other", "unclear") for answered in (True, False)}
+    assert {row["right_answer_n"] for row in found.values()} == {len(first)} and len(first) > 10
+    assert {case: row["right_answer"] for case, row in found.items()} == {case: float(case == ("shopping", True)) for case in found}
+    assert {label: row["right_place"] for (label, _), row in found.items()} == {"shopping": 1.0, "other": 0.0, "unclear": 0.0}
+
 
 def test_turns_are_of_all_dialogues_before_a_second_of_any(recorded):
     dialogues = recorded["test"]
