@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from stages.nn.openai_weights import load_openai, mxfp4
 from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
 from stages.nn.sampling import choose
 from stages.nn.speed import flops_of_rows, flops_per_token
+from tests.conftest import ROOT
 
 RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
 VOCABULARY = 309
@@ -833,18 +835,21 @@ def steps(world, held):
         muon.step()
     return {str(number): whole(parameter.detach()).contiguous() for number, parameter in enumerate(parameters)}
 
-with open_world("cpu", 2) as world:
+with open_world("cpu", 2, sys.argv) as world:
     mesh = init_device_mesh("cpu", (2,))
     ways = {"alone": (ALONE, lambda x: x), "copies": (world, lambda x: x),
             "split": (world, lambda x: distribute_tensor(x, mesh, [Shard(0)]))}
     for name, how in ways.items():
         save_file(steps(*how), f"{sys.argv[1]}/{name}_{world.rank}.safetensors")
+    world.meet()   # behind the block the first ends the other
 """
 
 
 def test_muon_takes_the_same_steps_on_two_processes_as_on_one(tmp_path):
     """To the bit, where the processes hold copies as where each holds a part."""
-    said = subprocess.run([sys.executable, "-c", MUON_STEPS, tmp_path], cwd=RANKS.parent.parent.parent, capture_output=True, text=True)
+    program = tmp_path / "steps.py"
+    program.write_text(MUON_STEPS)
+    said = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert said.returncode == 0, said.stderr
     alone = load_file(tmp_path / "alone_0.safetensors")
     assert alone["0"].shape == (12, 20)
