@@ -110,8 +110,8 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
         for block in model.blocks:
             block.compile()
     loss_of = joined(model, world, params.sharded)
-    make = muon_and_adamw if params.optimizer == "muon" else lambda *how: [adamw(*how)]
-    optimizers = make(model, params.weight_decay, params.adam_beta1, params.adam_beta2)
+    steady = params.weight_decay, params.adam_beta1, params.adam_beta2
+    optimizers = muon_and_adamw(model, *steady, world) if params.optimizer == "muon" else [adamw(model, *steady)]
     assert sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups) \
         == len(list(model.parameters())), "a parameter in no group or in two"
 

@@ -1,8 +1,9 @@
-"""What tests of several areas share: the real material beside the checkout, and fresh copies of the project."""
+"""What tests of several areas share: the real material beside the checkout, fresh copies of the project, and its finished smoke graph."""
 
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from tests.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent
+DVC = ROOT / ".venv" / "bin" / "dvc"
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
 SHARED = Path(os.environ.get("CRAWL2CART_SHARED", ROOT.parent / "shared"))
 
 
@@ -43,6 +46,33 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
 def project(tmp_path: Path) -> Path:
     """A copy of the project on the smoke profile, committed, without caches."""
     return copy_project(tmp_path / "project")
+
+
+def dvc(folder: Path, *words: str, fails: bool = False) -> str:
+    said = subprocess.run([DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    assert bool(said.returncode) == fails, said.stdout[-3000:] + said.stderr[-3000:]
+    return said.stdout + said.stderr
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A copy of the project in which the smoke graph ran from nothing."""
+    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    started = time.monotonic()
+    dvc(folder, "repro", "--no-run-cache")
+    print(f"the smoke graph took {time.monotonic() - started:.0f} s")
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"], cwd=folder,
+                   check=True)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the finished project that a test may change; outs are there, DVC's cache is not shared."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder, symlinks=True)
+    return folder
 
 
 @pytest.fixture

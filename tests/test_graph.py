@@ -15,19 +15,11 @@ from ruamel.yaml import YAML
 
 from stages.common.graph import definitions
 from stages.report import DATA
-from tests.conftest import ROOT, copy_project
+from tests.conftest import DVC, ENVIRONMENT, ROOT, dvc
 from tests.test_house import entry, reachable
 
 pytestmark = pytest.mark.slow
-DVC = ROOT / ".venv" / "bin" / "dvc"
 PYTHON = ROOT / ".venv" / "bin" / "python"
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
-
-
-def dvc(folder: Path, *words: str, fails: bool = False) -> str:
-    said = subprocess.run([DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
-    assert bool(said.returncode) == fails, said.stdout[-3000:] + said.stderr[-3000:]
-    return said.stdout + said.stderr
 
 
 def ran(said: str) -> set[str]:
@@ -42,27 +34,6 @@ def digest(path: Path) -> str:
         if file.is_file():
             total.update(str(file.relative_to(path)).encode() + file.read_bytes())
     return total.hexdigest()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A copy of the project in which the smoke graph ran from nothing."""
-    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    started = time.monotonic()
-    dvc(folder, "repro", "--no-run-cache")
-    print(f"the smoke graph took {time.monotonic() - started:.0f} s")
-    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"], cwd=folder,
-                   check=True)
-    return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    """A copy of the finished project that a test may change; outs are there, DVC's cache is not shared."""
-    folder = tmp_path / "project"
-    shutil.copytree(finished, folder, symlinks=True)
-    return folder
 
 
 def test_a_repeated_run_does_nothing_in_three_seconds(finished):

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from setup.readme import filled
-from tests.conftest import ROOT
-from tests.test_graph import ENVIRONMENT, copy, finished  # noqa: F401  the finished smoke graph
+from tests.conftest import ENVIRONMENT, ROOT
 
 README = (ROOT / "README.md").read_text()
 PLACEHOLDER = "/data/crawl/*.warc.gz"
@@ -43,7 +42,7 @@ def test_the_commands_that_everybody_needs_are_there():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_its_dvc_commands_run(copy, tmp_path, command):  # noqa: F811
+def test_its_dvc_commands_run(copy, tmp_path, command):
     raw = tmp_path / "crawl"
     shutil.copytree(copy / "data" / "raw", raw)
     subprocess.run(["git", "config", "user.name", "t"], cwd=copy, check=True)
@@ -82,7 +81,7 @@ def test_the_steps_to_a_shop_of_ones_own_lead_to_dialogues(project):
 
 
 @pytest.mark.slow
-def test_a_shop_of_ones_own_trains_no_language_model_again(copy):  # noqa: F811
+def test_a_shop_of_ones_own_trains_no_language_model_again(copy):
     said = follow(your_own_shop(), copy)
     ran = set(re.findall(r"Running stage '([^']+)'", said))
     assert {"midtrain", "sft", "build_prefs", "dpo", "evaluate", "report"} <= ran

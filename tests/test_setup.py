@@ -14,8 +14,7 @@ from ruamel.yaml import YAML
 from setup import reproduce, tolerances
 from setup.reproduce import differences, flat, metrics_below
 from stages.common.problem import Problem
-from tests.conftest import ROOT
-from tests.test_graph import ENVIRONMENT, copy, finished  # noqa: F401  the finished smoke graph
+from tests.conftest import ENVIRONMENT, ROOT
 
 
 @pytest.fixture
@@ -195,7 +194,7 @@ def test_seeds_that_are_measured_are_not_measured_again(project, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy):  # noqa: F811
+def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy):
     """`make reproduce`: the second run, in a fresh clone with an empty cache, must come to what the first committed."""
     said = setup(copy, "setup.reproduce")
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
@@ -209,7 +208,7 @@ def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy
 
 
 @pytest.mark.slow
-def test_models_trained_side_by_side_give_the_same_lock(finished, copy):  # noqa: F811
+def test_models_trained_side_by_side_give_the_same_lock(finished, copy):
     """`make parallel`, from nothing: no run cache, no outs. The packages are there, so the set-up is left out."""
     for made in ("models", "data/tokens", "metrics/report.html", ".cache", ".dvc/cache"):
         shutil.rmtree(copy / made) if (copy / made).is_dir() else (copy / made).unlink(missing_ok=True)
@@ -221,7 +220,7 @@ def test_models_trained_side_by_side_give_the_same_lock(finished, copy):  # noqa
 
 
 @pytest.mark.slow
-def test_a_stale_lock_is_found_and_a_clean_checkout_has_none(finished, tmp_path):  # noqa: F811
+def test_a_stale_lock_is_found_and_a_clean_checkout_has_none(finished, tmp_path):
     """Nothing is checked out of DVC's cache: all that the check needs is in git."""
     folder = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", finished, folder], check=True)
