@@ -13,7 +13,7 @@ The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
 import contextlib
-import re
+import itertools
 from pathlib import Path
 from random import Random
 
@@ -47,15 +47,15 @@ from stages.shop.verify import Lexicon
 
 POOL = 64        # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text
-FITTED_ROWS, FITTED_LENGTH = 32, 256    # web text on which the induction heads are fitted
+FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the induction heads are fitted
 
 
 def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row]]:
     """The ids of the prefix that all dialogues have, and the dialogues behind it, as often as the steps need, each time with new names."""
     midtrain, scale = stage.params.midtrain, stage.params.profile.midtrain
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
-    syllables = [word.decode() for word in tokenizers.rank_bytes(tokenizer) if re.fullmatch(rb"[a-z]{2,6}", word)]
-    renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), syllables), harmony.prefix(tools)
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
+    renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
     rows: list[Row] = []
     tokens, number = 0, 0
     while tokens < scale.steps * scale.tokens_per_step:
@@ -66,8 +66,9 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
             messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        rows.append(encode(tokenizer, family, text[len(before):]))
-        tokens, number = tokens + len(rows[-1].ids), number + 1
+        rows.append(row := encode(tokenizer, family, text[len(before):]))
+        renamer.practised.update(pieces[row.ids[query + 1]] for query in row.places.copied)
+        tokens, number = tokens + len(row.ids), number + 1
     return tokenizer.encode(before, allowed_special="all"), rows
 
 
@@ -116,6 +117,12 @@ def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Gene
     """`count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
     return [Row(ids := tokens[start:start + length + 1].tolist(), [False] * len(ids), Places({}, [])) for start in starts]
+
+
+def cut(rows: list[Row], count: int, length: int) -> Tensor:
+    """(count, length) tokens of the first dialogues, one behind the other; fewer rows where there is less."""
+    tokens = list(itertools.islice((token for row in rows for token in row.ids), count * length))
+    return torch.tensor(tokens[:len(tokens) // length * length]).view(-1, length)
 
 
 def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialogues: list[Row], web: np.ndarray, device: Device,
@@ -184,10 +191,9 @@ def main(stage: Stage) -> None:
     device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, stage.params.seed)
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
     web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
-    text = web_rows(web, FITTED_ROWS, FITTED_LENGTH, np.random.default_rng(stage.params.seed))
     with open_world(device.kind, profile.processes, stage.program) as world:
-        add_induction_heads(model, torch.tensor([row.ids for row in text]), family, stage.params.seed)
         prefix, rows = rows_of(stage, tokenizer, family.tolist())
+        add_induction_heads(model, cut(rows, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
         with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
             curve = practise(stage, world, model.to(device.kind), prefix, rows, web, device, checkpoint)
             world.meet()

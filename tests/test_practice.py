@@ -133,7 +133,7 @@ def test_cross_entropy_counts_targets_as_much_as_it_is_told():
 
 def test_renamed_dialogues_say_one_thing_by_one_name(dialogues):
     lexicon, rows = dialogues
-    renamer = Renamer(lexicon, ["ka", "ro", "lin", "est"])
+    renamer = Renamer(lexicon, ["ka", "ro", "lin", "est", ".", "_"])
     for number, dialogue in enumerate(rows):
         new = renamer.renamed(dialogue["messages"], Random(number), kinds=True)
         assert new == renamer.renamed(dialogue["messages"], Random(number), kinds=True)
@@ -155,7 +155,7 @@ def test_a_renamed_name_keeps_its_form():
     class Names:
         products, brands, kinds = ["osk piper"], ["Osk"], ["kettle"]
 
-    renamer = Renamer(Names, ["la", "mi"])
+    renamer = Renamer(Names, ["la", "mi", "."])
     said = [{"role": "user", "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. Not an oskar."}]
     new = renamer.renamed(said, Random(1), kinds=True)[0]["content"]
     assert re.fullmatch(r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.", new)

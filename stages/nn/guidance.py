@@ -5,14 +5,16 @@ right place is known, since the words to be said stand there, one can say so. Mi
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.nn.attention import rope
 from stages.nn.gpt_oss import GptOss, rms_norm
+from stages.nn.induction import layers
 
 
 @dataclass(frozen=True)
@@ -25,40 +27,44 @@ class Places:
 
 
 class GuidedHeads:
-    """The heads of one group in the last block that sees all tokens: those that induction.py leaves free. Remembers what they read."""
+    """The heads that induction.py leaves free in its readers. Remembers what these blocks read."""
 
     def __init__(self, model: GptOss):
-        self.block = next(block for block in reversed(model.blocks) if block.window is None)
-        groups = len(self.block.key) // self.block.head_size
-        heads = len(self.block.query) // len(self.block.key)
+        self.blocks = [model.blocks[number] for number in layers(model)[1]]
+        groups = len(self.blocks[0].key) // self.blocks[0].head_size
+        heads = len(self.blocks[0].query) // len(self.blocks[0].key)
         self.group = min(1, groups - 1)
         self.heads = range(self.group * heads, (self.group + 1) * heads)
-        self.block.register_forward_pre_hook(self.remember)
-
-    def remember(self, block: torch.nn.Module, given: tuple) -> None:
-        self.x, self.turn, self.past, _ = given
+        self.read: dict[nn.Module, tuple] = {}
+        for block in self.blocks:
+            block.register_forward_pre_hook(self.read.__setitem__)
 
     def loss(self, rows: list[Places], idle_weight: float) -> Tensor:
         """-log of the weight on the right places, mean over queries and heads; and the same for the sink, idle_weight times.
 
         rows: one for each row of the last batch. 0 where there is nothing to look at.
         """
-        block, d = self.block, self.block.head_size
-        x = rms_norm(self.x, block.attention_norm)
+        x = self.read[self.blocks[0]][0]
         copied = [(row, query) for row, places in enumerate(rows) for query in places.copied]
         idle = [(row, query) for row, places in enumerate(rows) for query in places.idle]
-        total = x.new_zeros((), dtype=torch.float32)
         if not copied:
-            return total
+            return x.new_zeros((), dtype=torch.float32)
         right = torch.zeros(len(copied), x.size(1), dtype=torch.bool)
         for number, (row, query) in enumerate(copied):
             right[number, rows[row].copied[query]] = True
         wrong, copied, idle = ~right.to(x.device), torch.tensor(copied, device=x.device).T, torch.tensor(idle, device=x.device).T
+        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, copied, wrong, idle, idle_weight)])
+        return total.mean()
+
+    def losses(self, block: nn.Module, copied: Tensor, wrong: Tensor, idle: Tensor, idle_weight: float) -> Iterator[Tensor]:
+        """The loss of each head of a block. copied (2, n), idle (2, m): row and position of queries. wrong (n, T): where not to look."""
+        stream, turn, past, _ = self.read[block]
+        x, d = rms_norm(stream, block.attention_norm), block.head_size
         later = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
 
         def turned(weight: Tensor, bias: Tensor, number: int) -> Tensor:
             own = slice(number * d, (number + 1) * d)
-            return rope(F.linear(x, weight[own], bias[own])[:, :, None], *self.turn)[:, :, 0]          # (B, T, d)
+            return rope(F.linear(x, weight[own], bias[own])[:, :, None], *turn)[:, :, 0]               # (B, T, d)
 
         k = turned(block.key, block.key_bias, self.group)
         for head in self.heads:
@@ -66,11 +72,11 @@ class GuidedHeads:
             scores = (q @ k.mT).float().masked_fill(later, -math.inf)                                    # (B, T, T)
             sink = block.sinks[head].float().expand(*scores.shape[:2], 1)
             parts = [scores, sink]
-            if self.past is not None:
-                parts.append((q @ self.past.buffer[0, 0, self.group].to(q.dtype).T).float())            # the text before
+            if past is not None:
+                parts.append((q @ past.buffer[0, 0, self.group].to(q.dtype).T).float())                 # the text before
             every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, T)
             found = scores[*copied].masked_fill(wrong, -math.inf).logsumexp(-1)
-            total = total + (every[*copied] - found).mean()
+            loss = (every[*copied] - found).mean()
             if idle.numel():
-                total = total + idle_weight * (every - sink[..., 0])[*idle].mean()
-        return total / len(self.heads)
+                loss = loss + idle_weight * (every - sink[..., 0])[*idle].mean()
+            yield loss

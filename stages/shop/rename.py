@@ -7,6 +7,7 @@ common is learnt by heart, what is rare and comes in bursts is read from the con
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
@@ -14,19 +15,31 @@ from stages.shop.verify import Lexicon
 
 # Things that are known by their form: an e-mail address, the number of a product or an order.
 EMAIL, NUMBER = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\b[a-z]{1,5}-\d{2,8}\b"
+DRAWS = 16   # of which the piece that was copied least is taken
 HOSTS = ("example", "example.org", "example.net", "example.com")
 
 
 class Renamer:
-    """lexicon: the names of a shop. syllables: what new words are made of; with a tokenizer's tokens, each of them gets practised."""
+    """lexicon: the names of a shop. pieces: the texts of a tokenizer's tokens, of which new words are made.
 
-    def __init__(self, lexicon: Lexicon, syllables: Sequence[str]):
-        self.lexicon, self.syllables = lexicon, syllables
+    practised: how often each piece was to be copied so far, which the caller counts. What rarely was is drawn more often: a model that
+    never copied a token can not copy it, and names are made of any.
+    """
+
+    def __init__(self, lexicon: Lexicon, pieces: Sequence[str]):
+        self.lexicon, self.practised = lexicon, Counter[str]()
         self.brands = [brand.casefold() for brand in lexicon.brands]
         self.kinds = [kind.casefold() for kind in lexicon.kinds]
+        self.inner = [piece for piece in pieces if re.fullmatch("[a-z]{2,6}", piece)]
+        self.first = self.inner + [piece for piece in pieces if re.fullmatch(" [A-Za-z][a-z]{1,5}", piece)]
+        self.joints = [piece for piece in pieces if re.fullmatch("[._-][a-z]{0,3}", piece)]
 
-    def word(self, random: Random, most: int = 3) -> str:
-        return "".join(random.choices(self.syllables, k=random.randint(1, most)))
+    def rare(self, pieces: Sequence[str], random: Random) -> str:
+        return min(random.choices(pieces, k=DRAWS), key=self.practised.__getitem__)
+
+    def word(self, random: Random, most: int = 4) -> str:
+        rest = [self.rare(self.inner, random) for _ in range(random.randint(0, most - 1))]
+        return "".join([self.rare(self.first, random).strip().casefold(), *rest])
 
     def renamed(self, messages: list[dict], random: Random, kinds: bool) -> list[dict]:
         """The messages with each name, e-mail and number replaced, wherever it is said, by a new one of the same form and case.
@@ -54,7 +67,7 @@ class Renamer:
     def like(self, old: str, random: Random) -> str:
         """A new thing of the form of an old one, in small letters."""
         if "@" in old:
-            user = self.word(random) + random.choice(("", ".", "-", "_")) + self.word(random, 2)
+            user = self.word(random) + random.choice(("", self.rare(self.joints, random))) + self.word(random, 2)
             user += random.choice(("", str(random.randint(1, 99)), str(random.randint(1940, 2010))))
             host = old.partition("@")[2] if random.random() < 0.5 else f"{self.word(random)}.{random.choice(HOSTS)}"
             return f"{user}@{host}"
