@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,13 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
 def project(tmp_path: Path) -> Path:
     """A copy of the project on the smoke profile, committed, without caches."""
     return copy_project(tmp_path / "project")
+
+
+def wait_for(what: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def dvc(folder: Path, *words: str, fails: bool = False) -> str:

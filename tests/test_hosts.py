@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import pytest
 
 from stages import download
 from stages.common.stage import Stage
+from tests.conftest import wait_for
 from tests.test_crawl import members
 from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401
 from tests.test_pretrain import encoded, losses, outs  # noqa: F401
@@ -30,13 +30,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def wait_for(what, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def processes_of(host) -> list[psutil.Process]:
@@ -120,7 +113,7 @@ def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(
     port, checkpoints = free_port(), encoded / ".ckpt" / "pretrain@gru"
     agents = [host(encoded, port, "2"), host(encoded, port, "2")]
     try:
-        wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents))
+        wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents), 120)
         assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0][-3000:]
         os.kill(trainer_of(agents[1]).pid, signal.SIGKILL)
         said = [agent.communicate(timeout=200)[0] for agent in agents]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 
 START = """
 import os, signal, sys, time, torch
@@ -57,10 +57,7 @@ def test_when_the_first_process_fails_the_others_end(tmp_path):
     time.sleep(60)""")
     said, complaints = process.communicate(timeout=60)
     assert process.returncode and "no space left" in complaints
-    ends = time.monotonic() + 10
-    while alive(int(said.split()[1])):
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    wait_for(lambda: not alive(int(said.split()[1])), 10)
 
 
 def test_a_process_that_never_arrives_is_not_waited_for(tmp_path):
@@ -97,20 +94,13 @@ def test_when_the_first_process_is_killed_the_others_end(tmp_path, where):
     process = started(tmp_path, 2, f"""
     while {str(where == 'at work')} or world.first: torch.ones(300, 300) @ torch.ones(300, 300)
     world.meet()""", early)
-    wait_until(lambda: (tmp_path / "other").is_file() and (tmp_path / "other").read_text())
+    wait_for(lambda: (tmp_path / "other").is_file() and (tmp_path / "other").read_text(), 30)
     if where != "at the start":
         time.sleep(3)   # it has met the first and gone on
     process.kill()
     process.communicate()
     number = int((tmp_path / "other").read_text())
-    wait_until(lambda: not alive(number))
-
-
-def wait_until(what) -> None:
-    ends = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    wait_for(lambda: not alive(number), 30)
 
 
 def alive(number: int) -> bool:
