@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.common.problem import Problem
-from stages.midtrain import plan
+from stages.midtrain import cut, plan
 from stages.nn import tokenizer as tokenizers
 from stages.nn.attention import rope, rope_table
 from stages.nn.gpt_oss import GptOss, rms_norm
@@ -22,7 +22,7 @@ from stages.nn.losses import cross_entropy
 from stages.nn.spelling import families, spelled
 from stages.shop import harmony
 from stages.shop.maker import Maker, shop_lexicon
-from stages.shop.practice import encode
+from stages.shop.practice import Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.schema import TOOLS
 from tests.conftest import ROOT
@@ -74,8 +74,9 @@ def test_tokens_that_differ_by_a_space_begin_alike(tokenizer):
 
 
 @pytest.mark.parametrize("prefixed", [False, True])
-def test_guidance_is_minus_log_of_what_attention_gives(prefixed):
-    model = initialise(GptOss(SIZES, 50), 1)
+@pytest.mark.parametrize("readers", [[3], [3, 5]])
+def test_guidance_is_minus_log_of_what_attention_gives(readers, prefixed):
+    model = initialise(GptOss(SIZES | {"layers": readers[-1] + 1}, 50), 1)
     with torch.no_grad():
         for block in model.blocks:
             block.output.normal_(0, 0.1)
@@ -86,21 +87,24 @@ def test_guidance_is_minus_log_of_what_attention_gives(prefixed):
     copied, idle = {0: {7: [2, 3]}, 1: {4: [0]}}, {0: [5], 1: [1, 2]}
     value = guided.loss([Places(copied[row], idle[row]) for row in (0, 1)], idle_weight=0.5)
 
-    read = {}
-    model.blocks[3].register_forward_pre_hook(lambda block, given: read.update(x=rms_norm(given[0], block.attention_norm)))
-    shift = 5 if prefixed else 0
+    read, shift = {}, 5 if prefixed else 0
+    for number in readers:
+        model.blocks[number].register_forward_pre_hook(lambda block, given: read.update({block: rms_norm(given[0], block.attention_norm)}))
     model(torch.cat([before.expand(2, -1), tokens], 1) if prefixed else tokens)
-    block, length = model.blocks[3], 9 + shift
-    turn = rope_table(torch.arange(length)[None], 64, 1.0, 512.0)
-    q = rope((read["x"] @ block.query.T + block.query_bias).unflatten(-1, (-1, 64)), *turn)
-    k = rope((read["x"] @ block.key.T + block.key_bias).unflatten(-1, (-1, 64)), *turn)
-    weight = lambda row, head, at, seen: torch.cat([  # noqa: E731
-        k[row, :at + shift + 1, 1] @ q[row, at + shift, head] / 8, block.sinks[head:head + 1]]).softmax(0)[
-            [place + shift for place in seen] if seen else [-1]].sum().item()
+    turn = rope_table(torch.arange(9 + shift)[None], 64, 1.0, 512.0)
     wanted = 0.0
-    for head in (2, 3):
-        wanted -= sum(math.log(weight(row, head, at, seen)) for row in copied for at, seen in copied[row].items()) / 2 / 2
-        wanted -= 0.5 * sum(math.log(weight(row, head, at, [])) for row in idle for at in idle[row]) / 3 / 2
+    for block in (model.blocks[number] for number in readers):
+        q = rope((read[block] @ block.query.T + block.query_bias).unflatten(-1, (-1, 64)), *turn)
+        k = rope((read[block] @ block.key.T + block.key_bias).unflatten(-1, (-1, 64)), *turn)
+
+        def weight(row: int, head: int, at: int, seen: list[int], q=q, k=k, block=block) -> float:
+            scores = torch.cat([k[row, :at + shift + 1, 1] @ q[row, at + shift, head] / 8, block.sinks[head:head + 1]])
+            return scores.softmax(0)[[place + shift for place in seen] if seen else [-1]].sum().item()
+
+        for head in (2, 3):
+            wanted -= sum(math.log(weight(row, head, at, seen)) for row in copied for at, seen in copied[row].items()) / 2 / 2
+            wanted -= 0.5 * sum(math.log(weight(row, head, at, [])) for row in idle for at in idle[row]) / 3 / 2
+    wanted /= len(readers)
     assert value.item() == pytest.approx(wanted, rel=1e-4)
 
 
@@ -161,6 +165,26 @@ def test_a_renamed_name_keeps_its_form():
     assert re.fullmatch(r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.", new)
     first, second, loud, capital = re.findall(r"[A-Za-z]+", new)[:4]
     assert (loud, capital) == (first.upper(), second.capitalize()) and "osk" not in new.replace("oskar", "")
+
+
+def test_new_names_are_made_of_what_was_copied_least(tokenizer, dialogues):
+    """The caller counts: with it no piece is far behind, without it chance leaves some out."""
+    pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
+    least = {}
+    for counted in (True, False):
+        renamer, random, drawn = Renamer(dialogues[0], pieces), Random(1), Counter()
+        for _ in range(5 * len(renamer.inner)):
+            piece = renamer.rare(renamer.inner, random)
+            drawn[piece] += 1
+            renamer.practised.update([piece] if counted else [])
+        least[counted] = min(drawn[piece] for piece in renamer.inner)
+    assert least[True] >= 4 and least[False] <= 1
+
+
+def test_heads_are_fitted_on_dialogues_one_behind_the_other():
+    rows = [Row(list(range(start, start + 7)), [], Places({}, [])) for start in (0, 7, 14)]
+    assert cut(rows, 2, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert cut(rows, 9, 5).shape == (4, 5)   # there is no more
 
 
 def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
