@@ -109,10 +109,10 @@ class Sessions:
     def __init__(self, open_conversations: Callable[[], dict[str, Conversation]], limits: Limits,
                  clock: Callable[[], float] = time.monotonic):
         self.open_conversations, self.limits, self.clock = open_conversations, limits, clock
-        self._chats: OrderedDict[str, Chat] = OrderedDict()
+        self._chats: OrderedDict[str, Chat] = OrderedDict()  # in the order in which they became idle
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(limits.at_once, thread_name_prefix="answer")
-        self._writing = 0
+        self._writing: list[str] = []  # the key of its conversation for each answer that waits or is written
 
     def find(self, key: str | None) -> Chat | None:
         with self._lock:
@@ -125,7 +125,7 @@ class Sessions:
                 self._chats.move_to_end(key)
                 return self._chats[key]
             if len(self._chats) >= self.limits.conversations:
-                idle = next((key for key, chat in self._chats.items() if not chat.busy), None)
+                idle = next((key for key in self._chats if key not in self._writing), None)
                 if idle is None:
                     raise Refused("Too many customers are being served just now. Please try again in a minute.")
                 del self._chats[idle]
@@ -152,22 +152,24 @@ class Sessions:
                 chat.asked.popleft()
             if len(chat.asked) >= self.limits.turns_per_minute:
                 raise Refused("That was quick! Please wait a minute before the next question.")
-            if self._writing >= self.limits.at_once + self.limits.waiting:
+            if len(self._writing) >= self.limits.at_once + self.limits.waiting:
                 raise Refused("Too many customers are being served just now. Please try again in a minute.")
             chat.asked.append(now)
             turn = Turn(query, [Part(name, conversation) for name, conversation in chat.conversations.items()])
             chat.turns.append(turn)
-            self._writing += len(turn.parts)
+            self._writing += [chat.key] * len(turn.parts)
         for part in turn.parts:
-            self._workers.submit(self._write, part, query)
+            self._workers.submit(self._write, chat, part, query)
         return turn
 
-    def _write(self, part: Part, query: str) -> None:
+    def _write(self, chat: Chat, part: Part, query: str) -> None:
         try:
             part.write(query)
         finally:
             with self._lock:
-                self._writing -= 1
+                self._writing.remove(chat.key)
+                if chat.key in self._chats:  # not forgotten meanwhile
+                    self._chats.move_to_end(chat.key)
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)

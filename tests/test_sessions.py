@@ -163,6 +163,8 @@ def test_the_conversation_that_was_idle_longest_is_forgotten_first_and_a_busy_on
     assert sessions.open(idle.key).key != idle.key, "a key that is not ours opens nothing"
     let_go.set()
     assert wait_for(busy) == "Here."
+    sessions.open()
+    assert sessions.find(busy.key) and not sessions.find(third.key), "idle since its answer, not since it was opened"
     sessions.close()
 
 
