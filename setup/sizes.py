@@ -35,8 +35,8 @@ def shop_sizes(folder: Path) -> dict[str, Row]:
         ("products", Product), ("reviews", Review), ("customers", Customer), ("orders", Order)))
     policies = [read_policy(file) for file in (folder / "policies").glob("*.md")]
     wordings = {file.stem: read_jsonl(file) for file in (folder / "wordings").glob("*.jsonl")}
-    plans, replies, reasons, hostile, tone = (
-        read_jsonl(folder / f"{name}.jsonl") for name in ("plans", "replies", "reasons", "hostile", "tone"))
+    plans, follow_ups, replies, reasons, hostile, tone = (
+        read_jsonl(folder / f"{name}.jsonl") for name in ("plans", "follow_ups", "replies", "reasons", "hostile", "tone"))
     ways = [by_split(lines) for lines in wordings.values()]
     reviewed = Counter(review.product for review in reviews)
     alone = {
@@ -54,6 +54,7 @@ def shop_sizes(folder: Path) -> dict[str, Row]:
         "wordings": by_split(line for lines in wordings.values() for line in lines),
         "fewest wordings of an intent": {column: min(way[column] for way in ways) for column in ("all", *SPLITS)},
         "plans of several turns": by_split(plans),
+        "answers, yeses, noes and thanks": by_split(follow_ups),
         "reasons to return": by_split(reasons),
         "hostile texts that fit any product": by_split(hostile),
         "situations with replies in five tones": by_split(tone),

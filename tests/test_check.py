@@ -13,7 +13,7 @@ from stages.common.files import read_jsonl, write_jsonl
 from stages.common.problem import Problem
 from stages.shop.check import Check
 from stages.shop.folder import read_lines, rows
-from stages.shop.records import Customer, Order, Plan, Product, Reason, Reply, Review, Wording
+from stages.shop.records import Customer, FollowUp, Order, Plan, Product, Reason, Reply, Review, Wording
 from stages.shop.store import open_store
 from tests.conftest import ROOT
 
@@ -116,12 +116,12 @@ def test_what_stands_twice(tmp_path):
     check = broken(OURS, tmp_path / "shop", [
         again(LAMPS, name="Other Thing lamp"), again("products/audio.jsonl", id="ZZZ-1234"), again("customers.jsonl", id="C-9999"),
         again("orders.jsonl"), again("reviews/pets.jsonl"), again("plans.jsonl"), again("tone.jsonl"), again("hostile.jsonl"),
-        again("reasons.jsonl"), again("wordings/price.jsonl")])
+        again("follow_ups.jsonl"), again("reasons.jsonl"), again("wordings/price.jsonl")])
     assert_exactly(check, [
         (f"{LAMPS}:2: id", f"that of {check.folder}/{LAMPS}:1"), ("products/audio.jsonl:2: the first two words of name", "audio.jsonl:1"),
         ("customers.jsonl:2: email", "customers.jsonl:1"), ("orders.jsonl:2: order", "orders.jsonl:1"),
         ("reviews/pets.jsonl:2: text", "pets.jsonl:1"), ("plans.jsonl:2: id", "plans.jsonl:1"), ("tone.jsonl:2: id", "tone.jsonl:1"),
-        *[(f"{name}.jsonl:2: text", f"{name}.jsonl:1") for name in ("hostile", "reasons", "wordings/price")]])
+        *[(f"{name}.jsonl:2: text", f"{name}.jsonl:1") for name in ("follow_ups", "hostile", "reasons", "wordings/price")]])
     assert_exactly(broken(OURS, tmp_path / "again", [("policies/returns.md", "## 2 ", "## 1 ")]), [
         ("policies/returns.md:6: section 1", "stands twice; expected another number")])
 
@@ -226,6 +226,9 @@ def test_wordings_plans_and_replies(tmp_path):
         ("wordings/facts.jsonl", '"split": "train"', '"split": "training"'),
         ("plans.jsonl", '"product": "result 2"', '"product": "third"'),
         ("plans.jsonl", '"intent": "confirm", "text": "', '"intent": "confirm", "text": "no '), ("replies.jsonl", "{count}", "{number}"),
+        ("follow_ups.jsonl", "{order}", "{brand}"),
+        ("follow_ups.jsonl", '"confirm", "text": "', '"confirm", "text": "not '),
+        ("follow_ups.jsonl", '"refuse", "text": "no"', '"refuse", "text": "yes, of course"'),
         ("reasons.jsonl", '"fits": ["return"', '"fits": ["retour"'), ("tone.jsonl", '"cold"', '"kold"')])
     shutil.copy(OURS / "wordings/price.jsonl", check.folder / "wordings/prices.jsonl")
     assert_exactly(check, [
@@ -234,6 +237,8 @@ def test_wordings_plans_and_replies(tmp_path):
         ("wordings/search.jsonl:2: text", "less than 60% of its words in a training wording"),
         ("wordings/facts.jsonl:1: split", 'expected one of train, validation, test, found "training"'),
         ("plans.jsonl:1: turns.1.product", "an earlier turn that shows it, found 'third'"), ("plans.jsonl:14: turns.3.text", "a plain yes"),
+        ("follow_ups.jsonl:1: text", "found brand"), ("follow_ups.jsonl:111: text", "a plain yes, found 'not yes'"),
+        ("follow_ups.jsonl:237: text", "no plain yes, found 'yes, of course'"),
         ("replies.jsonl:1: text", "exactly the slots categories, count"), ("reasons.jsonl:1: fits.0", 'found "retour"'),
         ("tone.jsonl:1: cold", "missing"), ("tone.jsonl:1: kold", "no field is called so")])
     assert "wordings/prices.jsonl: the file's name: expected an intent" in "\n".join(named(Check(check.folder)))
@@ -270,7 +275,7 @@ def examples() -> list[str]:
 
 
 def test_every_example_is_what_a_shop_may_hold(tmp_path):
-    kinds = [[Product, Review, Customer, Order], [Customer], [Wording, Wording], [Plan], [Reply, Reason]]
+    kinds = [[Product, Review, Customer, Order], [Customer], [Wording, Wording], [Plan], [FollowUp, FollowUp], [Reply, Reason]]
     blocks = examples()
     assert len(blocks) == len(kinds)
     for block, expected in zip(blocks, kinds, strict=True):

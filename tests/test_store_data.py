@@ -19,6 +19,7 @@ from stages.shop.maker import CASES, SLOTLESS
 from stages.shop.records import (
     ORDER_INTENTS,
     Customer,
+    FollowUp,
     Hostile,
     Order,
     Plan,
@@ -49,6 +50,7 @@ CUSTOMERS = {customer.id: customer for customer in rows(STORE / "customers.jsonl
 ORDERS = rows(STORE / "orders.jsonl", Order)
 WORDINGS = {intent: rows(STORE / "wordings" / f"{intent}.jsonl", Wording) for intent in INTENTS}
 PLANS = rows(STORE / "plans.jsonl", Plan)
+FOLLOW_UPS = rows(STORE / "follow_ups.jsonl", FollowUp)
 REPLIES = rows(STORE / "replies.jsonl", Reply)
 REASONS = rows(STORE / "reasons.jsonl", Reason)
 SHOP = read_one(STORE / "shop.json", Shop)
@@ -74,6 +76,7 @@ def prose() -> dict[str, list[str]]:
         "replies": [reply.text for reply in REPLIES],
         "wordings": [wording.text for wordings in WORDINGS.values() for wording in wordings],
         "plans": [turn.text for plan in PLANS for turn in plan.turns],
+        "follow_ups": [line.text for line in FOLLOW_UPS],
         "reasons": [reason.text for reason in REASONS],
         "hostile": [line.text for line in HOSTILE],
         "tone": ["\n".join(line[key] for key in ("situation", *TONES)) for line in SITUATIONS],
@@ -91,7 +94,7 @@ def files() -> Iterator[Path]:
     ("departments", "all", 12), ("products", "all", 240), ("products held out", "all", 40), ("reviews", "all", 480),
     ("reviews with orders to a machine", "all", 40), ("customers", "all", 120), ("orders", "all", 300),
     ("states of orders", "all", 7), ("policies", "all", 12), ("intents", "all", 15),
-    ("plans of several turns", "train", 60), ("plans of several turns", "validation", 30), ("plans of several turns", "test", 30),
+    ("answers, yeses, noes and thanks", "train", 400), ("plans of several turns", "train", 60), ("plans of several turns", "validation", 30), ("plans of several turns", "test", 30),
     ("situations with replies in five tones", "train", 120), ("situations with replies in five tones", "test", 40),
     ("fewest reviews of a product", "all", 2), ("fewest wordings of an intent", "train", 40),
     ("fewest wordings of an intent", "validation", 12), ("fewest wordings of an intent", "test", 25),
@@ -437,6 +440,12 @@ def test_wordings_of_validation_and_test_are_unlike_those_of_training():
     near = [(intent, wording.text, other) for intent, wording, bag in bags if wording.split != "train"
             for other, known in trained if len(bag & known) >= 0.6 * len(bag | known)]
     assert not near
+
+
+def test_nobody_is_measured_by_a_yes_or_no_that_was_practised():
+    practised = {" ".join(words(line.text)) for line in FOLLOW_UPS if line.split == "train"}
+    measured = [turn.text for plan in PLANS if plan.split != "train" for turn in plan.turns]
+    assert not [text for text in measured if " ".join(words(text)) in practised]
 
 
 def test_no_two_wordings_are_equal():

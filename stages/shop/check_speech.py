@@ -1,4 +1,4 @@
-"""Checks what is said in a shop: wordings, plans, replies, reasons, hostile texts, tone."""
+"""Checks what is said in a shop: wordings, plans, follow-ups, replies, reasons, hostile texts, tone."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 
 from stages.common.problem import Problem
 from stages.shop.consent import agrees, restates
-from stages.shop.records import SORTS, Hostile, Intent, Plan, Reason, Reply, Situation, Slots, Split, Turn, Wording
+from stages.shop.records import SORTS, FollowUp, Hostile, Intent, Plan, Reason, Reply, Situation, Slots, Split, Turn, Wording
 from stages.shop.schema import WRITES
 from stages.shop.speech import Speech
 
@@ -32,6 +32,8 @@ CONFIRMS = {"cancel_confirm": "cancel_order", "return_confirm": "return_items", 
             "address_confirm": "change_address"}
 REGISTERS = ("brief", "warm", "formal", "plain")
 ACTIONS = dict(zip(("cancel", "return", "exchange", "address"), WRITES, strict=True))
+# What an answer may supply, each the slots of a line.
+SUPPLIED = ("order", "email", "email order", "address", "variant")
 # A wording of another split that shares this much of its words with a training wording is the same one in other clothes.
 MAX_SHARED_WORDS = 0.6
 Found = TypeVar("Found")
@@ -74,7 +76,7 @@ class SpeechCheck:
         self.lines: dict[type, list[tuple[str, object]]] = {}
         self.intents: dict[str, str] = {}
         ours = []
-        for kind, name in ((Wording, "wordings"), (Plan, "plans.jsonl"), (Reply, "replies.jsonl"), (Reason, "reasons.jsonl"),
+        for kind, name in ((Wording, "wordings"), (Plan, "plans.jsonl"), (FollowUp, "follow_ups.jsonl"), (Reply, "replies.jsonl"), (Reason, "reasons.jsonl"),
                            (Hostile, "hostile.jsonl"), (Situation, "tone.jsonl")):
             found = faults.tried(lambda kind=kind, name=name: speech.lines(name, kind, faults), [])
             ours += [file.stem for file in faults.tried(lambda name=name: speech.files(name), []) if folder not in file.parents]
@@ -83,6 +85,7 @@ class SpeechCheck:
                 self.intents = {f"{file}:{number}": file.stem for file, number, _ in found}
         self._wordings()
         self._plans()
+        self._follow_ups()
         self._replies()
         self._splits()
         self.counts = {kind.__name__.lower(): len(found) for kind, found in self.lines.items()}
@@ -154,6 +157,19 @@ class SpeechCheck:
                 self.faults.expect(action is not None, place, f"turns.{number}.intent: expected a change before it, found {turn.intent!r}")
                 self.faults.expect(agrees(turn.text, action) == (turn.intent == "confirm"), place, f"turns.{number}.text: expected "
                                    f"{'a plain yes' if turn.intent == 'confirm' else 'no plain yes'}, found {turn.text!r}")
+
+    def _follow_ups(self) -> None:
+        lines = self.lines[FollowUp]
+        self.faults.unique("text", ((place, line.text) for place, line in lines))
+        for place, line in lines:
+            found = " ".join(sorted(slots(line.text)))
+            expected = SUPPLIED if line.intent == "answer" else ("",)
+            self.faults.expect(found in expected, place, f"text: expected the slots {' or '.join(expected) or '(none)'}, "
+                               f"found {found or '(none)'}")
+            if line.intent in ("confirm", "refuse"):
+                yes = [agrees(line.text, action) for action in ACTIONS.values()]
+                self.faults.expect(any(yes) if line.intent == "confirm" else not any(yes), place, f"text: expected "
+                                   f"{'a plain yes' if line.intent == 'confirm' else 'no plain yes'}, found {line.text!r}")
 
     def _replies(self) -> None:
         heard = Counter((reply.act, reply.voice) for _, reply in self.lines[Reply])

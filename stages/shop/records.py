@@ -154,8 +154,17 @@ class Wording(Record):
     needs: Needs = []
 
 
+FollowUpIntent = Literal["answer", "confirm", "refuse", "thanks"]
+
+
+class FollowUp(Record):
+    intent: FollowUpIntent
+    text: Text
+    split: Split
+
+
 class Turn(Record):
-    intent: Intent | Literal["answer", "confirm", "refuse", "thanks"]
+    intent: Intent | FollowUpIntent
     text: Text
     product: Reference | None = None
     product_2: Reference | None = None

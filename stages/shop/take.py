@@ -11,7 +11,7 @@ from stages.shop.cast import Cast, Misfit
 from stages.shop.consent import agrees
 from stages.shop.folder import rows
 from stages.shop.oracle import Goal, Oracle, Voice
-from stages.shop.records import Customer, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
+from stages.shop.records import Customer, FollowUp, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
 from stages.shop.scene import DAYS, FiledOrder, Scene, Shops
 from stages.shop.speech import Speech
 
@@ -65,10 +65,9 @@ class Script:
         for _, _, plan in speech.lines("plans.jsonl", Plan):
             self.plans[plan.split].append(plan)
             for turn in plan.turns:
-                if turn.intent == "answer":
-                    self.said[plan.split, "answer " + " ".join(slots(turn.text))].append(turn.text)
-                elif turn.intent in ("confirm", "refuse", "thanks") and not slots(turn.text):
-                    self.said[plan.split, turn.intent].append(turn.text)
+                self._hear(plan.split, turn)
+        for _, _, line in speech.lines("follow_ups.jsonl", FollowUp):
+            self._hear(line.split, line)
         self.replies = [reply for _, _, reply in speech.lines("replies.jsonl", Reply)]
         self.reasons = [reason for _, _, reason in speech.lines("reasons.jsonl", Reason)]
         self.customers = rows(folder / "customers", Customer)
@@ -76,6 +75,12 @@ class Script:
         for review in rows(folder / "reviews", Review):
             if not review.instructs:
                 self.reviews[review.product].append(review.text)
+
+    def _hear(self, split: Split, turn: Turn | FollowUp) -> None:
+        if turn.intent == "answer":
+            self.said[split, "answer " + " ".join(slots(turn.text))].append(turn.text)
+        elif turn.intent in ("confirm", "refuse", "thanks") and not slots(turn.text):
+            self.said[split, turn.intent].append(turn.text)
 
 
 @dataclass(frozen=True)
