@@ -7,13 +7,15 @@ What a small model lacks for calls is to copy, and a laptop has no time to wait 
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
 to look for what it repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each. The loss covers all of a dialogue, what the assistant writes most. Several processes share a step. Where the
-profile names a model of the hub, it is taken as it is and only a pointer is written.
+there, one dialogue each. The loss covers all of a dialogue, what the assistant writes more and its decisions most, which tool or none:
+they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is taken as it is and only
+a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -41,7 +43,7 @@ from stages.nn.parallel import World, joined, open_world
 from stages.nn.speed import flops_of_rows
 from stages.nn.spelling import families
 from stages.shop import harmony
-from stages.shop.practice import Row, encode
+from stages.shop.practice import READ, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.verify import Lexicon
 
@@ -105,18 +107,21 @@ def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share:
     return planned
 
 
-def inputs_and_targets(rows: list[Row], written_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE."""
+def inputs_and_targets(rows: list[Row], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE.
+
+    weights: of what is read, written and decides.
+    """
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [IGNORE] * (longest - len(row.ids)) for row in rows])
-    written = torch.tensor([row.written + [False] * (longest - len(row.ids)) for row in rows])
-    return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.where(written[:, 1:], written_weight, 1.0)
+    parts = torch.tensor([row.parts + [READ] * (longest - len(row.ids)) for row in rows])
+    return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.tensor(weights)[parts[:, 1:]]
 
 
 def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Row]:
     """`count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
-    return [Row(ids := tokens[start:start + length + 1].tolist(), [False] * len(ids), Places({}, [])) for start in starts]
+    return [Row(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, [])) for start in starts]
 
 
 def cut(rows: list[Row], count: int, length: int) -> Tensor:
@@ -130,6 +135,7 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
     """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
+    weights = 1.0, midtrain.written_weight, midtrain.decision_weight
     planned = plan([len(row.ids) for row in dialogues], scale.steps, tokens, world.size, midtrain.web_share, np.random.default_rng(seed))
     loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
     optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
@@ -148,7 +154,7 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
         chosen = planned[step][world.rank]
         rows = [dialogues[number] for number in chosen] or web_rows(
             web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
-        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, midtrain.written_weight))
+        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, weights))
         with device.autocast():
             loss, _ = loss_of(inputs, targets, model.after(shared) if chosen else None, importance)
             guide = midtrain.guide_weight * guided.loss([row.places for row in rows], midtrain.idle_weight)

@@ -193,6 +193,7 @@ class Midtrain(Section):
     final_share: Share
     web_share: Share
     written_weight: Positive
+    decision_weight: Positive
     renamed_share: Share
     renamed_kinds_share: Share
     guide_weight: Annotated[float, Field(ge=0)]

@@ -76,8 +76,8 @@ class SpeechCheck:
         self.lines: dict[type, list[tuple[str, object]]] = {}
         self.intents: dict[str, str] = {}
         ours = []
-        for kind, name in ((Wording, "wordings"), (Plan, "plans.jsonl"), (FollowUp, "follow_ups.jsonl"), (Reply, "replies.jsonl"), (Reason, "reasons.jsonl"),
-                           (Hostile, "hostile.jsonl"), (Situation, "tone.jsonl")):
+        for kind, name in ((Wording, "wordings"), (Plan, "plans.jsonl"), (FollowUp, "follow_ups.jsonl"), (Reply, "replies.jsonl"),
+                           (Reason, "reasons.jsonl"), (Hostile, "hostile.jsonl"), (Situation, "tone.jsonl")):
             found = faults.tried(lambda kind=kind, name=name: speech.lines(name, kind, faults), [])
             ours += [file.stem for file in faults.tried(lambda name=name: speech.files(name), []) if folder not in file.parents]
             self.lines[kind] = [(f"{file}:{number}", record) for file, number, record in found]

@@ -1,4 +1,4 @@
-"""Dialogues as midtrain reads them: tokens, which of them the assistant wrote, and where what it repeats was said before."""
+"""Dialogues as midtrain reads them: tokens, whose they are, and where what the assistant repeats was said before."""
 
 import re
 from dataclasses import dataclass
@@ -13,34 +13,40 @@ ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\
 # What may have been said before, in the arguments of a call: strings without their quotes, and numbers.
 VALUE = re.compile(r'(?<=")(?:[^"\\]|\\.)+(?="[,\]}])|(?<=:)-?\d+(?:\.\d+)?')
 
+# What a token is: the assistant reads it, writes it, or decides with it whom it speaks to, a tool or the customer.
+READ, WRITTEN, DECIDES = range(3)
 REPLY_RUN = 3    # tokens in a row that make a copy of what a reply says as others did before
 
 
 @dataclass(frozen=True)
 class Row:
-    """One dialogue behind the common prefix, ended by <|endoftext|>. written: which tokens are the assistant's. places: see `copies`."""
+    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: READ, WRITTEN or DECIDES for each token. places: see
+    `copies`."""
 
     ids: list[int]
-    written: list[bool]
+    parts: list[int]
     places: Places
 
 
 def encode(tokenizer: Encoding, family: list[int], text: str) -> Row:
     """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them."""
-    ids, written, copied = [], [], {}
+    ids, parts, copied = [], [], {}
     said: dict[int, list[int]] = {}     # family -> where it stands
     for number, part in enumerate(ASSISTANT_TURN.split(text + END_OF_TEXT)):   # every second part is the assistant's
         tokens = tokenizer.encode(part, allowed_special="all")
         if number % 2:
+            decision = 1 + len(tokenizer.encode(part.partition(harmony.CHANNEL)[0]))   # a tool or none, and the channel
+            parts += [DECIDES] * decision + [WRITTEN] * (len(tokens) - decision)
             for place, words, least in repeatable(tokenizer, tokens, part.endswith("<|call|>")):
                 found = copies([family[token] for token in ids], said, [family[token] for token in words], least)
                 copied |= {len(ids) + place + offset - 1: where for offset, where in found.items()}
+        else:
+            parts += [READ] * len(tokens)
         for place, token in enumerate(tokens, len(ids)):
             said.setdefault(family[token], []).append(place)
         ids += tokens
-        written += [bool(number % 2)] * len(tokens)
-    idle = [place - 1 for place, own in enumerate(written) if own and place - 1 not in copied]
-    return Row(ids, written, Places(copied, idle))
+    idle = [place - 1 for place, part in enumerate(parts) if part != READ and place - 1 not in copied]
+    return Row(ids, parts, Places(copied, idle))
 
 
 def repeatable(tokenizer: Encoding, turn: list[int], is_call: bool) -> list[tuple[int, list[int], int]]:
