@@ -7,9 +7,9 @@ What a small model lacks for calls is to copy, and a laptop has no time to wait 
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
 to look for what it repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each. The loss covers all of a dialogue, what the assistant writes more and its decisions most, which tool or none:
-they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is taken as it is and only
-a pointer is written.
+there, one dialogue each. The loss covers all of a dialogue: what the assistant writes counts more, and most of all its decisions, which
+tool or none, since they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is taken
+as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
@@ -110,7 +110,7 @@ def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share:
 def inputs_and_targets(rows: list[Row], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE.
 
-    weights: of what is read, written and decides.
+    weights: of READ, REPLY, CALL and DECISION.
     """
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [IGNORE] * (longest - len(row.ids)) for row in rows])
@@ -135,7 +135,7 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
     """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
-    weights = 1.0, midtrain.written_weight, midtrain.decision_weight
+    weights = 1.0, midtrain.reply_weight, midtrain.call_weight, midtrain.decision_weight
     planned = plan([len(row.ids) for row in dialogues], scale.steps, tokens, world.size, midtrain.web_share, np.random.default_rng(seed))
     loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
     optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)

@@ -22,7 +22,7 @@ from stages.nn.losses import IGNORE, cross_entropy
 from stages.nn.spelling import families, spelled
 from stages.shop import harmony
 from stages.shop.maker import Maker, shop_lexicon
-from stages.shop.practice import DECIDES, READ, WRITTEN, Row, encode
+from stages.shop.practice import CALL, DECISION, READ, REPLY, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.schema import TOOLS
 from tests.conftest import ROOT
@@ -197,7 +197,8 @@ def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
         assert written.count("<|call|>") == sum(len(message.get("tool_calls", [])) for message in dialogue["messages"])
         for place, seen in row.places.copied.items():
             found += 1
-            assert row.parts[place + 1] == WRITTEN and all(at < place and family[row.ids[at]] == family[row.ids[place + 1]] for at in seen)
+            assert row.parts[place + 1] in (CALL, REPLY)
+            assert all(at < place and family[row.ids[at]] == family[row.ids[place + 1]] for at in seen)
         for place in row.places.idle:
             assert row.parts[place + 1] != READ and place not in row.places.copied
     orders = [message for dialogue in dialogues[1] for message in dialogue["messages"] if "tool_calls" in message]
@@ -208,17 +209,17 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
     family = families(tokenizer, tokenizer.n_vocab).tolist()
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):])
-        decided = tokenizer.decode([token for token, part in zip(row.ids, row.parts, strict=True) if part == DECIDES])
+        decided = tokenizer.decode([token for token, part in zip(row.ids, row.parts, strict=True) if part == DECISION])
         turns = [message for message in dialogue["messages"] if message["role"] == "assistant"]
         called = [[call["function"]["name"] for call in turn.get("tool_calls", ())] for turn in turns]
         assert decided == "".join("".join(f" to=functions.{name}" for name in names) + "<|channel|>" for names in called)
 
 
 def test_what_is_read_written_and_decided_counts_as_told():
-    rows = [Row([5, 6, 7, 8], [READ, READ, DECIDES, WRITTEN], Places({}, [])), Row([1, 2], [READ, WRITTEN], Places({}, []))]
-    inputs, targets, importance = inputs_and_targets(rows, (1.0, 4.0, 20.0))
-    assert inputs.tolist() == [[5, 6, 7], [1, 0, 0]] and targets.tolist() == [[6, 7, 8], [2, IGNORE, IGNORE]]
-    assert importance.tolist() == [[1.0, 20.0, 4.0], [4.0, 1.0, 1.0]]
+    rows = [Row([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, [])), Row([1, 2], [READ, REPLY], Places({}, []))]
+    inputs, targets, importance = inputs_and_targets(rows, (1.0, 4.0, 8.0, 40.0))
+    assert inputs.tolist() == [[5, 6, 7], [1, 2, 0]] and targets.tolist() == [[6, 7, 8], [2, IGNORE, IGNORE]]
+    assert importance.tolist() == [[1.0, 40.0, 8.0], [4.0, 1.0, 1.0]]
 
 
 def test_of_a_reply_what_others_said_is_found_and_the_rest_is_not(tokenizer):

@@ -192,7 +192,8 @@ class Midtrain(Section):
     warmup_share: Share
     final_share: Share
     web_share: Share
-    written_weight: Positive
+    reply_weight: Positive
+    call_weight: Positive
     decision_weight: Positive
     renamed_share: Share
     renamed_kinds_share: Share

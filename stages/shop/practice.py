@@ -13,15 +13,14 @@ ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\
 # What may have been said before, in the arguments of a call: strings without their quotes, and numbers.
 VALUE = re.compile(r'(?<=")(?:[^"\\]|\\.)+(?="[,\]}])|(?<=:)-?\d+(?:\.\d+)?')
 
-# What a token is: the assistant reads it, writes it, or decides with it whom it speaks to, a tool or the customer.
-READ, WRITTEN, DECIDES = range(3)
+# What a token is: read by the assistant, or written by it, in a reply, in a call, or to decide whom it speaks to: the customer or a tool.
+READ, REPLY, CALL, DECISION = range(4)
 REPLY_RUN = 3    # tokens in a row that make a copy of what a reply says as others did before
 
 
 @dataclass(frozen=True)
 class Row:
-    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: READ, WRITTEN or DECIDES for each token. places: see
-    `copies`."""
+    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `copies`."""
 
     ids: list[int]
     parts: list[int]
@@ -36,8 +35,9 @@ def encode(tokenizer: Encoding, family: list[int], text: str) -> Row:
         tokens = tokenizer.encode(part, allowed_special="all")
         if number % 2:
             decision = 1 + len(tokenizer.encode(part.partition(harmony.CHANNEL)[0]))   # a tool or none, and the channel
-            parts += [DECIDES] * decision + [WRITTEN] * (len(tokens) - decision)
-            for place, words, least in repeatable(tokenizer, tokens, part.endswith("<|call|>")):
+            is_call = part.endswith("<|call|>")
+            parts += [DECISION] * decision + [CALL if is_call else REPLY] * (len(tokens) - decision)
+            for place, words, least in repeatable(tokenizer, tokens, is_call):
                 found = copies([family[token] for token in ids], said, [family[token] for token in words], least)
                 copied |= {len(ids) + place + offset - 1: where for offset, where in found.items()}
         else:
