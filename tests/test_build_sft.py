@@ -26,7 +26,7 @@ from stages.shop.tuning import check_lengths, json_dataset
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "data/store"
-SIZES = {"train": 500, "validation": 40, "test": 120}
+SIZES = {"train": 900, "validation": 40, "test": 120}
 LIMIT = 2000
 
 

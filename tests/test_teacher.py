@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import threading
 
@@ -142,7 +143,7 @@ def test_good_paraphrases_make_dialogues_whose_calls_were_executed(server, tmp_p
     added = [w.text for key, found in maker.world.script.wordings.items() for w in found[before[key]:]]
     assert len(added) == asks.kept["wordings"] > 80
     assert all(len(found) == before[key] for key, found in maker.world.script.wordings.items() if key[1] != "train")
-    made = maker.split("train", 150)
+    made = maker.split("train", 400)
     taught = [dialogue for dialogue in made if "zzz" in dialogue["messages"][0]["content"]]
     assert len(taught) > 5
     for dialogue in taught:
@@ -161,8 +162,12 @@ def test_a_run_again_is_the_same_from_the_cache_and_asks_nobody(server, tmp_path
     assert len({json.dumps(request, sort_keys=True) for request in server.requests}) == len(server.requests)
 
 
+def shouted(line: str) -> str:
+    return re.sub(r"(\{\w+\})|.", lambda found: found[1] or found[0].upper(), line) + "!"
+
+
 @pytest.mark.parametrize(("write", "reason"), [
-    (lambda line: [line.upper() + "!"], "known already"), (lambda line: [line + " {product_9}"], "other slots"),
+    (lambda line: [shouted(line)], "known already"), (lambda line: [line + " {product_9}"], "other slots"),
     (lambda line: [line + " {"], "other slots"), (lambda line: [line + " for 12345"], "a number of its own"),
     (lambda line: [line + " like the Velm Heron"], "a name of its own"), (lambda line: [""], "empty or too long"),
     (lambda line: [line + " a\nb"], "empty or too long"), (lambda line: [line + "<|end|>"], "markers of the chat format")])
