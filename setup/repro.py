@@ -46,7 +46,7 @@ def report_copy() -> Path:
     """A copy of metrics/report.html with the commit and the ledger before its end."""
     section = (f"<section><h2>This run</h2><p>Commit {html.escape(commit())}. What each stage took when it last ran on this machine; "
                "FLOPs as they are counted for training, dollars at the profile's rate for an hour.</p>"
-               f"{ledger_table(ledger())}</section>")
+               f'<div class="scroll">{ledger_table(ledger())}</div></section>')
     page = (ROOT / "metrics/report.html").read_text()
     copy = ROOT / "runs" / "report.html"
     copy.parent.mkdir(exist_ok=True)

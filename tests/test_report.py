@@ -15,6 +15,7 @@ import torch
 from playwright.sync_api import sync_playwright
 from safetensors.torch import save_file
 
+from setup import ledger, repro
 from stages.common.files import write_json, write_jsonl
 from stages.common.metrics import write_curve
 from stages.page.cards import MEASURED
@@ -120,6 +121,19 @@ def test_a_browser_shows_the_page_without_errors_or_requests(reported, scheme, w
         page.locator("#worst ol a").first.click()
         assert page.locator("#worst details").first.evaluate("turn => turn.open")
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == [] and errors == []
+        browser.close()
+
+
+@pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"needs {CHROMIUM}")
+def test_the_copy_with_the_ledger_fits_a_phone_too(reported, monkeypatch):
+    for module in (ledger, repro):
+        monkeypatch.setattr(module, "ROOT", reported)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 375, "height": 800}).new_page()
+        page.goto(repro.report_copy().as_uri())
+        assert page.get_by_role("heading", name="This run").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
         browser.close()
 
 
