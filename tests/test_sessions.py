@@ -22,14 +22,14 @@ from demo.guard import MOST_BYTES, Guard
 from demo.render import chat_html
 from demo.router import Route
 from demo.routes import follow, routes
-from demo.sessions import Limits, Refused, Sessions
+from demo.sessions import Chat, Limits, Refused, Sessions
 from stages.common.files import read_jsonl
 from stages.shop import harmony
 from stages.shop.agent import CHANGED, COULD_NOT, Agent, Endpoint, Hear
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_for
 from tests.openai_server import Reply, completion, serve, streamed
 from tests.test_shop import called, final
 
@@ -66,11 +66,8 @@ def clerks(limits: Limits = LIMITS, writer=clerk, clock=time.monotonic) -> Sessi
     return Sessions(lambda: {"": Conversation(shopping, lambda: Agent(Session(STORE.copy()), writer))}, limits, clock)
 
 
-def wait_for(chat) -> str:
-    ends = time.monotonic() + 30
-    while chat.busy:
-        assert time.monotonic() < ends
-        time.sleep(0.002)
+def answer_of(chat: Chat) -> str:
+    wait_for(lambda: not chat.busy, 30)
     return chat.turns[-1].parts[0].text
 
 
@@ -135,15 +132,15 @@ def test_what_is_too_much_is_refused_in_words_and_the_conversation_goes_on():
         sessions.ask(chat, "and?")
     with pytest.raises(Refused, match="Too many customers"):
         sessions.ask(sessions.open(), "and I?")
-    assert order in wait_for(chat)
+    assert order in answer_of(chat)
     for _ in range(2):
         sessions.ask(chat, "again")
-        wait_for(chat)
+        answer_of(chat)
     with pytest.raises(Refused, match="wait a minute"):
         sessions.ask(chat, "again")
     now[0] = 61.0
     sessions.ask(chat, "yes")
-    assert "cancelled" in wait_for(chat)
+    assert "cancelled" in answer_of(chat)
     sessions.close()
 
 
@@ -162,7 +159,7 @@ def test_the_conversation_that_was_idle_longest_is_forgotten_first_and_a_busy_on
     assert sessions.find(busy.key) and sessions.find(third.key) and not sessions.find(idle.key)
     assert sessions.open(idle.key).key != idle.key, "a key that is not ours opens nothing"
     let_go.set()
-    assert wait_for(busy) == "Here."
+    assert answer_of(busy) == "Here."
     sessions.open()
     assert sessions.find(busy.key) and not sessions.find(third.key), "idle since its answer, not since it was opened"
     sessions.close()
@@ -175,7 +172,7 @@ def test_a_fault_of_our_own_still_ends_in_an_answer():
     sessions = Sessions(lambda: {"": Conversation(broken, lambda: Agent(Session(STORE.copy()), clerk))}, LIMITS)
     chat = sessions.open()
     sessions.ask(chat, "hello")
-    assert wait_for(chat) == DOWN
+    assert answer_of(chat) == DOWN
     assert "RuntimeError" in chat_html(chat)[0] and "secret words" not in chat_html(chat)[0]
     sessions.close()
 
@@ -201,7 +198,7 @@ def test_a_change_is_not_denied_when_the_model_fails_or_is_silent_after_it(fault
         chat = sessions.open()
         for query in (f"{order} {email}", "yes"):
             sessions.ask(chat, query)
-            said = wait_for(chat)
+            said = answer_of(chat)
         sessions.close()
     html = chat_html(chat)[-1]
     assert said == CHANGED and "Order cancelled" in html and error in html and DOWN not in html
@@ -288,7 +285,7 @@ def test_thumbs_become_lines_of_what_was_judged_and_can_be_changed(tmp_path):
     sessions, feedback = clerks(), Feedback(tmp_path / "feedback")
     chat = sessions.open()
     sessions.ask(chat, f"{order} {email}")
-    wait_for(chat)
+    answer_of(chat)
     feedback.judge(chat, 0, 0, True)
     file, = (tmp_path / "feedback").glob("*.jsonl")
     row, = read_jsonl(file)
@@ -329,7 +326,7 @@ def test_nothing_that_a_customer_a_model_or_a_tool_writes_becomes_markup():
     sessions = Sessions(lambda: {"": Conversation(shopping, lambda: Agent(Session(store.copy()), rude))}, LIMITS)
     chat = sessions.open()
     sessions.ask(chat, evil)
-    wait_for(chat)
+    answer_of(chat)
     html, = chat_html(chat)
     assert "<img" not in html and "<script" not in html and 'onerror="' not in html
     assert html.count("&lt;img") >= 5
