@@ -1,6 +1,6 @@
 """What each stage of a profile that computes on a card will take: minutes, memory, disk, download. Estimates, not measured.
 
-They follow from the sizes in params.yaml and the rates below, which are published ones or those measured on a CPU; the ledger
+They follow from the sizes in params.yaml and the rates below, which are published ones or those measured (not all on a GPU); the ledger
 of `make repro` says what it was.
 """
 
@@ -23,9 +23,9 @@ KEPT, TEXT_BYTES = 0.12, 3_500
 BYTES_A_TOKEN = 2.6        # of the 4,096 ranks on prose
 MEBIBYTES_A_SECOND = 60    # of a download: 500 Mbit/s
 PEAK = 989e12              # FLOP/s of an H100 or H200 in dense bfloat16
-# Shares of it that training reaches: GPT-2 sizes reach 0.42 on one H200 (modded-nanogpt's logs), a mixture less, a recurrent
-# product of 64 rows a fraction, LoRA with checkpointing and eager attention about half of a mixture.
-USED = {"gpt_oss": 0.30, "mlp": 0.30, "rnn": 0.05, "lstm": 0.10, "gru": 0.10, "tuning": 0.15}
+# Shares of it that training reaches on an H200 (metrics/speed/h200.json): the mixture 0.31, an LSTM 0.28 with 512 rows at once, of
+# which the profile has half, and LoRA of gpt-oss-20b 0.03 with one row of 2,048 or 4,096 tokens at once. The others are not measured.
+USED = {"gpt_oss": 0.30, "mlp": 0.30, "rnn": 0.05, "lstm": 0.15, "gru": 0.10, "tuning": 0.03}
 # gpt-oss-20b: GiB in bfloat16, weights that a token meets, tokens of a dialogue's row, tokens a second with a batch of 64.
 BASE_GIB, BASE_ACTIVE, ROW_TOKENS, WRITTEN_A_SECOND = 39.0, 3.6e9, 1_200, 700
 

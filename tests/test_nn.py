@@ -20,6 +20,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_fun
 from stages.common.problem import Problem
 from stages.nn import attention as attention_module
 from stages.nn import experts as experts_module
+from stages.nn import gru, losses, lstm
 from stages.nn import tokenizer as tokenizers
 from stages.nn.attention import rope, rope_table
 from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
@@ -114,6 +115,35 @@ def test_a_recurrent_layer_equals_torch_s_in_outputs_states_and_gradients(name, 
     for mine, reference in pairs:
         gradient = reference.grad[-len(mine):] if mine.dim() == 1 else reference.grad
         torch.testing.assert_close(mine.grad, gradient, rtol=tolerance, atol=tolerance * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("steps", [16, 21])
+@pytest.mark.parametrize(("module", "scan", "gates", "biases"), [(lstm, lstm.LstmScan, 4, 0), (gru, gru.GruScan, 3, 1)],
+                         ids=["lstm", "gru"])
+def test_the_gpu_s_recurrent_steps_are_the_cpu_s(module, scan, gates, biases, steps):
+    """In pieces of eight steps, which a GPU compiles; here they run as they stand."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(steps, 4, gates * 12), (gates * 12, 12), *[(12,)] * biases, (4, 12), *[(4, 12)] * (1 - biases)]
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64) / 3 for shape in shapes]
+
+    class InPieces(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return scan.forward_in_pieces(ctx, *inputs, module.steps)
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return scan.backward_in_pieces(ctx, *gradients, module.steps_back)
+
+    results = []
+    for function in (scan, InPieces):
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        out = function.apply(*leaves)
+        out = out if isinstance(out, tuple) else (out,)
+        sum(part.sin().sum() for part in out).backward()
+        results.append([*out, *(leaf.grad for leaf in leaves)])
+    for loop, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, loop, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -557,6 +587,29 @@ def test_the_gpu_s_attention_has_the_plain_one_s_gradients(window):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-3, atol=1e-3)
 
 
+def test_the_gpu_s_product_of_experts_is_the_cpu_s():
+    generator = torch.Generator().manual_seed(8)
+    counts = torch.tensor([5, 0, 3])   # one expert gets nothing
+    given = [torch.randn(shape, generator=generator) for shape in [(8, 16), (3, 16, 24), (3, 24)]]
+    results = []
+    for product in (lambda x, w, b: experts_module.grouped(x, w, b, counts.cumsum(0)),
+                    lambda x, w, b: experts_module.product_each(x.split(counts.tolist()), w.unbind(), b.unbind())):
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        out = product(*leaves)
+        out.sin().sum().backward()
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_one_expert_is_a_dense_layer():
+    generator = torch.Generator().manual_seed(9)
+    shapes = [(7, 8), (1, 8, 12), (1, 12), (1, 6, 8), (1, 8)]
+    x, up, up_bias, down, down_bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    mixed = experts_module.experts(x, torch.zeros(7, 1, dtype=torch.long), torch.ones(7, 1), up, up_bias, down, down_bias)
+    torch.testing.assert_close(mixed, experts_module.swiglu(x @ up[0] + up_bias[0]) @ down[0] + down_bias[0])
+
+
 # Generation
 
 
@@ -724,6 +777,13 @@ def test_the_norm_is_torch_s_with_its_gradients(shape):
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     for a, b in zip(torch.autograd.grad(result, ours, pull), torch.autograd.grad(expected, theirs, pull), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_the_gpu_s_slope_is_the_cpu_s():
+    generator = torch.Generator().manual_seed(4)
+    logits, target = torch.randn(9, 30, generator=generator), torch.randint(0, 30, (9, 1), generator=generator)
+    for ours, plain in zip(losses.nats_and_slope_of_pass(logits, target), losses.nats_and_slope(logits, target), strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_cross_entropy_of_nothing_is_zero():

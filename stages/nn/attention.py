@@ -98,7 +98,7 @@ class Attention(torch.autograd.Function):
             k_block, v_block = block_of(k, begin, queries.stop), block_of(v, begin, queries.stop)
             scores = torch.baddbmm(mask, q_block, k_block.mT, alpha=d**-0.5)
             scores.view(B, G, R, n, -1)[..., -1] = sink.view(G, R, 1)
-            p = scores.softmax(-1)
+            p = scores.softmax(-1).to(q.dtype)   # float32 under CUDA's autocast
             out[:, start:start + n] = (p @ v_block).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
             saved += [p, q_block, k_block, v_block]
         ctx.save_for_backward(*saved)

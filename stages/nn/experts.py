@@ -80,6 +80,8 @@ def experts(x: Tensor, chosen: Tensor, share: Tensor, gate_up: Tensor, gate_up_b
     N, k = chosen.shape
     if x.is_cuda and torch.is_autocast_enabled("cuda"):   # which does not know grouped products
         x = x.to(torch.get_autocast_dtype("cuda"))
+    if len(gate_up) == 1:   # a dense layer: one expert takes all, and its share is 1
+        return product_each([swiglu(product_each([x], gate_up, gate_up_bias))], down, down_bias)
     if N == 1 and not x.is_cuda:   # decoding of one row: nothing to sort, and no other expert to pass by
         own = [[tensor[number] for number in chosen[0].tolist()] for tensor in (gate_up, gate_up_bias, down, down_bias)]
         hidden = swiglu(product_each([x] * k, *own[:2]))

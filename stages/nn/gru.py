@@ -8,7 +8,7 @@ Cho et al. 2014, https://arxiv.org/abs/1406.1078, with the reset gate after the 
 so that the three products with h are one. How the time loop is kept short: stages/nn/rnn.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,35 @@ from torch.nn import functional as F
 
 from stages.nn.initial import Rule, constant, fan_in, normal, orthogonal, padded
 from stages.nn.losses import cross_entropy
-from stages.nn.rnn import normed
+from stages.nn.rnn import PIECE, compiled, normed
+
+
+def steps(x: Tensor, u: Tensor, bias: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    """Some steps of one layer, for a GPU (lstm.py). x (n, B, 3H), u (3H, H), bias (3H,) of the product with h, h (B, H) -> of each step h
+    (n, B, H), gates (n, B, 3H), and the product that the reset gate meets (n, B, H)."""
+    found = []
+    for x_t in x:
+        r, z, n = torch.addmm(bias, h, u.T).chunk(3, -1)
+        x_r, x_z, x_n = x_t.chunk(3, -1)
+        r, z, product_n = (x_r + r).sigmoid(), (x_z + z).sigmoid(), n
+        n = (x_n + r * product_n).tanh()
+        h = n + z * (h - n)
+        found.append((h, torch.cat([r, z, n], -1), product_n))
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+def steps_back(gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor, before: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of `steps`, last step first. gradient, before (n, B, H): of each h, and h of the step before; dh (B, H) comes back from
+    later steps -> gradients of the product (n, B, 3H) and of x's share of n (n, B, H), dh for the steps before."""
+    found = []
+    for t in reversed(range(len(gates))):
+        r, z, n = gates[t].chunk(3, -1)
+        dh = dh + gradient[t]
+        dn = dh * (1 - z) * (1 - n * n)
+        d_product = torch.cat([dn * product_n[t] * r * (1 - r), dh * (before[t] - n) * z * (1 - z), dn * r], -1)
+        dh = torch.addmm(dh * z, d_product, u)
+        found.append((d_product, dn))
+    return *(torch.stack(parts[::-1]) for parts in zip(*found, strict=True)), dh
 
 
 class GruScan(torch.autograd.Function):
@@ -28,6 +56,8 @@ class GruScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, u: Tensor, c: Tensor, h0: Tensor) -> Tensor:
+        if x.is_cuda:
+            return GruScan.forward_in_pieces(ctx, x, u, c, h0, compiled(steps))
         T, B, H = len(x), *h0.shape
         h, gates, product = x.new_empty(T + 1, B, H), torch.empty_like(x), torch.empty_like(x)
         h[0] = h0
@@ -42,8 +72,32 @@ class GruScan(torch.autograd.Function):
         return h[1:]
 
     @staticmethod
+    def forward_in_pieces(ctx, x: Tensor, u: Tensor, c: Tensor, h: Tensor, steps: Callable) -> Tensor:
+        bias, found = torch.cat([c.new_zeros(2 * len(c)), c]).detach(), [(h.detach().contiguous()[None], None, None)]
+        for piece in x.split(PIECE):
+            found.append(steps(piece, u, bias, found[-1][0][-1]))
+        h = torch.cat([h for h, *_ in found])
+        ctx.save_for_backward(u, h, *(torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[1:]))
+        return h[1:]
+
+    @staticmethod
+    def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
+        u, h, gates, product_n = ctx.saved_tensors
+        found, dh = [], torch.zeros_like(h[0])
+        pieces = list(zip(*(part.split(PIECE) for part in (h_gradient, gates, product_n, h[:-1])), strict=True))
+        for gradient, *own in reversed(pieces):
+            *both, dh = steps_back(gradient, u, *own, dh)
+            found.append(both)
+        d_product, dn = (torch.cat(parts) for parts in zip(*found[::-1], strict=True))
+        flat, H = d_product.flatten(0, 1), h.size(-1)
+        dx = torch.cat([d_product[..., :2 * H], dn], -1)
+        return dx, flat.T @ h[:-1].flatten(0, 1), flat[:, -H:].sum(0), dh
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, h_gradient: Tensor):
+        if h_gradient.is_cuda:
+            return GruScan.backward_in_pieces(ctx, h_gradient, compiled(steps_back))
         u, h, gates, product_n = ctx.saved_tensors
         r, z, n = gates.chunk(3, -1)
         # dh times these is the gradient before each gate's bend: all steps at once, only dh itself waits for time.

@@ -8,7 +8,7 @@ bias starts at 1 (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/joze
 stages/nn/rnn.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,35 @@ from torch.nn import functional as F
 
 from stages.nn.initial import Rule, fan_in, normal, orthogonal, padded
 from stages.nn.losses import cross_entropy
-from stages.nn.rnn import normed
+from stages.nn.rnn import PIECE, compiled, normed
+
+
+def steps(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    """Some steps of one layer as the equations say them, for a GPU, where they are compiled: there it is the number of kernels that
+    takes the time. x (n, B, 4H), u (4H, H), h and c (B, H) -> of each step gates (n, B, 4H), tanh c, h and c (n, B, H)."""
+    found = []
+    for x_t in x:
+        i, f, g, o = torch.addmm(x_t, h, u.T).chunk(4, -1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = f * c + i * g
+        tanh_c = c.tanh()
+        h = o * tanh_c
+        found.append((torch.cat([i, f, g, o], -1), tanh_c, h, c))
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+def steps_back(gradient: Tensor, u: Tensor, gates: Tensor, tanh_c: Tensor, before: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of `steps`, last step first. gradient (n, B, H) of each h, before (n, B, H): c of the step before; dh and dc (B, H)
+    come back from later steps -> dx (n, B, 4H), dh and dc for the steps before."""
+    found = []
+    for t in reversed(range(len(gates))):
+        i, f, g, o = gates[t].chunk(4, -1)
+        dh = dh + gradient[t]
+        dc = dc + dh * o * (1 - tanh_c[t] * tanh_c[t])
+        dx = torch.cat([dc * g * i * (1 - i), dc * before[t] * f * (1 - f), dc * i * (1 - g * g), dh * tanh_c[t] * o * (1 - o)], -1)
+        dh, dc = dx @ u, dc * f
+        found.append(dx)
+    return torch.stack(found[::-1]), dh, dc
 
 
 class LstmScan(torch.autograd.Function):
@@ -28,6 +56,8 @@ class LstmScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, u: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
+        if x.is_cuda:
+            return LstmScan.forward_in_pieces(ctx, x, u, h0, c0, compiled(steps))
         T, B, H = len(x), *h0.shape
         h, c = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H)
         gates, tanh_c = torch.empty_like(x), x.new_empty(T, B, H)
@@ -44,8 +74,31 @@ class LstmScan(torch.autograd.Function):
         return h[1:], c[-1].clone()
 
     @staticmethod
+    def forward_in_pieces(ctx, x: Tensor, u: Tensor, h: Tensor, c: Tensor, steps: Callable) -> tuple[Tensor, Tensor]:
+        found = [(None, None, h.detach().contiguous()[None], c.detach().contiguous()[None])]   # like all later ones: compiled once
+        for piece in x.split(PIECE):
+            found.append(steps(piece, u, found[-1][2][-1], found[-1][3][-1]))
+        gates, tanh_c = (torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[:2])
+        h, c = (torch.cat(parts) for parts in list(zip(*found, strict=True))[2:])
+        ctx.save_for_backward(u, h, c, gates, tanh_c)
+        return h[1:], c[-1].clone()
+
+    @staticmethod
+    def backward_in_pieces(ctx, h_gradient: Tensor, dc: Tensor, steps_back: Callable):
+        u, h, c, gates, tanh_c = ctx.saved_tensors
+        found, dh = [], torch.zeros_like(dc)
+        pieces = list(zip(*(part.split(PIECE) for part in (h_gradient, gates, tanh_c, c[:-1])), strict=True))
+        for gradient, *own in reversed(pieces):
+            dx, dh, dc = steps_back(gradient, u, *own, dh, dc)
+            found.append(dx)
+        dx = torch.cat(found[::-1])
+        return dx, dx.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh, dc
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, h_gradient: Tensor, dc: Tensor):
+        if h_gradient.is_cuda:
+            return LstmScan.backward_in_pieces(ctx, h_gradient, dc, compiled(steps_back))
         u, h, c, gates, tanh_c = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, -1)
         # dc, or for the output gate dh, times these is the gradient before each gate's bend: all steps at once, only

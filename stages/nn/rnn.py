@@ -5,7 +5,8 @@ h waits for time. The backward pass is written out for the same reason: it leave
 where autograd would make one a step. Appleyard et al. 2016, https://arxiv.org/abs/1604.01946.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from torch.nn import functional as F
 
 from stages.nn.initial import Rule, constant, fan_in, normal, orthogonal, padded
 from stages.nn.losses import cross_entropy
+
+# Steps that a GPU runs in one compiled piece: more take less time between them and longer to compile.
+PIECE = 8
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """The function compiled for fixed shapes, once for all layers that have them."""
+    return torch.compile(function, dynamic=False)
 
 
 class RnnScan(torch.autograd.Function):
