@@ -53,7 +53,10 @@ FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the inducti
 
 
 def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row]]:
-    """The ids of the prefix that all dialogues have, and the dialogues behind it, as often as the steps need, each time with new names."""
+    """The ids of the prefix that all dialogues have, and the dialogues behind it, as often as the steps need, each time with new names.
+
+    After a whole dialogue come `first_turns` others of which only the beginning is taken.
+    """
     midtrain, scale = stage.params.midtrain, stage.params.profile.midtrain
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
@@ -61,9 +64,11 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
     rows: list[Row] = []
     tokens, number = 0, 0
     while tokens < scale.steps * scale.tokens_per_step:
-        dialogue = dialogues[number % len(dialogues)]
+        again, which = divmod(number, len(dialogues))
         random = Random(f"{stage.params.seed}:{number}")
-        messages = dialogue["messages"]
+        messages = dialogues[which]["messages"]
+        if (number + again) % (1 + midtrain.first_turns):   # in another round a dialogue has another part
+            messages = beginning(messages)
         if random.random() < midtrain.renamed_share:
             messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
         text = harmony.render(messages, tools)
@@ -72,6 +77,12 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
         renamer.practised.update(pieces[row.ids[query + 1]] for query in row.places.copied)
         tokens, number = tokens + len(row.ids), number + 1
     return tokenizer.encode(before, allowed_special="all"), rows
+
+
+def beginning(messages: list[dict]) -> list[dict]:
+    """The messages up to the assistant's first one."""
+    first = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:first + 1]
 
 
 def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share: float,

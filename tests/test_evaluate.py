@@ -1,5 +1,6 @@
 """The evaluation: whole dialogues, safety cases, paired comparison, baselines, and a decoder equal to transformers'."""
 
+import itertools
 import json
 import math
 import random
@@ -18,6 +19,7 @@ from stages.nn.gpt_oss import GptOss
 from stages.nn.initial import initialise
 from stages.shop import harmony
 from stages.shop.agent import COULD_NOT, play_all
+from stages.shop.answer import whole_characters
 from stages.shop.baselines import BASELINES, by_keywords
 from stages.shop.dialogues import turn_rows
 from stages.shop.maker import Maker, shop_lexicon
@@ -243,6 +245,13 @@ def test_what_a_conversation_gets_does_not_depend_on_those_beside_it(folder, rec
     prompts = prompts_of(recorded, 3)
     together = open_folder(folder, FLOAT32, 12)(prompts, TOOLS)
     assert together == [open_folder(folder, FLOAT32, 12)([prompt], TOOLS)[0] for prompt in prompts]
+
+
+def test_who_listens_hears_the_text_grow(folder, recorded):
+    heard: list[str] = []
+    (text,) = open_folder(folder, FLOAT32, 12)(prompts_of(recorded, 1), TOOLS, heard.append)
+    assert len(heard) > 1 and heard[-1] == whole_characters(text)
+    assert all(after.startswith(before) for before, after in itertools.pairwise(heard))
 
 
 def test_sampling_follows_the_seed(folder, recorded):

@@ -5,13 +5,14 @@ import math
 import re
 from collections import Counter
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from stages.common.problem import Problem
-from stages.midtrain import cut, inputs_and_targets, plan
+from stages.midtrain import beginning, cut, inputs_and_targets, plan, rows_of
 from stages.nn import tokenizer as tokenizers
 from stages.nn.attention import rope, rope_table
 from stages.nn.gpt_oss import GptOss, rms_norm
@@ -179,6 +180,31 @@ def test_new_names_are_made_of_what_was_copied_least(tokenizer, dialogues):
             renamer.practised.update([piece] if counted else [])
         least[counted] = min(drawn[piece] for piece in renamer.inner)
     assert least[True] >= 4 and least[False] <= 1
+
+
+def test_beside_each_whole_dialogue_are_beginnings_of_others(tokenizer, dialogues, tmp_path, monkeypatch):
+    lexicon, made = dialogues
+    (tmp_path / "data/sft").mkdir(parents=True)
+    (tmp_path / "data/sft/tools.json").write_text(json.dumps(TOOLS))
+    (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.words()))
+    (tmp_path / "data/sft/train.jsonl").write_text("".join(json.dumps(dialogue) + "\n" for dialogue in made))
+    monkeypatch.chdir(tmp_path)
+    family, before = families(tokenizer, tokenizer.n_vocab).tolist(), len(harmony.prefix(TOOLS))
+
+    def texts(first_turns: int) -> list[str]:
+        midtrain = SimpleNamespace(renamed_share=0.0, renamed_kinds_share=0.0, first_turns=first_turns)
+        profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, tokens_per_step=1536))
+        stage = SimpleNamespace(params=SimpleNamespace(midtrain=midtrain, profile=profile, seed=1))
+        return [tokenizer.decode(row.ids) for row in rows_of(stage, tokenizer, family)[1]]
+
+    whole = [harmony.render(dialogue["messages"], TOOLS)[before:] + tokenizers.END_OF_TEXT for dialogue in made]
+    start = [harmony.render(beginning(dialogue["messages"]), TOOLS)[before:] + tokenizers.END_OF_TEXT for dialogue in made]
+    assert all(text.count("<|start|>assistant") == 1 for text in start)
+    assert texts(0) == [whole[number % 60] for number in range(len(texts(0)))]
+    found = texts(1)
+    assert len(found) > 70
+    assert found[:60] == [(start if number % 2 else whole)[number] for number in range(60)]
+    assert found[60:70] == [(whole if number % 2 else start)[number] for number in range(10)]   # the other way round
 
 
 def test_heads_are_fitted_on_dialogues_one_behind_the_other():

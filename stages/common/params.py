@@ -195,6 +195,7 @@ class Midtrain(Section):
     reply_weight: Positive
     call_weight: Positive
     decision_weight: Positive
+    first_turns: Annotated[int, Field(ge=0)]
     renamed_share: Share
     renamed_kinds_share: Share
     guide_weight: Annotated[float, Field(ge=0)]

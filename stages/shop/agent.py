@@ -280,19 +280,21 @@ def open_writer(place: str) -> Writer:
     from stages.common.params import read_params
     from stages.shop.answer import Answerer
     from stages.shop.tuning import open_model
+    from stages.shop.writer import open_folder
 
     params = read_params(Path("params.yaml"))
     profile = getattr(params.profiles, params.profile)
     device = open_device(profile.device, profile.dtype, profile.threads, params.seed)
-    model, tokenizer = open_model(place, device)
-    if not tokenizer.chat_template:
-        raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
-    guide = None
-    if params.demo.constrained:
+    if params.demo.constrained:   # by what transformers' `generate` asks before each token
         from stages.shop.constrained import Guide
 
-        guide = Guide(tokenizer, model.config.vocab_size)
-    return Answerer(model, tokenizer, device, params.evaluate.max_new_tokens, guide=guide)
+        model, tokenizer = open_model(place, device)
+        writer = Answerer(model, tokenizer, device, params.evaluate.max_new_tokens, guide=Guide(tokenizer, model.config.vocab_size))
+    else:
+        writer = open_folder(place, device, params.evaluate.max_new_tokens)
+    if not writer.tokenizer.chat_template:
+        raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
+    return writer
 
 
 def first_model(client: OpenAI, address: str) -> str:

@@ -16,6 +16,11 @@ from stages.shop.harmony import STOPS
 LOOK_BATCH, LOOK_TOKENS = 16, 120  # where a training stage looks at validation: turns answered at once, new tokens of each at most
 
 
+def whole_characters(text: str) -> str:
+    """Without the half of a character that the last token may have brought."""
+    return text.rstrip("\ufffd")
+
+
 class Relay(BaseStreamer):
     """Tells `hear` the text of the tokens so far, with its markers, each time `generate` has chosen one."""
 
@@ -28,7 +33,7 @@ class Relay(BaseStreamer):
             self.tokens = []
             return
         self.tokens += value.flatten().tolist()
-        self.hear(self.tokenizer.decode(self.tokens).rstrip("\ufffd"))  # half a character
+        self.hear(whole_characters(self.tokenizer.decode(self.tokens)))
 
     def end(self) -> None:
         pass

@@ -155,8 +155,11 @@ class SpeechCheck:
             action = ACTIONS.get(before.intent, action)
             if turn.intent in ("confirm", "refuse"):
                 self.faults.expect(action is not None, place, f"turns.{number}.intent: expected a change before it, found {turn.intent!r}")
-                self.faults.expect(agrees(turn.text, action) == (turn.intent == "confirm"), place, f"turns.{number}.text: expected "
-                                   f"{'a plain yes' if turn.intent == 'confirm' else 'no plain yes'}, found {turn.text!r}")
+                self._answer(place, f"turns.{number}.text", turn, agrees(turn.text, action) == (turn.intent == "confirm"))
+
+    def _answer(self, place: str, field: str, turn: Turn | FollowUp, understood: bool) -> None:
+        expected = "a plain yes" if turn.intent == "confirm" else "no plain yes"
+        self.faults.expect(understood, place, f"{field}: expected {expected}, found {turn.text!r}")
 
     def _follow_ups(self) -> None:
         lines = self.lines[FollowUp]
@@ -168,8 +171,7 @@ class SpeechCheck:
                                f"found {found or '(none)'}")
             if line.intent in ("confirm", "refuse"):
                 yes = [agrees(line.text, action) for action in ACTIONS.values()]
-                self.faults.expect(any(yes) if line.intent == "confirm" else not any(yes), place, f"text: expected "
-                                   f"{'a plain yes' if line.intent == 'confirm' else 'no plain yes'}, found {line.text!r}")
+                self._answer(place, "text", line, any(yes) == (line.intent == "confirm"))
 
     def _replies(self) -> None:
         heard = Counter((reply.act, reply.voice) for _, reply in self.lines[Reply])

@@ -6,12 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Row
+from typing import get_args
 
 from stages.shop.cast import Cast, Misfit
 from stages.shop.consent import agrees
 from stages.shop.folder import rows
 from stages.shop.oracle import Goal, Oracle, Voice
-from stages.shop.records import Customer, FollowUp, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
+from stages.shop.records import Customer, FollowUp, FollowUpIntent, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
 from stages.shop.scene import DAYS, FiledOrder, Scene, Shops
 from stages.shop.speech import Speech
 
@@ -79,7 +80,7 @@ class Script:
     def _hear(self, split: Split, turn: Turn | FollowUp) -> None:
         if turn.intent == "answer":
             self.said[split, "answer " + " ".join(slots(turn.text))].append(turn.text)
-        elif turn.intent in ("confirm", "refuse", "thanks") and not slots(turn.text):
+        elif turn.intent in get_args(FollowUpIntent) and not slots(turn.text):
             self.said[split, turn.intent].append(turn.text)
 
 

@@ -5,7 +5,7 @@ the left, rows that have ended leave it. In float32 it writes what `generate` of
 (benchmarks/answers.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from stages.nn.gpt_oss import GptOss, State
 from stages.nn.hugging_face import foreign, imported, load_gpt_oss
 from stages.nn.sampling import choose
 from stages.shop import harmony
-from stages.shop.answer import Answerer
+from stages.shop.answer import Answerer, whole_characters
 from stages.shop.tuning import POINTER, open_model
 
 # Left in float32 under autocast too: what norms, the residual stream and the sinks are made of.
@@ -47,11 +47,14 @@ class OwnWriter:
                 parameter.data = parameter.data.to(device.dtype)
 
     @torch.inference_mode()
-    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict]) -> list[str]:
-        """The raw text of one turn for each prompt, with its channel markers and its stop token."""
+    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict], hear: Callable[[str], None] | None = None) -> list[str]:
+        """The raw text of one turn for each prompt, with its channel markers and its stop token.
+
+        hear: told the text so far, token by token; for a single prompt.
+        """
         rows = self._ids([harmony.render(prompt, tools, add_generation_prompt=True) for prompt in prompts])
         with self.device.autocast():
-            written = self._write(rows, *self._prefix(tools))
+            written = self._write(rows, *self._prefix(tools), hear)
         return [self.tokenizer.decode(ids) for ids in written]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -67,7 +70,7 @@ class OwnWriter:
             self._begun[text] = ids, state
         return self._begun[text]
 
-    def _write(self, rows: list[list[int]], prefix: list[int], begun: State) -> list[list[int]]:
+    def _write(self, rows: list[list[int]], prefix: list[int], begun: State, hear: Callable[[str], None] | None) -> list[list[int]]:
         """New ids of each row, the stop that ended it included."""
         longest, known = max(map(len, rows)), len(prefix)
         assert all(row[:known] == prefix for row in rows), "every prompt begins with its tools"
@@ -82,6 +85,8 @@ class OwnWriter:
             for row, number in zip(running, ids.tolist(), strict=True):
                 if not self._ended(written[row]):
                     written[row].append(number)
+            if hear:
+                hear(whole_characters(self.tokenizer.decode(written[0])))
             goes_on = [place for place, row in enumerate(running) if not self._ended(written[row])]
             if not goes_on:
                 break
