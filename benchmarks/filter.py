@@ -46,8 +46,8 @@ CRAWLS, GOLD = ROOT.parent / "shared/data/web", ROOT.parent / "shared/data/extra
 PAGE_BYTES = 150_000  # of a joined page
 LEAST_BYTES, MOST_BYTES = 50_000, 400_000  # of a whole one
 LEAST_TEXT = 500  # characters; a page of less is navigation or a frame
-FEW, MANY = 20, 320
-FILES = 8  # which two workers share equally
+FEW, MANY = 24, 320
+FILES = 8  # which two workers share equally, and the pages these
 RUNS = 2
 PACKAGES, THEIR_PACKAGES = ("daft", "fastwarc", "resiliparse", "trafilatura"), ("datatrove", "spacy", "trafilatura")
 EXTRACTORS = ("resiliparse", "cascade")
@@ -232,6 +232,12 @@ def speed() -> None:
     print(json.dumps(rounded(found), indent=1))
 
 
+def in_files(records: list[bytes]) -> list[list[bytes]]:
+    """FILES files of neighbouring pages, so that each has as many in English as any other, as the files of a crawl have."""
+    size = len(records) // FILES
+    return [records[start:start + size] for start in range(0, FILES * size, size)]
+
+
 def workers() -> None:
     """Elapsed seconds of one worker and of two over FILES files of real pages, few and many; two should take half as long."""
     if len(os.sched_getaffinity(0)) < 2:
@@ -243,8 +249,8 @@ def workers() -> None:
     found: dict = {"pages": MANY, "files": FILES, "elapsed_seconds": {}, "processor_seconds": {}}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         for count in ("1", "2"):
-            costs = [min((ours(Path(scratch) / "ours", [records[file:pages:FILES] for file in range(FILES)], workers=count)
-                          for _ in range(RUNS)), key=lambda cost: cost.elapsed) for pages in (FEW, MANY)]
+            costs = [min((ours(Path(scratch) / "ours", in_files(records[:pages]), workers=count) for _ in range(RUNS)),
+                         key=lambda cost: cost.elapsed) for pages in (FEW, MANY)]
             found["elapsed_seconds"][count] = [cost.elapsed for cost in costs]
             found["processor_seconds"][count] = [cost.seconds for cost in costs]
     one, two = (many - few for few, many in found["elapsed_seconds"].values())

@@ -36,13 +36,15 @@ function write(text) {
 }
 
 function inTurn(act) {
-  last = last.then(act).catch(() => tell("The shop cannot be reached just now. Please try again in a moment."));
+  last = last.then(act).catch((error) => tell(error instanceof TypeError   // what fetch throws when nobody answers
+    ? "The shop cannot be reached just now. Please try again in a moment." : error.message));
 }
 
 async function post(what, fields) {
   const answer = await fetch(`${pane.id}/${what}`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ key: key(), ...fields }) });
-  if (!answer.ok) throw new Error(answer.statusText);
+  if (!answer.ok) throw new Error(answer.status < 500 && answer.headers.get("Content-Type")?.startsWith("text/plain") ? await answer.text()
+    : `The shop could not take that (error ${answer.status}). Please try again in a moment.`);   // guard.py refuses in words
   return answer.json();
 }
 
