@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.nn import gru, lstm
+from stages.nn import gru, lstm, rnn
 from tests.small_models import make, shaken, some_tokens
 
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -79,6 +79,17 @@ def test_the_gpu_s_recurrent_steps_are_the_cpu_s(module, scan, gates, biases, st
         results.append([*out, *(leaf.grad for leaf in leaves)])
     for loop, pieces in zip(*results, strict=True):
         torch.testing.assert_close(pieces, loop, rtol=0, atol=1e-10)
+
+
+def test_only_whole_pieces_outside_generation_are_compiled(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda piece: lengths.append(len(piece)))
+    run = rnn.compiled(lambda piece: None)
+    for piece in torch.zeros(2 * rnn.PIECE + 3, 1).split(rnn.PIECE):
+        run(piece)
+    with torch.inference_mode():
+        run(torch.zeros(rnn.PIECE, 1))
+    assert lengths == 2 * [rnn.PIECE]
 
 
 @pytest.mark.parametrize("name", TORCH)
