@@ -15,7 +15,7 @@ import pytest
 
 from stages import download
 from stages.common.stage import Stage
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 from tests.test_crawl import members
 from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401
 from tests.test_pretrain import encoded, losses, outs  # noqa: F401
@@ -148,6 +148,22 @@ def test_pretraining_goes_on_by_itself_with_the_machines_that_are_left(encoded):
         assert agents[0].returncode == 0, said[-3000:]
     assert "gru: going on at step" in said
     equals_one_process(encoded)
+
+
+def test_slurm_s_script_starts_an_agent_on_each_machine_and_records_the_result(tmp_path):
+    """There is no Slurm here: stand-ins for its commands note what they are told."""
+    for name, does in (("scontrol", "printf 'node7\\nnode8\\n'"), ("srun", 'echo "srun $*" >> said'), ("dvc", 'echo "dvc $*" >> said')):
+        command = tmp_path / (".venv/bin" if name == "dvc" else "bin") / name
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text(f"#!/bin/sh\n{does}\n")
+        command.chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8",
+             "SLURM_JOB_ID": "31", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", str(ROOT / "scale/slurm.sh"), "gpt_oss"], env=os.environ | slurm, check=True)
+    started, recorded = (tmp_path / "said").read_text().splitlines()
+    assert started == ("srun .venv/bin/python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=31 "
+                       "--rdzv_endpoint=node7:29500 --max_restarts=3 -m stages.pretrain gpt_oss")
+    assert recorded == "dvc commit -f pretrain@gpt_oss"
 
 
 def equals_one_process(encoded: Path) -> None:  # noqa: F811
