@@ -4,8 +4,9 @@
     python -m benchmarks.demo --model http://127.0.0.1:8000/v1
 
 in   models/released, models/router, data/store, params.yaml
-out  metrics/speed/demo.json: {<users>: {first_sign, first_token, whole: {p50, p95} in seconds, calls, answers}, model,
-     cores_used, load_before: the machine's load average over a minute: more than 0 is other work on the same cores}
+out  metrics/speed/demo.json: {<users>: {first_sign, first_token, whole: {p50, p95} in seconds, two_calls: of answers with two calls or
+     more whole and their number, calls, answers}, model, cores_used, load_before: the machine's load average over a minute: more than
+     0 is other work on the same cores}
 
 The customers speak to the page over HTTP as a browser does. first_sign: the routing line or a tool call is on the page.
 """
@@ -87,6 +88,8 @@ def main() -> None:
                 waits = list(pool.map(lambda number: ask(url, QUESTIONS[number % len(QUESTIONS)]), range(words.questions)))
             results[str(users)] = {name: quantiles([getattr(wait, name) for wait in waits])
                                    for name in ("first_sign", "first_token", "whole")}
+            twice = [wait.whole for wait in waits if wait.calls >= 2]
+            results[str(users)]["two_calls"] = (quantiles(twice) if twice else {}) | {"answers": len(twice)}
             results[str(users)] |= {"calls": round(statistics.mean(wait.calls for wait in waits), 2), "answers": len(waits)}
             print(f"{users} users: {results[str(users)]}", flush=True)
     finally:

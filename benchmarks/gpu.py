@@ -283,8 +283,10 @@ def main() -> None:
     for section in words.section or SECTIONS:
         started = time.perf_counter()
         found = SECTIONS[section](words, device)
-        print(f"{section}, {time.perf_counter() - started:.0f} s: {found}", flush=True)
-        about = machine(("torch", "transformers", "trl", "peft")) | {"driver": driver(), "cuda": torch.version.cuda or "none"}
+        seconds = round(time.perf_counter() - started)
+        print(f"{section}, {seconds} s: {found}", flush=True)
+        about = machine(("torch", "transformers", "trl", "peft")) | {
+            "driver": driver(), "cuda": torch.version.cuda or "none", "seconds": seconds}
         write_metrics(path, (read_json(path) if path.is_file() else {}) | {section: found | {"measured_on": about}})
 
 

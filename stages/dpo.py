@@ -80,7 +80,8 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
         output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 2, scale.max_length, config, device),
         max_length=scale.max_length, beta=dpo.beta,
         loss_type=[dpo.loss_type, "sft"], loss_weights=[1.0, dpo.sft_weight], precompute_ref_log_probs=True,
-        precompute_ref_batch_size=2 * scale.batch, learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
+        precompute_ref_batch_size=2 * scale.batch if device.kind == "cpu" else None,   # on a card as many as `division` lets fit
+        learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=int(dpo.warmup_share * scale.steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
         use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
         dataloader_pin_memory=False, logging_steps=scale.steps, report_to="none", eval_strategy="steps",

@@ -18,6 +18,7 @@ from demo import cli
 from demo.conversation import CLARIFY, DOWN, POLITE, Conversation, plain
 from demo.gpt import Gpt
 from demo.local_router import LocalRouter
+from demo.page import token_for
 from demo.router import Route, Router
 from stages.common.files import read_jsonl
 from stages.common.params import read_params
@@ -404,6 +405,13 @@ def test_the_page_elsewhere_asks_for_the_token_that_it_prints_and_ends_with_ctrl
         assert "Tarrowby Goods" in httpx.get(url, follow_redirects=True, cookies=httpx.get(url).cookies).text
         running.send_signal(signal.SIGINT)
         assert running.wait(30) == 0
+
+
+def test_the_page_is_for_this_machine_alone_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("CRAWL2CART_TOKEN", raising=False)
+    address = cli.parser().parse_args(["demo"]).address
+    assert address == "127.0.0.1" and token_for(address) is None
+    assert len(token_for("0.0.0.0")) > 20
 
 
 def test_help_says_how_to_use_it(capsys):

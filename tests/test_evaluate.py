@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -252,6 +253,15 @@ def test_who_listens_hears_the_text_grow(folder, recorded):
     (text,) = open_folder(folder, FLOAT32, 12)(prompts_of(recorded, 1), TOOLS, heard.append)
     assert len(heard) > 1 and heard[-1] == whole_characters(text)
     assert all(after.startswith(before) for before, after in itertools.pairwise(heard))
+
+
+def test_threads_share_a_writer(folder, recorded):
+    """As customers of the page do."""
+    prompts = prompts_of(recorded, 4)
+    alone, shared = open_folder(folder, FLOAT32, 12), open_folder(folder, FLOAT32, 12)
+    with ThreadPoolExecutor(4) as threads:
+        together = [texts[0] for texts in threads.map(lambda prompt: shared([prompt], TOOLS), prompts)]
+    assert together == [alone([prompt], TOOLS)[0] for prompt in prompts]
 
 
 def test_sampling_follows_the_seed(folder, recorded):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 
 from stages import download
 from stages.common.stage import Stage
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 from tests.test_crawl import members
 from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401
 from tests.test_pretrain import encoded, losses, outs  # noqa: F401
@@ -103,6 +104,27 @@ def host(project: Path, port: int, hosts: str) -> subprocess.Popen:
                             env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
 
 
+@contextlib.contextmanager
+def hosts_of(project: Path, hosts: str) -> Iterator[list[subprocess.Popen]]:
+    """Two agents that meet at a rendezvous, once they have written a first checkpoint; what is left of them is killed at the end."""
+    port, checkpoints = free_port(), project / ".ckpt" / "pretrain@gru"
+    agents = [host(project, port, hosts), host(project, port, hosts)]
+    try:
+        wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents), 120)
+        assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0][-3000:]
+        yield agents
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                lose_all_of(agent)
+
+
+def lose_all_of(agent: subprocess.Popen) -> None:
+    """Ends an agent and all that it started, as when its machine's power goes."""
+    for process in [*psutil.Process(agent.pid).children(recursive=True), agent]:
+        process.kill()
+
+
 def trainer_of(agent: subprocess.Popen) -> psutil.Process | None:
     """The training process that an agent started."""
     return next(iter(psutil.Process(agent.pid).children()), None)
@@ -110,20 +132,41 @@ def trainer_of(agent: subprocess.Popen) -> psutil.Process | None:
 
 def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(encoded):  # noqa: F811
     """Two agents that meet at a rendezvous; the trainer of one is killed behind the first checkpoint."""
-    port, checkpoints = free_port(), encoded / ".ckpt" / "pretrain@gru"
-    agents = [host(encoded, port, "2"), host(encoded, port, "2")]
-    try:
-        wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents), 120)
-        assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0][-3000:]
+    with hosts_of(encoded, "2") as agents:
         os.kill(trainer_of(agents[1]).pid, signal.SIGKILL)
         said = [agent.communicate(timeout=200)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    finally:
-        for agent in agents:
-            ended = agent.poll() is not None
-            for process in [] if ended else [*psutil.Process(agent.pid).children(recursive=True), agent]:
-                process.kill()
     assert "gru: going on at step" in "".join(said)
+    equals_one_process(encoded)
+
+
+def test_pretraining_goes_on_by_itself_with_the_machines_that_are_left(encoded):  # noqa: F811
+    """The second of two hosts, not the one at whose address they meet, goes with all that runs on it."""
+    with hosts_of(encoded, "1:2") as agents:
+        lose_all_of(agents[1])
+        said = agents[0].communicate(timeout=300)[0]
+        assert agents[0].returncode == 0, said[-3000:]
+    assert "gru: going on at step" in said
+    equals_one_process(encoded)
+
+
+def test_slurm_s_script_starts_an_agent_on_each_machine_and_records_the_result(tmp_path):
+    """There is no Slurm here: stand-ins for its commands note what they are told."""
+    for name, does in (("scontrol", "printf 'node7\\nnode8\\n'"), ("srun", 'echo "srun $*" >> said'), ("dvc", 'echo "dvc $*" >> said')):
+        command = tmp_path / (".venv/bin" if name == "dvc" else "bin") / name
+        command.parent.mkdir(parents=True, exist_ok=True)
+        command.write_text(f"#!/bin/sh\n{does}\n")
+        command.chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8",
+             "SLURM_JOB_ID": "31", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", str(ROOT / "scale/slurm.sh"), "gpt_oss"], env=os.environ | slurm, check=True)
+    started, recorded = (tmp_path / "said").read_text().splitlines()
+    assert started == ("srun .venv/bin/python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=31 "
+                       "--rdzv_endpoint=node7:29500 --max_restarts=3 -m stages.pretrain gpt_oss")
+    assert recorded == "dvc commit -f pretrain@gpt_oss"
+
+
+def equals_one_process(encoded: Path) -> None:  # noqa: F811
     together = losses(encoded, "gru")
     alone = subprocess.run([sys.executable, "-m", "stages.pretrain", "gru"], cwd=encoded, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr

@@ -259,6 +259,30 @@ def test_a_thumb_pressed_at_any_moment_after_an_answer_is_saved_and_stays(tab, w
     assert down.get_attribute("aria-pressed") == "true" and [row["liked"] for row in thumbs(world, first)] == [False]
 
 
+@pytest.mark.slow
+def test_tab_and_enter_are_enough_and_a_button_changes_the_colours(tab, world):
+    first = "a tent, asked with keys alone"
+    tab.say(first)
+    reached = []
+    for _ in range(60):
+        tab.page.keyboard.press("Tab")
+        reached.append(tab.page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"))
+        if reached[-1] == "Good answer":
+            tab.page.keyboard.press("Enter")
+        if {"Send", "Light or dark", "Good answer"} <= set(reached):
+            break
+    expect(tab.page.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    assert {"Send", "Light or dark"} <= set(reached), reached
+    tab.page.wait_for_load_state("networkidle")
+    assert [row["liked"] for row in thumbs(world, first)] == [True]
+    dark = "document.body.classList.contains('dark')"
+    before = tab.page.evaluate(dark)
+    tab.page.locator(".theme:visible").click()
+    assert tab.page.evaluate(dark) != before
+    tab.page.reload()
+    tab.page.wait_for_function(f"{dark} === {str(not before).lower()}")   # kept
+
+
 # A question is asked once, whenever it is sent
 
 

@@ -1,6 +1,7 @@
 """The training loop: killed and repeated it gives the same bytes, and what goes wrong is said in words."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -216,6 +217,36 @@ def test_a_run_goes_on_with_another_number_of_processes(encoded, monkeypatch, sh
         patch.setattr(pretrain.Checkpoint, "save", save_and_die)
         pretrain.main(Stage("pretrain@gru"), "gru")
     assert "gru: going on at step 4" in torchrun(encoded, "gru", 2)
+    assert losses(encoded, "gru") == pytest.approx(alone, abs=1e-5)
+
+
+DIES = """
+from stages import pretrain
+from stages.common.stage import Stage
+
+save = pretrain.Checkpoint.save
+
+def save_and_die(checkpoint, tensors, state):
+    save(checkpoint, tensors, state)
+    if state["step"] == 4:
+        raise KeyboardInterrupt
+
+pretrain.Checkpoint.save = save_and_die
+pretrain.main(Stage("pretrain@gru"), "gru")
+"""
+
+
+@pytest.mark.slow
+def test_what_processes_split_among_them_one_goes_on_with(encoded, tmp_path):
+    pretrain.main(Stage("pretrain@gru"), "gru")
+    alone = losses(encoded, "gru")
+    change(encoded, "sharded: false", "sharded: true")
+    (tmp_path / "dies.py").write_text(DIES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "dies.py")]
+    died = subprocess.run(command, cwd=encoded, env=os.environ | {"PYTHONPATH": str(encoded)}, capture_output=True, text=True)
+    assert died.returncode and "KeyboardInterrupt" in died.stderr, died.stderr
+    went_on = subprocess.run([sys.executable, "-m", "stages.pretrain", "gru"], cwd=encoded, capture_output=True, text=True)
+    assert went_on.returncode == 0 and "gru: going on at step 4" in went_on.stdout, went_on.stderr
     assert losses(encoded, "gru") == pytest.approx(alone, abs=1e-5)
 
 

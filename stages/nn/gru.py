@@ -74,8 +74,8 @@ class GruScan(torch.autograd.Function):
     @staticmethod
     def forward_in_pieces(ctx, x: Tensor, u: Tensor, c: Tensor, h: Tensor, steps: Callable) -> Tensor:
         bias, found = torch.cat([c.new_zeros(2 * len(c)), c]).detach(), [(h.detach().contiguous()[None], None, None)]
-        for piece in x.split(PIECE):
-            found.append(steps(piece, u, bias, found[-1][0][-1]))
+        for piece in x.detach().split(PIECE):
+            found.append(steps(piece, u.detach(), bias, found[-1][0][-1]))
         h = torch.cat([h for h, *_ in found])
         ctx.save_for_backward(u, h, *(torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[1:]))
         return h[1:]

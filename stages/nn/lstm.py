@@ -76,8 +76,8 @@ class LstmScan(torch.autograd.Function):
     @staticmethod
     def forward_in_pieces(ctx, x: Tensor, u: Tensor, h: Tensor, c: Tensor, steps: Callable) -> tuple[Tensor, Tensor]:
         found = [(None, None, h.detach().contiguous()[None], c.detach().contiguous()[None])]   # like all later ones: compiled once
-        for piece in x.split(PIECE):
-            found.append(steps(piece, u, found[-1][2][-1], found[-1][3][-1]))
+        for piece in x.detach().split(PIECE):
+            found.append(steps(piece, u.detach(), found[-1][2][-1], found[-1][3][-1]))
         gates, tanh_c = (torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[:2])
         h, c = (torch.cat(parts) for parts in list(zip(*found, strict=True))[2:])
         ctx.save_for_backward(u, h, c, gates, tanh_c)

@@ -22,8 +22,18 @@ PIECE = 8
 
 @cache
 def compiled(function: Callable) -> Callable:
-    """The function compiled for fixed shapes, once for all layers that have them."""
-    return torch.compile(function, dynamic=False)
+    """The function of a piece and more, compiled for fixed shapes, once for all layers that have them.
+
+    Shorter pieces and generation run it as it stands: every length and number of prompts would be compiled anew, which takes
+    longer than they do, and after eight times (torch._dynamo.config.recompile_limit) nothing more is compiled, training neither.
+    """
+    of_piece = torch.compile(function, dynamic=False)
+
+    def run(piece: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        whole = len(piece) == PIECE and not torch.is_inference_mode_enabled()
+        return (of_piece if whole else function)(piece, *others)
+
+    return run
 
 
 class RnnScan(torch.autograd.Function):

@@ -267,7 +267,7 @@ def open_writer(place: str) -> Writer:
     """
     if is_url(place):
         address, _, model = place.partition("#")
-        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=MAX_SECONDS, max_retries=1)
+        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=MAX_SECONDS, max_retries=0)
         return Endpoint(client, model or first_model(client, address))
     folder = Path(place)
     if not folder.is_dir():
