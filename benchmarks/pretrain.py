@@ -3,7 +3,7 @@
     python -m benchmarks.pretrain                    # all; `--rows 1 --steps 1 --sizes 32 --new-tokens 4` tries whether it runs
     python -m benchmarks.pretrain gpt_oss decoding   # parts of it
 
-out  metrics/speed/pretrain.json: {gpt_oss: {tokens_per_s, times_reference}, <cell>_<size>: …}: the reference is transformers'
+out  metrics/speed/pretrain.json: {gpt_oss: {tokens_per_s, times_reference, threads}, <cell>_<size>: …}: the reference is transformers'
      GptOssForCausalLM (default experts, eager attention), or torch.nn's RNN, LSTM and GRU between the same embedding and head
      metrics/speed/generate.json: {batch_<n>_<dtype>: {tokens_per_s, times_reference}}: greedy decoding beside transformers' generate,
      both with weights of that dtype
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.report import write_report
+from benchmarks.report import FOLDER, write_report
 from stages.common.device import Device, open_device
+from stages.common.files import read_json
 from stages.common.params import read_params
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import MODELS, save_model
@@ -130,8 +131,11 @@ def main() -> None:
                 step_of(twin, torch.optim.AdamW(twin.parameters(), 1e-4, fused=True), lambda m=twin: m(inputs, targets), device),
                 words.steps), words.rows * context)
             print(name, width, results[f"{name}_{width}"], flush=True)
-    if results:
-        write_report("pretrain", results)
+    if results:   # parts measured earlier stay; `measured_on` is of the last call
+        kept = read_json(FOLDER / "pretrain.json") if (FOLDER / "pretrain.json").is_file() else {}
+        kept.pop("measured_on", None)
+        threads = {"threads": torch.get_num_threads()}
+        write_report("pretrain", kept | {name: found | threads for name, found in results.items()})
 
     if "decoding" in words.parts:
         model.eval(), reference.eval()
