@@ -85,7 +85,7 @@ def test_a_wrong_key_or_model_ends_the_stage_without_a_second_try(server, tmp_pa
 def test_a_service_that_is_down_ends_the_stage_soon(server, tmp_path):
     server.answer = lambda body, key: Reply(status=503)
     asks = teacher(tmp_path, retries=0)
-    with pytest.raises(Problem, match="answered none of 4 requests"):
+    with pytest.raises(Problem, match=r"answered none of \d requests"):  # at least as many as there are connections
         asks.each("x", range(500), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])])
     assert len(server.requests) < 50
 
