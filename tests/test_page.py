@@ -365,7 +365,7 @@ def test_a_question_that_does_not_reach_the_shop_stays_in_the_box(tab):
     for answer, words in (({"status": 413, "content_type": "text/plain", "body": "The request is too large."}, "The request is too large."),
                           ({"status": 500, "content_type": "text/plain", "body": "Traceback"}, "could not take that (error 500)")):
         tab.page.unroute("**/chat/ask")
-        tab.page.route("**/chat/ask", lambda route, answer=answer: route.fulfill(**answer))
+        tab.page.route("**/chat/ask", lambda route, _, answer=answer: route.fulfill(**answer))
         tab.page.get_by_role("button", name="Send").locator("visible=true").click()
         expect(tab.page.locator(".refused:visible")).to_contain_text(words, timeout=PATIENCE)
     tab.complaints.clear()  # the browser names the requests that failed
