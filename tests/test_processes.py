@@ -80,13 +80,10 @@ def launch(project: Path, stage: str, processes: int) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "sft_weight"), [("sft", None), ("dpo", "0.0")])
-def test_two_processes_learn_what_one_does(prepared, stage, sft_weight):
-    """Pairs weigh the same in DPO however they are shared out. TRL's SFT term does not: it is a mean over each part's tokens."""
-    params = prepared / "params.yaml"
-    if sft_weight is not None:
-        assert "\n  sft_weight: 0.1\n" in params.read_text()
-        params.write_text(params.read_text().replace("\n  sft_weight: 0.1\n", f"\n  sft_weight: {sft_weight}\n"))
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_learn_what_one_does(prepared, stage):
+    """Pairs weigh the same in DPO however they are shared out. The SFT term beside it, a mean over each part's tokens, does not quite,
+    which two steps of Adam from adapters of zero do not show."""
     sft = load_file(prepared / "models/sft/model.safetensors")
     alone, together = launch(prepared, stage, 1), launch(prepared, stage, 2)
     assert together["losses"] == pytest.approx(alone["losses"], abs=1e-5)
