@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.report import FOLDER, write_report
+from benchmarks.report import measured_before, write_report
 from stages.common.device import Device, open_device
-from stages.common.files import read_json
 from stages.common.params import read_params
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import MODELS, save_model
@@ -131,11 +130,9 @@ def main() -> None:
                 step_of(twin, torch.optim.AdamW(twin.parameters(), 1e-4, fused=True), lambda m=twin: m(inputs, targets), device),
                 words.steps), words.rows * context)
             print(name, width, results[f"{name}_{width}"], flush=True)
-    if results:   # parts measured earlier stay; `measured_on` is of the last call
-        kept = read_json(FOLDER / "pretrain.json") if (FOLDER / "pretrain.json").is_file() else {}
-        kept.pop("measured_on", None)
+    if results:   # parts measured earlier stay
         threads = {"threads": torch.get_num_threads()}
-        write_report("pretrain", kept | {name: found | threads for name, found in results.items()})
+        write_report("pretrain", measured_before("pretrain") | {name: found | threads for name, found in results.items()})
 
     if "decoding" in words.parts:
         model.eval(), reference.eval()

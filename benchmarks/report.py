@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from stages.common.files import read_json
 from stages.common.metrics import write_metrics
 
 FOLDER = Path(__file__).parent.parent / "metrics" / "speed"
@@ -25,6 +26,12 @@ def machine(packages: Iterable[str]) -> dict:
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
             "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])}
+
+
+def measured_before(name: str) -> dict:
+    """What metrics/speed/<name>.json has of earlier calls, without `measured_on`, which is of the last call only."""
+    path = FOLDER / f"{name}.json"
+    return {part: found for part, found in read_json(path).items() if part != "measured_on"} if path.is_file() else {}
 
 
 def write_report(name: str, results: dict, packages: Iterable[str] = PACKAGES) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks.report import FOLDER, write_report
+from benchmarks.report import measured_before, write_report
 from stages.common.files import read_json
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
-    kept = read_json(FOLDER / "tune.json") if (FOLDER / "tune.json").is_file() else {}
+    kept = measured_before("tune")
     for model in words.models:
         reached = {}
         for rate in words.rates:
@@ -70,7 +70,7 @@ def main() -> None:
             print(f"{model}: learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
         finite = {rate: value for rate, value in reached.items() if value is not None}
         kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps,
-                       "threads": words.threads}  # the file's `measured_on` is of the last call only
+                       "threads": words.threads}
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 
 
