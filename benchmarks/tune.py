@@ -41,7 +41,7 @@ def pretrained(model: str, steps: int, threads: int, rate: float | None = None, 
         if rate is not None:
             params["pretrain"][model]["learning_rate"] = rate
         profile = params["profiles"][params["profile"]]
-        profile["threads"] = threads
+        profile.update(threads=threads, processes=1)
         profile["pretrain"].update(steps=steps, steps_per_look=steps)
         profile["models"][model].update(sizes or {})
         yaml.dump(params, root / "params.yaml")

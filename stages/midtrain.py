@@ -7,9 +7,9 @@ What a small model lacks for calls is to copy, and a laptop has no time to wait 
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
 to look for what it repeats (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each. The loss covers all of a dialogue: what the assistant writes counts more, and most of all its decisions, which
-tool or none, since they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is taken
-as it is and only a pointer is written.
+there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The loss covers all of a row: what the assistant
+writes counts more, and most of all its decisions, which tool or none, since they are few tokens among many. Several processes share a
+step. Where the profile names a model of the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 

@@ -9,20 +9,21 @@ import numpy as np
 from stages.common.files import atomic_file, write_json
 from stages.common.problem import Problem
 
-SIGNIFICANT_DIGITS = 5
+# Digits of a metric; and of a curve, where two runs that should be the same are compared: as many as float32 has.
+SIGNIFICANT_DIGITS, CURVE_DIGITS = 5, 7
 RESAMPLES = 1000  # of a bootstrap
 
 
-def rounded(value: object) -> object:
-    """The value with every float cut to five significant digits. Raises Problem on a float that is not finite."""
+def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
+    """The value with every float cut to so many significant digits. Raises Problem on a float that is not finite."""
     if isinstance(value, dict):
-        return {str(key): rounded(inner) for key, inner in value.items()}
+        return {str(key): rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(inner) for inner in value]
+        return [rounded(inner, digits) for inner in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise Problem(f"A metric is {value}: the run before it went wrong; look at its log under runs/.")
-        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+        return float(f"{value:.{digits}g}")
     return value
 
 
@@ -35,7 +36,7 @@ def write_curve(path: Path | str, rows: list[dict]) -> None:
     """Writes a learning curve as tab-separated values with a header; all rows have the keys of the first."""
     columns = list(rows[0])
     lines = ["\t".join(columns)]
-    lines += ["\t".join(str(rounded(row[column])) for column in columns) for row in rows]
+    lines += ["\t".join(str(rounded(row[column], CURVE_DIGITS)) for column in columns) for row in rows]
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
