@@ -1,12 +1,14 @@
-"""Find each model's learning rate: the same values, steps and tokens for all five, by the very program that trains them.
+"""Find each model's learning rate with the same budget for all five, by the very program that trains them.
 
     python -m benchmarks.tune                   # all five
-    python -m benchmarks.tune mlp --steps 320 --rates 0.0032 0.0064 0.0128   # one of them, as long as it trains
+    python -m benchmarks.tune mlp gru           # some of them
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
-out  metrics/speed/tune.json: {model: {bits_per_byte: {learning rate: bits per byte on validation}, best, steps, threads}}
-Each run is a whole one: its learning rate has risen and fallen when validation is read. What a short one can not show is
-that a high rate learns the corpus by heart in a long one, so where that is in question, give the steps of the profile.
+out  metrics/speed/tune.json: {model: {short_steps, short: {learning rate: bits per byte on validation}, steps, whole: the same, best,
+     threads}}
+
+Every rate is tried in a short run whose rate rises and falls as in a long one. What that can not show is that a high rate learns the
+corpus by heart later on, so the best one and the half of it are tried once more as long as the profile trains, and these decide.
 """
 
 import argparse
@@ -14,15 +16,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from benchmarks.report import measured_before, write_report
 from stages.common.files import read_json
+from stages.common.params import read_params
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
-RATES = (0.0016, 0.0032, 0.0064, 0.0128)
+RATES = (0.0016, 0.0032, 0.0064, 0.0128, 0.0256)
+SHORT_STEPS = 80
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,22 +59,32 @@ def pretrained(model: str, steps: int, threads: int, rate: float | None = None, 
         return read_json(root / "metrics" / "pretrain" / f"{model}.json")[model]
 
 
+def tried(model: str, rates: Sequence[float], steps: int, threads: int) -> dict[str, float | None]:
+    """Bits per byte with each rate; None where the loss was not finite."""
+    reached: dict[str, float | None] = {}
+    for rate in rates:
+        metrics = pretrained(model, steps, threads, rate)
+        reached[str(rate)] = metrics and metrics["val_bits_per_byte"]
+        print(f"{model}: {steps} steps, learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
+    return reached
+
+
+def best(reached: dict[str, float | None]) -> float:
+    return float(min((rate for rate, value in reached.items() if value is not None), key=reached.get))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=MODELS, metavar="model", help="mlp, rnn, lstm, gru, gpt_oss (all)")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each run (%(default)s)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates to try (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
+    params = read_params(ROOT / "params.yaml")
+    steps = getattr(params.profiles, params.profile).pretrain.steps
     kept = measured_before("tune")
     for model in words.models:
-        reached = {}
-        for rate in words.rates:
-            metrics = pretrained(model, words.steps, words.threads, rate)
-            reached[str(rate)] = metrics and metrics["val_bits_per_byte"]
-            print(f"{model}: learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
-        finite = {rate: value for rate, value in reached.items() if value is not None}
-        kept[model] = {"bits_per_byte": reached, "best": float(min(finite, key=finite.get)), "steps": words.steps,
+        short = tried(model, RATES, SHORT_STEPS, words.threads)
+        whole = tried(model, (best(short), best(short) / 2), steps, words.threads)
+        kept[model] = {"short_steps": SHORT_STEPS, "short": short, "steps": steps, "whole": whole, "best": best(whole),
                        "threads": words.threads}
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 
