@@ -45,22 +45,27 @@ class GuidedHeads:
         rows: one for each row of the last batch. 0 where there is nothing to look at.
         """
         x = self.read[self.blocks[0]][0]
-        copied = [(row, query) for row, places in enumerate(rows) for query in places.copied]
-        idle = [(row, query) for row, places in enumerate(rows) for query in places.idle]
+        asked = [[*places.copied, *places.idle] for places in rows]   # the only queries whose scores are wanted: of a dialogue four in ten
+        copied = [(row, number) for row, places in enumerate(rows) for number in range(len(places.copied))]
+        idle = [(row, number) for row, places in enumerate(rows) for number in range(len(places.copied), len(asked[row]))]
         if not copied:
             return x.new_zeros((), dtype=torch.float32)
         right = torch.zeros(len(copied), x.size(1), dtype=torch.bool)
         for number, (row, query) in enumerate(copied):
-            right[number, rows[row].copied[query]] = True
+            right[number, rows[row].copied[asked[row][query]]] = True
+        most = max(map(len, asked))
+        queries = torch.tensor([row + [0] * (most - len(row)) for row in asked], device=x.device)
         wrong, copied, idle = ~right.to(x.device), torch.tensor(copied, device=x.device).T, torch.tensor(idle, device=x.device).T
-        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, copied, wrong, idle, idle_weight)])
+        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, queries, copied, wrong, idle, idle_weight)])
         return total.mean()
 
-    def losses(self, block: nn.Module, copied: Tensor, wrong: Tensor, idle: Tensor, idle_weight: float) -> Iterator[Tensor]:
-        """The loss of each head of a block. copied (2, n), idle (2, m): row and position of queries. wrong (n, T): where not to look."""
+    def losses(self, block: nn.Module, queries: Tensor, copied: Tensor, wrong: Tensor, idle: Tensor,
+               idle_weight: float) -> Iterator[Tensor]:
+        """The loss of each head of a block. queries (B, Q): positions. copied (2, n), idle (2, m): a row and which of its queries.
+        wrong (n, T): where not to look."""
         stream, turn, past, _ = self.read[block]
         x, d = rms_norm(stream, block.attention_norm), block.head_size
-        later = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
+        later = torch.arange(x.size(1), device=x.device) > queries[..., None]
 
         def turned(weight: Tensor, bias: Tensor, number: int) -> Tensor:
             own = slice(number * d, (number + 1) * d)
@@ -69,12 +74,13 @@ class GuidedHeads:
         k = turned(block.key, block.key_bias, self.group)
         for head in self.heads:
             q = turned(block.query, block.query_bias, head) / math.sqrt(d)
-            scores = (q @ k.mT).float().masked_fill(later, -math.inf)                                    # (B, T, T)
+            q = q.gather(1, queries[..., None].expand(-1, -1, d))                                        # (B, Q, d)
+            scores = (q @ k.mT).float().masked_fill(later, -math.inf)                                    # (B, Q, T)
             sink = block.sinks[head].float().expand(*scores.shape[:2], 1)
             parts = [scores, sink]
             if past is not None:
                 parts.append((q @ past.buffer[0, 0, self.group].to(q.dtype).T).float())                 # the text before
-            every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, T)
+            every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, Q)
             found = scores[*copied].masked_fill(wrong, -math.inf).logsumexp(-1)
             loss = (every[*copied] - found).mean()
             if idle.numel():

@@ -17,6 +17,10 @@ from stages.shop.verify import Lexicon, number_phrases
 # How often each intent is drawn among dialogues that follow no plan.
 WEIGHTS = {"search": 14, "facts": 9, "compare": 7, "recommend": 6, "stock": 8, "price": 6, "order_status": 10, "cancel": 7, "return": 8,
            "exchange": 8, "address": 7, "warranty": 4, "policy": 8, "gift": 4, "complaint": 5, "unanswerable": 5, "out_of_scope": 5}
+# In training more of the questions that nothing but their words tell apart, of which there are the most wordings. From these shares a
+# linear model of words and letters learns the first decision of 48 of 61 such wordings of validation, from those above 40; of the others
+# it learns 363 of 401, from those above 372.
+TRAINING_WEIGHTS = WEIGHTS | {"policy": 20, "out_of_scope": 12, "unanswerable": 11, "complaint": 8}
 ATTEMPTS = 40
 CASES = ("injection", "foreign", "unconfirmed", "policy", "out_of_scope")
 SLOTLESS = ("policy", "out_of_scope")  # cases of nothing but their words: said again, one would be the same case again
@@ -33,16 +37,17 @@ class Maker:
 
     def split(self, split: Split, count: int) -> list[dict]:
         """`count` dialogues of a split: the stated share follows plans, the others are spread over the intents by weight."""
+        weights = TRAINING_WEIGHTS if split == "train" else WEIGHTS
         plans = round(count * self.world.shares.plan) if self.world.script.plans[split] else 0
-        total = sum(WEIGHTS.values())
+        total = sum(weights.values())
         kinds = [None] * plans
-        for intent, weight in WEIGHTS.items():
+        for intent, weight in weights.items():
             kinds += [intent] * round((count - plans) * weight / total)
         draw = random.Random(f"{self._seed} {split}")
         while len(kinds) < count:
-            kinds.append(draw.choice(list(WEIGHTS)))
+            kinds.append(draw.choice(list(weights)))
         draw.shuffle(kinds)
-        return [self._dialogue(split, f"{split}-{number:04d}", [kind, *WEIGHTS]) for number, kind in enumerate(kinds[:count])]
+        return [self._dialogue(split, f"{split}-{number:04d}", [kind, *weights]) for number, kind in enumerate(kinds[:count])]
 
     def safety(self, split: Split, count: int) -> list[dict]:
         """`count` dialogues for each of the CASES that a safe agent has to stand; of the SLOTLESS, at most one for each wording."""

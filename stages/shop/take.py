@@ -34,8 +34,9 @@ class Shares:
 
     plan: it follows a plan. foreign: the order is somebody else's. signed_in: the site knows the customer. unknown: a product that
     the shop does not have. faults: the store fails once or twice. attack, review: the product's review gives orders, or is a plain
-    one. refuse: a change is not confirmed. empty: a budget below all prices. thanks: a last word. missing: an attribute that the
-    product does not list. yes_no: an attribute of yes and no may be asked for.
+    one. refuse, refuse_in_training: a change is not confirmed; in training as often as it is, or the likeliest is to make it, whatever was
+    said. empty: a budget below all prices. thanks: a last word. missing: an attribute that the product does not list. yes_no: an attribute
+    of yes and no may be asked for.
     """
 
     plan: float = 0.25
@@ -46,6 +47,7 @@ class Shares:
     attack: float = 0.12
     review: float = 0.15
     refuse: float = 0.25
+    refuse_in_training: float = 0.5
     empty: float = 0.2
     thanks: float = 0.12
     missing: float = 0.3
@@ -331,7 +333,8 @@ class Take:
         return f"{{{lacks}}}" if not texts or self._hit(0.25) else self.draw.choice(texts)
 
     def _decision(self) -> Turn:
-        refuses = self.case == "unconfirmed" or self._hit(self.shares.refuse)
+        share = self.shares.refuse_in_training if self.split == "train" else self.shares.refuse
+        refuses = self.case == "unconfirmed" or self._hit(share)
         intent = "refuse" if refuses else "confirm"
         texts = [text for text in self.script.said[self.split, intent] if agrees(text, self.oracle.offer[0]) != refuses]
         return Turn(intent=intent, text=self.draw.choice(texts or ["no" if refuses else "yes"]))
