@@ -30,11 +30,9 @@ check: setup          ## say what this machine has and what the profile needs (P
 lock: setup           ## check that dvc.lock belongs to this code and these parameters (seconds, runs nothing)
 	@.venv/bin/python -m setup.lock
 
-parallel: setup       ## like repro, with independent models trained side by side (JOBS=2)
+parallel: setup       ## like repro, with as many language models trained at a time as there are cores for (JOBS=4)
 	@$(if $(PROFILE),.venv/bin/python -m setup.choose $(PROFILE))
-	@.venv/bin/dvc repro encode
-	@.venv/bin/dvc stage list --name-only pretrain | xargs -P $(JOBS) -I {} .venv/bin/dvc --wait-for-lock repro -s {}
-	@.venv/bin/python -m setup.repro
+	@.venv/bin/python -m setup.repro --jobs $(JOBS)
 
 reproduce: setup      ## prove the committed metrics: run the graph from nothing in a clone and compare
 	@.venv/bin/python -m setup.reproduce

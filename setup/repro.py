@@ -1,13 +1,19 @@
 """Run the graph, print what came out, and write the report with the commit and the ledger: `make repro`.
 
-The copy at runs/report.html is for people and stays outside DVC: it names the commit and what each stage took, which no
-cached output may.
+Language models are trained side by side, as many at a time as the profile has processes, or `--jobs`: each takes one process's threads,
+and on a CPU two small ones at once are done sooner than one after the other on twice the threads.
+The copy at runs/report.html is for people and stays outside DVC: it names the commit and what each stage took, which no cached output
+may.
 """
 
+import argparse
 import html
+import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from setup.choose import ROOT
 from setup.ledger import ledger, ledger_table, total
@@ -54,12 +60,45 @@ def report_copy() -> Path:
     return copy
 
 
-def main() -> None:
-    check_machine(read_params(ROOT / "params.yaml"), ROOT)
-    if subprocess.run([DVC, "repro"], cwd=ROOT).returncode:
+def dvc(*words: str) -> None:
+    """Runs DVC. Raises Problem if a stage fails."""
+    if subprocess.run([DVC, *words], cwd=ROOT).returncode:
         raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
                       "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
                       "`rm -f .dvc/tmp/rwlock .dvc/tmp/lock`.")
+
+
+def pretrain(jobs: int) -> None:
+    """Trains the language models that are not up to date, `jobs` at a time: the last of the list, which takes longest, first."""
+    dvc("repro", "encode")
+    said = subprocess.run([DVC, "status", "--json", "pretrain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    stop = Event()   # after an error, or Ctrl-C, no further one begins
+
+    def train(model: str) -> None:
+        if not stop.is_set():
+            try:
+                dvc("--wait-for-lock", "repro", "--single-item", model)
+            except Problem:
+                stop.set()
+                raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(train, list(json.loads(said.stdout))[::-1]))
+        finally:
+            stop.set()
+
+
+def main() -> None:
+    params = read_params(ROOT / "params.yaml")
+    parser = argparse.ArgumentParser(prog="python -m setup.repro", description=__doc__.split(":")[0])
+    parser.add_argument("--jobs", type=int, default=getattr(params.profiles, params.profile).processes,
+                        help="language models trained at a time (%(default)s)")
+    words = parser.parse_args()
+    check_machine(params, ROOT)
+    if words.jobs > 1:
+        pretrain(words.jobs)
+    dvc("repro")
     table = results()
     width = max(len(what) for what, _ in table)
     print()

@@ -79,7 +79,8 @@ def samples(model: nn.Module, tokenizer, seed: int) -> list[dict[str, str]]:
 
 
 def main(stage: Stage, name: str) -> None:
-    device = open_device(stage.params.profile.device, stage.params.profile.dtype, stage.params.profile.threads, stage.params.seed)
+    profile = stage.params.profile
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, stage.params.seed)
     with open_world(device.kind) as world:
         # One process holds the lock and writes; the others read the same checkpoint.
         with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from setup import reproduce, tolerances
+from setup import repro, reproduce, tolerances
 from setup.reproduce import differences, flat, metrics_below
 from stages.common.problem import Problem
 from tests.conftest import ENVIRONMENT, ROOT
@@ -205,6 +205,19 @@ def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy
     name = "evaluate:sft.n"
     with pytest.raises(Problem, match=rf"{name}: {committed[name] + 1} committed, {committed[name]} measured"):
         reproduce.verdict(copy, committed | {name: committed[name] + 1})
+
+
+def test_no_further_model_begins_after_one_that_failed(monkeypatch, tmp_path):
+    """A DVC of three models that are out of date, the last of which fails."""
+    program(tmp_path / "dvc", f"""case "$*" in
+        *status*) echo '{{"pretrain@mlp": [], "pretrain@gru": [], "pretrain@gpt_oss": []}}';;
+        *) echo "$*" >> {tmp_path}/called; case "$*" in *gpt_oss) exit 1;; *gru) sleep 0.5;; esac;;
+        esac""")
+    monkeypatch.setattr(repro, "DVC", tmp_path / "dvc")
+    with pytest.raises(Problem, match="a stage failed; its message is above"):
+        repro.pretrain(1)
+    said = (tmp_path / "called").read_text().splitlines()
+    assert said == ["repro encode", "--wait-for-lock repro --single-item pretrain@gpt_oss"]
 
 
 @pytest.mark.slow
