@@ -5,7 +5,7 @@ out  models/pretrain/<name> (weights, config, tokenizer, samples.json), metrics/
 
 A fixed number of tokens a step, the same for all five models; recurrent ones carry their state from step to step (truncated
 backpropagation through time, Williams & Peng 1990, https://doi.org/10.1162/neco.1990.2.4.490). On several processes
-`torchrun --nproc_per_node=N -m stages.pretrain gpt_oss` gives the same curve.
+`torchrun --nproc_per_node=N -m stages.pretrain gpt_oss` gives the same curve (with dropout, another draw of it).
 """
 
 import contextlib

@@ -53,12 +53,13 @@ def test_a_recurrent_layer_equals_torch_s_in_outputs_states_and_gradients(name, 
 
 
 @pytest.mark.parametrize("steps", [16, 21])
-@pytest.mark.parametrize(("module", "scan", "gates", "biases"), [(lstm, lstm.LstmScan, 4, 0), (gru, gru.GruScan, 3, 1)],
-                         ids=["lstm", "gru"])
+@pytest.mark.parametrize(("module", "scan", "gates", "biases"), [(rnn, rnn.RnnScan, 1, None), (lstm, lstm.LstmScan, 4, 0),
+                                                                (gru, gru.GruScan, 3, 1)], ids=["rnn", "lstm", "gru"])
 def test_the_gpu_s_recurrent_steps_are_the_cpu_s(module, scan, gates, biases, steps):
     """In pieces of eight steps, which a GPU compiles; here they run as they stand."""
     generator = torch.Generator().manual_seed(6)
-    shapes = [(steps, 4, gates * 12), (gates * 12, 12), *[(12,)] * biases, (4, 12), *[(4, 12)] * (1 - biases)]
+    others = {None: [(4, 12)], 0: [(4, 12), (4, 12)], 1: [(12,), (4, 12)]}[biases]
+    shapes = [(steps, 4, gates * 12), (gates * 12, 12), *others]
     given = [torch.randn(shape, generator=generator, dtype=torch.float64) / 3 for shape in shapes]
 
     class InPieces(torch.autograd.Function):

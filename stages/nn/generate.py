@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.common.problem import Problem
 from stages.nn import tokenizer as tokenizers
@@ -21,11 +21,12 @@ from stages.nn.sampling import choose
 
 @torch.inference_mode()
 def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int] = (),
-           temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> Iterator[list[int | None]]:
+           temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+           draws: Tensor | None = None) -> Iterator[list[int | None]]:
     """Yields the next id of every prompt, None for those that have ended (with an id of stop_ids, which is still given).
 
-    Prompts must not be empty, and for all models but GPT-OSS be of one length. What a row draws depends on the seed and its
-    place in the batch only, not on when others end.
+    Prompts must not be empty, and for all models but GPT-OSS be of one length. draws (max_new_tokens, prompts) in [0, 1) decide what is
+    chosen (`drawn`); with temperature 0 nothing is drawn.
     """
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -33,9 +34,9 @@ def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
     padding = (longest - lengths).to(device)
     tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     state = model.start(len(prompts), padding) if padding.any() else model.start(len(prompts))
-    draws = torch.rand(max_new_tokens, len(prompts), generator=torch.Generator().manual_seed(seed)).to(device)
+    draws = torch.zeros(max_new_tokens, len(prompts)) if draws is None else draws
     running = [True] * len(prompts)
-    for draw in draws:
+    for draw in draws.to(device):
         hidden, state = model(tokens, state)
         logits = model.logits(hidden[:, -1])[:, :model.vocabulary]   # the rows above are padding of the table
         ids = choose(logits, temperature, top_k, top_p, draw)
@@ -46,16 +47,22 @@ def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
         tokens = ids[:, None]
 
 
+def drawn(max_new_tokens: int, prompts: int, seed: int) -> Tensor:
+    """(max_new_tokens, prompts) in [0, 1): what a prompt's token depends on the seed and the two places alone, not on when others end."""
+    return torch.rand(max_new_tokens, prompts, generator=torch.Generator().manual_seed(seed))
+
+
 def generate(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int] = (),
              temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0) -> list[list[int]]:
-    """The new ids for each prompt, in order, the id that ended it included. Arguments as for `stream`."""
+    """The new ids for each prompt, in order, the id that ended it included. Arguments as for `stream` and `drawn`."""
     groups = [range(len(prompts))]
     if not isinstance(model, GptOss):
         lengths = sorted({len(prompt) for prompt in prompts})
         groups = [[row for row, prompt in enumerate(prompts) if len(prompt) == length] for length in lengths]
     written: list[list[int]] = [[] for _ in prompts]
+    draws = drawn(max_new_tokens, len(prompts), seed)
     for rows in groups:
-        steps = stream(model, [prompts[row] for row in rows], max_new_tokens, stop_ids, temperature, top_k, top_p, seed)
+        steps = stream(model, [prompts[row] for row in rows], max_new_tokens, stop_ids, temperature, top_k, top_p, draws[:, list(rows)])
         for ids in steps:
             for row, number in zip(rows, ids, strict=True):
                 if number is not None:
@@ -73,6 +80,11 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to draw from (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
+    for name, right, wanted in (("tokens", words.tokens > 0, "1 or more"), ("temperature", words.temperature >= 0, "0 or more"),
+                                ("top-k", words.top_k is None or words.top_k > 0, "1 or more"),
+                                ("top-p", 0 < words.top_p <= 1, "above 0 and at most 1")):
+        if not right:
+            parser.error(f"--{name} must be {wanted}")
     try:
         model, tokenizer = load_model(words.model), tokenizers.load(words.model)
     except Problem as problem:
@@ -82,7 +94,7 @@ def main() -> None:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     print(words.prompt, end="", flush=True)
     steps = stream(model, [[end, *tokenizer.encode_ordinary(words.prompt)]], words.tokens, [end], words.temperature,
-                   words.top_k, words.top_p, words.seed)
+                   words.top_k, words.top_p, drawn(words.tokens, 1, words.seed))
     for (number,) in steps:
         if number != end:
             print(decoder.decode(tokenizer.decode_single_token_bytes(number)), end="", flush=True)

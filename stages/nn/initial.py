@@ -28,9 +28,9 @@ def normal(deviation: float) -> Start:
     return lambda tensor, generator, _: tensor.normal_(0, deviation, generator=generator)
 
 
-def fan_in(gain: float = 1.0, dim: int = -1) -> Start:
-    """N(0, gain²/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
-    return lambda tensor, generator, _: tensor.normal_(0, gain / math.sqrt(tensor.size(dim)), generator=generator)
+def fan_in(dim: int = -1) -> Start:
+    """N(0, 1/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
+    return lambda tensor, generator, _: tensor.normal_(0, 1 / math.sqrt(tensor.size(dim)), generator=generator)
 
 
 def constant(value: float) -> Start:

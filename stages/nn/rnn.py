@@ -36,11 +36,34 @@ def compiled(function: Callable) -> Callable:
     return run
 
 
+def steps(z: Tensor, u: Tensor, h: Tensor) -> Tensor:
+    """Some steps of one layer as the equation says them, for a GPU, where they are compiled: there it is the number of kernels that takes
+    the time. z (n, B, H), u (H, H), h (B, H) -> h of each step (n, B, H)."""
+    found = []
+    for z_t in z:
+        h = torch.addmm(z_t, h, u.T).tanh()
+        found.append(h)
+    return torch.stack(found)
+
+
+def steps_back(gradient: Tensor, u: Tensor, h: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `steps`, last step first. gradient (n, B, H) of each h (n, B, H), dh (B, H) comes back from later steps -> dz (n, B,
+    H), dh for the steps before."""
+    found = []
+    for t in reversed(range(len(h))):
+        dz = (dh + gradient[t]) * (1 - h[t] * h[t])
+        dh = dz @ u
+        found.append(dz)
+    return torch.stack(found[::-1]), dh
+
+
 class RnnScan(torch.autograd.Function):
     """All steps of one layer. z (T, B, H) = W x + b of every step, u (H, H), h0 (B, H) -> h (T, B, H)."""
 
     @staticmethod
     def forward(ctx, z: Tensor, u: Tensor, h0: Tensor) -> Tensor:
+        if z.is_cuda:
+            return RnnScan.forward_in_pieces(ctx, z, u, h0, compiled(steps))
         h = z.new_empty(len(z) + 1, *h0.shape)
         h[0] = h0
         for z_t, before, after in zip(z, h, h[1:], strict=False):
@@ -49,8 +72,29 @@ class RnnScan(torch.autograd.Function):
         return h[1:]
 
     @staticmethod
+    def forward_in_pieces(ctx, z: Tensor, u: Tensor, h: Tensor, steps: Callable) -> Tensor:
+        found = [h.detach().contiguous()[None]]   # like all later ones: compiled once
+        for piece in z.detach().split(PIECE):
+            found.append(steps(piece, u.detach(), found[-1][-1]))
+        h = torch.cat(found)
+        ctx.save_for_backward(u, h)
+        return h[1:]
+
+    @staticmethod
+    def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
+        u, h = ctx.saved_tensors
+        found, dh = [], torch.zeros_like(h[0])
+        for gradient, own in reversed(list(zip(h_gradient.split(PIECE), h[1:].split(PIECE), strict=True))):
+            dz, dh = steps_back(gradient, u, own, dh)
+            found.append(dz)
+        dz = torch.cat(found[::-1])
+        return dz, dz.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, h_gradient: Tensor):
+        if h_gradient.is_cuda:
+            return RnnScan.backward_in_pieces(ctx, h_gradient, compiled(steps_back))
         u, h = ctx.saved_tensors
         slope = 1 - h[1:] * h[1:]
         dz = torch.empty_like(slope)
