@@ -1,6 +1,6 @@
 """What one card does: speed, memory, parity with the CPU and repeatability, with random weights of the real shapes.
 
-    python -m benchmarks.gpu                                    # every section, each under five minutes
+    python -m benchmarks.gpu                                    # every section, each under five minutes; or python benchmarks/gpu.py
     python -m benchmarks.gpu --section sft --tokens 4096        # one of them
     python -m benchmarks.gpu --toy --folder /tmp/toy            # tiny shapes on any device, to see whether it runs
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+sys.path.insert(0, str(Path(__file__).parent.parent))   # for `python benchmarks/gpu.py`
 from benchmarks.report import FOLDER, machine
 from stages.common.device import Device, open_device
 from stages.common.files import read_json

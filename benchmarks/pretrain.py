@@ -3,11 +3,13 @@
     python -m benchmarks.pretrain                    # all; `--rows 1 --steps 1 --sizes 32 --new-tokens 4` tries whether it runs
     python -m benchmarks.pretrain gpt_oss decoding   # parts of it
 
-out  metrics/speed/pretrain.json: {gpt_oss: {tokens_per_s, times_reference, threads}, <cell>_<size>: …}: the reference is transformers'
-     GptOssForCausalLM (default experts, eager attention), or torch.nn's RNN, LSTM and GRU between the same embedding and head
+out  metrics/speed/pretrain.json: {mlp: {tokens_per_s, seconds_per_step, mfu, memory_gib, measured_on}, gpt_oss: {…, times_reference},
+     <cell>_<size>: …}: the reference is transformers' GptOssForCausalLM (default experts, eager attention), or torch.nn's RNN, LSTM and
+     GRU between the same embedding and head; the MLP has none. Rows measured earlier stay.
      metrics/speed/generate.json: {batch_<n>_<dtype>: {tokens_per_s, times_reference}}: greedy decoding beside transformers' generate,
      both with weights of that dtype
-Each pair takes turns, so that a busy moment of the machine hits both; the median step counts.
+Each pair takes turns, so that a busy moment of the machine hits both; the median step counts. mfu is the share of the rate of large
+matrix products here, as stages/pretrain.py prints it (stages/nn/speed.py); memory_gib is of a process that does nothing but two steps.
 """
 
 import argparse
@@ -15,31 +17,33 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.report import measured_before, write_report
+from benchmarks.report import write_report, write_rows
 from stages.common.device import Device, open_device
 from stages.common.params import read_params
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import MODELS, save_model
 from stages.nn.generate import generate
-from stages.nn.gru import Gru
 from stages.nn.initial import initialise, padded
-from stages.nn.lstm import Lstm
 from stages.nn.optim import adamw
-from stages.nn.rnn import Rnn, normed
+from stages.nn.rnn import normed
+from stages.nn.speed import flops_per_token, peak_memory, product_rate
 
 ROOT = Path(__file__).parent.parent
-CELLS = {"rnn": (Rnn, nn.RNN), "lstm": (Lstm, nn.LSTM), "gru": (Gru, nn.GRU)}
-PARTS = ("gpt_oss", *CELLS, "decoding")
+CONTEXT = 256
+CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+PARTS = ("mlp", "gpt_oss", *CELLS, "decoding")
 
 
 class Reference(nn.Module):
-    """Our recurrent model with torch.nn's layers in place of ours and the usual cross-entropy."""
+    """Our recurrent model with torch.nn's layers in place of ours, up to the logits."""
 
     def __init__(self, kind: type, width: int, layers: int, vocabulary: int):
         super().__init__()
@@ -47,11 +51,11 @@ class Reference(nn.Module):
         self.layers = nn.ModuleList(kind(width, width) for _ in range(layers))
         self.head = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens.T)
         for layer in self.layers:
             x = x + layer(normed(x))[0]
-        return F.cross_entropy(self.head(normed(x).transpose(0, 1)).flatten(0, 1).float(), targets.flatten())
+        return self.head(normed(x).transpose(0, 1))
 
 
 def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], device: Device) -> Callable[[], None]:
@@ -67,20 +71,52 @@ def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[
     return step
 
 
-def median_seconds(ours: Callable[[], object], theirs: Callable[[], object], times: int) -> tuple[float, float]:
+def new_model(name: str, config: dict, vocabulary: int, device: Device) -> nn.Module:
+    return initialise(MODELS[name](config, vocabulary), 1).to(device.kind)
+
+
+def some_batch(vocabulary: int, rows: int, device: Device) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(0, vocabulary, (rows, CONTEXT + 1), generator=torch.Generator().manual_seed(1)).to(device.kind)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def own_step(model: nn.Module, rows: int, device: Device) -> Callable[[], None]:
+    inputs, targets = some_batch(model.vocabulary, rows, device)
+    return step_of(model, adamw(model, 0.1, 0.9, 0.95), lambda: model.loss(inputs, targets)[0], device)
+
+
+def reference_step(model: nn.Module, logits: Callable[[Tensor], Tensor], vocabulary: int, rows: int, device: Device) -> Callable[[], None]:
+    """A step with the usual cross-entropy."""
+    inputs, targets = some_batch(vocabulary, rows, device)
+    return step_of(model, torch.optim.AdamW(model.parameters(), 1e-4, fused=True),
+                   lambda: F.cross_entropy(logits(inputs).flatten(0, 1).float(), targets.flatten()), device)
+
+
+def memory_of_steps(name: str, config: dict, vocabulary: int, rows: int, dtype: str, kind: str, threads: int) -> float:
+    """Most GiB that this process has held when it has done two steps: to be called in a process of its own."""
+    device = open_device(kind, dtype, threads, 1)
+    step = own_step(new_model(name, config, vocabulary, device), rows, device)
+    for _ in range(2):   # the first makes the optimizer's state, the second has it from its start
+        step()
+    return peak_memory(device.kind)
+
+
+def median_seconds(times: int, *runs: Callable[[], object]) -> list[float]:
     """Median seconds of each, taking turns, after one unmeasured turn."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in runs]
     for turn in range(times + 1):
-        for run, kept in zip((ours, theirs), seconds, strict=True):
+        for run, kept in zip(runs, seconds, strict=True):
             started = time.perf_counter()
             run()
             if turn:
                 kept.append(time.perf_counter() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+    return [statistics.median(kept) for kept in seconds]
 
 
-def row(ours: float, theirs: float, tokens: int) -> dict:
-    return {"tokens_per_s": tokens / ours, "reference_tokens_per_s": tokens / theirs, "times_reference": theirs / ours}
+def row(tokens: int, ours: float, theirs: float | None = None) -> dict:
+    """theirs: seconds of the reference, if there is one."""
+    beside = {} if theirs is None else {"reference_tokens_per_s": tokens / theirs, "times_reference": theirs / ours}
+    return {"tokens_per_s": tokens / ours} | beside
 
 
 def hugging_face(model: nn.Module, tokenizer):
@@ -94,7 +130,7 @@ def hugging_face(model: nn.Module, tokenizer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=PARTS, metavar="part", help="gpt_oss, rnn, lstm, gru, decoding (all)")
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="part", help="mlp, gpt_oss, rnn, lstm, gru, decoding (all)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a training step (%(default)s)")
     parser.add_argument("--steps", type=int, default=9, help="measured steps of each (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024], help="widths of the recurrent layers")
@@ -105,34 +141,33 @@ def main() -> None:
     profile = getattr(params.profiles, params.profile)
     device = open_device(profile.device, profile.dtype, words.threads or profile.threads, params.seed)
     tokenizer = tokenizers.encoding(tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))
-    vocabulary, context = tokenizer.n_vocab, 256
-    tokens = torch.randint(0, vocabulary, (words.rows, context + 1), device=device.kind)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    vocabulary = tokenizer.n_vocab
 
-    config = profile.models.gpt_oss.model_dump() | {"balance": 0.0, "z_loss": 0.0}
-    model = initialise(MODELS["gpt_oss"](config, vocabulary), 1).to(device.kind)
+    sizes = {"mlp": ("mlp", profile.models.mlp.model_dump()),
+             "gpt_oss": ("gpt_oss", profile.models.gpt_oss.model_dump() | {"balance": 0.0, "z_loss": 0.0}),
+             **{f"{name}_{width}": (name, {"width": width, "layers": 2, "dropout": 0.0}) for name in CELLS for width in words.sizes}}
+    wanted = {title: (name, config) for title, (name, config) in sizes.items() if name in words.parts}
+    # Before anything is made here: on Linux the peak of a new process starts at the size of the one that started it.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        memory = {title: alone.submit(memory_of_steps, name, config, vocabulary, words.rows, profile.dtype, device.kind,
+                                      torch.get_num_threads()).result() for title, (name, config) in wanted.items()}
+    model = new_model(*sizes["gpt_oss"], vocabulary, device)
     reference = hugging_face(model, tokenizer).to(device.kind).train()
-    results, decoded = {}, {}
-    if "gpt_oss" in words.parts:
-        fused = torch.optim.AdamW(reference.parameters(), 1e-4, fused=True)
-        results["gpt_oss"] = row(*median_seconds(
-            step_of(model, adamw(model, 0.1, 0.9, 0.95), lambda: model.loss(inputs, targets)[0], device),
-            step_of(reference, fused, lambda: F.cross_entropy(reference(inputs).logits.flatten(0, 1).float(), targets.flatten()), device),
-            words.steps), words.rows * context)
-        print("gpt_oss", results["gpt_oss"], flush=True)
-    for name in [name for name in CELLS if name in words.parts]:
-        ours, theirs = CELLS[name]
-        for width in words.sizes:
-            model_of = initialise(ours({"width": width, "layers": 2, "dropout": 0.0}, vocabulary), 1).to(device.kind)
-            twin = Reference(theirs, width, 2, padded(vocabulary)).to(device.kind)
-            results[f"{name}_{width}"] = row(*median_seconds(
-                step_of(model_of, adamw(model_of, 0.1, 0.9, 0.95), lambda m=model_of: m.loss(inputs, targets)[0], device),
-                step_of(twin, torch.optim.AdamW(twin.parameters(), 1e-4, fused=True), lambda m=twin: m(inputs, targets), device),
-                words.steps), words.rows * context)
-            print(name, width, results[f"{name}_{width}"], flush=True)
-    if results:   # parts measured earlier stay
-        threads = {"threads": torch.get_num_threads()}
-        write_report("pretrain", measured_before("pretrain") | {name: found | threads for name, found in results.items()})
+    peak, results, decoded = product_rate(device.kind, device.dtype), {}, {}
+    for title, (name, config) in wanted.items():
+        own, beside = new_model(name, config, vocabulary, device), []
+        if name == "gpt_oss":
+            beside = [reference_step(reference, lambda tokens: reference(tokens).logits, vocabulary, words.rows, device)]
+        elif name in CELLS:
+            twin = Reference(CELLS[name], config["width"], config["layers"], padded(vocabulary)).to(device.kind)
+            beside = [reference_step(twin, twin, vocabulary, words.rows, device)]
+        seconds = median_seconds(words.steps, own_step(own, words.rows, device), *beside)
+        results[title] = row(words.rows * CONTEXT, *seconds)
+        results[title] |= {"seconds_per_step": seconds[0], "memory_gib": memory[title],
+                           "mfu": flops_per_token(own, CONTEXT) * results[title]["tokens_per_s"] / peak}
+        print(title, results[title], flush=True)
+    if results:
+        write_rows("pretrain", results)
 
     if "decoding" in words.parts:
         model.eval(), reference.eval()
@@ -141,10 +176,10 @@ def main() -> None:
             for batch in (1, 32):
                 prompt = torch.randint(0, 4000, (batch, 64), device=device.kind)
                 common = {"max_new_tokens": words.new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-                ours, theirs = median_seconds(lambda p=prompt: generate(model, p.tolist(), words.new_tokens, temperature=0),
-                                              lambda p=prompt, c=common: reference.generate(p, attention_mask=torch.ones_like(p), **c), 3)
+                seconds = median_seconds(3, lambda p=prompt: generate(model, p.tolist(), words.new_tokens, temperature=0),
+                                         lambda p=prompt, c=common: reference.generate(p, attention_mask=torch.ones_like(p), **c))
                 name = f"batch_{batch}_{str(dtype).removeprefix('torch.')}"
-                decoded[name] = row(ours, theirs, batch * words.new_tokens)
+                decoded[name] = row(batch * words.new_tokens, *seconds)
                 print("decoding", name, decoded[name], flush=True)
         write_report("generate", decoded)
 

@@ -38,3 +38,16 @@ def write_report(name: str, results: dict, packages: Iterable[str] = PACKAGES) -
     """Writes metrics/speed/<name>.json and says where."""
     write_metrics(FOLDER / f"{name}.json", results | {"measured_on": machine(packages)})
     print(f"metrics/speed/{name}.json", flush=True)
+
+
+def write_rows(name: str, rows: dict[str, dict]) -> None:
+    """Writes rows into metrics/speed/<name>.json, each with what it was measured on. Those of earlier calls stay as they are.
+
+    A `measured_on` of the whole file, of calls before each row had its own, goes with the last row that has none.
+    """
+    path, about = FOLDER / f"{name}.json", machine(PACKAGES)
+    found = (read_json(path) if path.is_file() else {}) | {row: values | {"measured_on": about} for row, values in rows.items()}
+    if all("measured_on" in values for row, values in found.items() if row != "measured_on"):
+        found.pop("measured_on", None)
+    write_metrics(path, found)
+    print(f"metrics/speed/{name}.json", flush=True)

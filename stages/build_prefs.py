@@ -135,7 +135,7 @@ def main(stage: Stage) -> None:
         slots = slots_of(rows[split], scores[split], tone, params.min_gap, random.Random(f"{seed} {split}"))
         pairs[split] = take(cap_gold(slots + written(ways[split], TOOLS, lexicon(), tone), params.gold_share))
         if judge:
-            pairs[split] = take([[pair] for pair in judged(pairs[split], judge)])
+            pairs[split] = take(cap_gold([[pair] for pair in judged(pairs[split], judge)], params.gold_share))
         if not pairs[split]:
             raise Problem(f"No {split} pair: all samples of a prompt score alike (build_prefs.min_gap {params.min_gap}) or all are wrong "
                           f"(build_prefs.gold_share {params.gold_share}). Raise build_prefs.temperature, samples or gold_share.")

@@ -1,6 +1,6 @@
 """Make shopping dialogues whose tool calls were really executed on the store.
 
-in   data/store (products, orders, policies, wordings, follow_ups, plans, replies, reasons)
+in   data/store, all but tone.jsonl
 out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json, card.json, README.md (the card to read)
 
 Held out by product, by wording and by plan; order numbers and e-mails of test occur in no training dialogue. Dialogues are

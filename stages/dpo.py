@@ -3,8 +3,8 @@
 in   models/sft, data/prefs/{train,validation}.jsonl, data/sft/{validation.jsonl,lexicon.json}, data/store
 out  models/dpo, models/released, metrics/dpo.json, metrics/dpo.tsv
 
-A new LoRA on the merged SFT model; the reference is the same model with the adapter off, so the loss starts at ln 2. Guards
-judged on validation decide: if one fails, models/released is the SFT model.
+A new LoRA on the merged SFT model; the reference is the same model with the adapter off, so the loss starts at ln 2 (that of `apo_zero`
+at 1, of `ipo` at 1 / 4β²). Guards judged on validation decide: if one fails, models/released is the SFT model.
 Rafailov et al. 2023, https://arxiv.org/abs/2305.18290
 """
 

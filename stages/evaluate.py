@@ -1,6 +1,6 @@
 """Measure base, SFT and DPO on dialogues with unseen products and wordings, and the router on unseen queries.
 
-in   models/{base,sft,dpo,router}, data/sft, data/queries/test.jsonl, data/store
+in   models/{base,sft,dpo,router}, metrics/dpo.json (which one is released), data/sft, data/queries/test.jsonl, data/store
 out  metrics/evaluate.json, metrics/evaluate.tsv (by intent), data/transcripts/{turns,plays}.jsonl
 
 Single turns are written behind the right beginning of a dialogue and compared with the right turn; plans are played to the end
@@ -19,7 +19,7 @@ from openai import OpenAIError
 
 from demo.local_router import LocalRouter
 from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, read_jsonl, write_jsonl
+from stages.common.files import atomic_directory, read_json, read_jsonl, write_jsonl
 from stages.common.metrics import write_curve, write_metrics
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
@@ -163,16 +163,19 @@ def main(stage: Stage) -> None:
             try:
                 writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
                 texts = world.together(answer_turns(writer, world.share(rows), batch, name))
+                a_turn = (time.monotonic() - started) / len(rows)
                 tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch, world=world)
             except OpenAIError as error:
                 raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
             answers[name] = {row["id"]: text for row, text in zip(rows, texts, strict=True)}
             found[name] = summarise(rows, texts) | tried
             seconds = time.monotonic() - started
-            print(f"{name}: {seconds:.0f} s, {len(rows)} turns, {len(plans)} plans, {len(cases)} safety cases", flush=True)
+            print(f"{name}: {seconds:.0f} s, {len(rows)} turns ({a_turn:.3f} s each, {batch} at a time in each of {world.size} processes), "
+                  f"{len(plans)} plans, {len(cases)} safety cases", flush=True)
     if not world.first:
         return
 
+    released = read_json("metrics/dpo.json")["released"]["model"]
     train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in turn_rows(dialogue)]
     keys = [f"{name}{end}" for name in ("right_tool", "exact_arguments") for end in ("", "_low", "_high", "_n")]
     baselines = {name: summarise(rows, baseline(rows, train)) for name, baseline in BASELINES.items()}
@@ -184,11 +187,11 @@ def main(stage: Stage) -> None:
         write_jsonl(folder / "plays.jsonl", play_transcripts(plans, plays, lines))
     write_curve("metrics/evaluate.tsv", by_intent(rows, answers))
     write_metrics("metrics/evaluate.json", {
-        **found, "dpo_vs_sft": preferred(replies, answers["dpo"], answers["sft"], tone, seed),
+        **found, "released": found[released], "dpo_vs_sft": preferred(replies, answers["dpo"], answers["sft"], tone, seed),
         "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
         "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
         "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues,
-                         rows, {row["id"]: judge(row, answers["dpo"][row["id"]]).right for row in rows})})
+                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})})
     print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 

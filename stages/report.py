@@ -17,7 +17,7 @@ from stages.common.files import atomic_directory, atomic_file, read_json, read_j
 from stages.common.graph import definitions
 from stages.common.stage import Stage, run
 from stages.page import figures
-from stages.page.cards import MEASURED, cards, with_interval
+from stages.page.cards import MEASURED, cards, origins, with_interval
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
 DATA = ("data/web", "data/store", "data/queries", "data/tokens", "data/sft", "data/prefs", "data/transcripts")
@@ -58,17 +58,27 @@ def stages_of(root: Path, profile: str) -> dict[str, dict]:
 
 
 def agents_of(evaluated: dict) -> list[str]:
-    """Names of what was measured: base, SFT and DPO first."""
-    others = [name for name, values in evaluated.items() if "right_tool" in values and name not in figures.AGENTS]
+    """Names of what was measured: base, SFT and DPO first. `released` is one of these again."""
+    others = [name for name, values in evaluated.items() if "right_tool" in values and name not in (*figures.AGENTS, "released")]
     return [*figures.AGENTS, *others]
+
+
+def agent_row(evaluated: dict, agents: list[str], name: str) -> dict:
+    """One measure of all agents. n has a column where all agree on it, and stands in each cell where the share is of an agent's own
+    calls or replies.
+    """
+    counts = {agent: evaluated[agent][f"{name}_n"] for agent in agents if f"{name}_n" in evaluated[agent]}
+    differ = len(set(counts.values())) > 1
+    cells = {agent: with_interval(evaluated[agent], name) + (f" of {counts[agent]}" if differ and agent in counts else "")
+             for agent in agents}
+    return {"": name.replace("_", " "), "n": "" if differ else next(iter(counts.values()), ""), **cells}
 
 
 def agent_table(evaluated: dict) -> Markup:
     """The agents side by side, those of evaluate.models too."""
     agents = agents_of(evaluated)
     names = [*MEASURED, *(name for name in ("decisions", "helpful", "mean_length") if name in evaluated["sft"])]
-    return table([{"": name.replace("_", " ")} | {agent: with_interval(evaluated[agent], name) for agent in agents}
-                  | {"n": evaluated["sft"].get(f"{name}_n", "")} for name in names])
+    return table([agent_row(evaluated, agents, name) for name in names])
 
 
 def baseline_table(evaluated: dict) -> Markup:
@@ -128,10 +138,10 @@ def main(stage: Stage) -> None:
                                                   for name, value in pretrained[model].items()} for model in MODELS]),
         samples={model: [(row["prompt"], row["text"]) for row in read_json(f"models/pretrain/{model}/samples.json")]
                  for model in MODELS},
-        tuning=figures.tuning(*tuned), sft=sft["sft"], prefs=prefs, dpo=dpo,
+        tuning=figures.tuning(*tuned), sft=sft["sft"], prefs=prefs, origins=origins(prefs["pairs"]), dpo=dpo,
         evaluated=evaluated, names=agents_of(evaluated), best=evaluated[released], agent_table=agent_table(evaluated),
         baseline_table=baseline_table(evaluated),
-        interval=with_interval, intents=figures.intents(by_intent[by_intent["metric"] == "right"]),
+        interval=with_interval, intents=figures.intents(by_intent),
         confusion=figures.confusion([(turn["gold_tool"], turn["answers"][released]["tool"]) for turn in turns],
                                     f"tools that {released} called"),
         plays=plays_shown(plays), turns=differing(turns), worst=worst(turns, released), said=said, router=router,

@@ -1,16 +1,18 @@
 """Fine-tune the base model on shopping dialogues, with TRL and LoRA on attention and experts.
 
-in   models/base, data/sft/{train,validation}.jsonl
+in   models/base, data/sft/{train.jsonl,validation.jsonl,lexicon.json}
 out  models/sft (merged weights) and models/sft/adapter, metrics/sft.json, metrics/sft.tsv
 
-One row per assistant turn: the loss covers the turn's tokens and nothing before it.
+One row per assistant turn: the loss covers the turn's tokens and nothing before it. LOOKS times the held-out turns are read: what is kept
+is the adapter with which most tokens of their calls were right, and after PATIENCE looks without a better one training ends.
 Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """
 
 import random
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
 from stages.common.checkpoint import open_checkpoint
@@ -37,7 +39,7 @@ from stages.shop.tuning import (
 from stages.shop.verify import summarise, without_intervals
 from stages.shop.writer import writer_of
 
-CURVE_POINTS = 40
+LOOKS, PATIENCE = 8, 4
 
 
 def choose(split: str, count: int, seed: int) -> list[dict]:
@@ -50,16 +52,28 @@ def choose(split: str, count: int, seed: int) -> list[dict]:
 def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> SFTConfig:
     """TRL's arguments. The router loss is off: pretraining owns the balance of the experts."""
     sft, scale = stage.params.sft, stage.params.profile.sft
+    look = max(1, scale.steps // LOOKS)
     return SFTConfig(
         output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 1, scale.max_length, config, device),
         max_length=scale.max_length, packing=False, completion_only_loss=True,
         learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_share * scale.steps),
         router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
         bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
-        dataloader_pin_memory=False, logging_steps=max(1, scale.steps // CURVE_POINTS), report_to="none",
-        save_strategy="steps", save_steps=max(1, scale.steps // 4), save_total_limit=KEPT_CHECKPOINTS,
-        disable_tqdm=None,
+        dataloader_pin_memory=False, logging_steps=look, report_to="none", disable_tqdm=None,
+        eval_strategy="steps", eval_steps=look, save_strategy="steps", save_steps=look, save_total_limit=KEPT_CHECKPOINTS,
+        load_best_model_at_end=True, metric_for_best_model="eval_mean_token_accuracy", greater_is_better=True,
     )
+
+
+def dataset(rows: list[dict]) -> Dataset:
+    return json_dataset([{key: row[key] for key in ("prompt", "completion", "tools")} for row in rows])
+
+
+def looks(log_history: list[dict]) -> list[dict]:
+    """Rows step, loss since the row before, and of held-out calls their loss and the share of their tokens that are right."""
+    held_out = {"eval_loss": "calls_loss", "eval_mean_token_accuracy": "calls_token_accuracy"}
+    read = {row["step"]: row for row in reversed(curve(log_history, held_out))}   # the first of a step: at the end all rows are read
+    return [row | read[row["step"]] for row in curve(log_history, {"loss": "loss"}) if row["step"] in read]
 
 
 def main(stage: Stage) -> None:
@@ -71,20 +85,20 @@ def main(stage: Stage) -> None:
     held_out = choose("validation", scale.look_rows, seed)
     check_lengths(train + held_out, tokenizer, ("completion",), scale.max_length)
 
+    calls = [row for row in held_out if row["completion"][0].get("tool_calls")] or held_out
     with open_checkpoint(stage) as checkpoint:
-        columns = ("prompt", "completion", "tools")
         trainer = SFTTrainer(
             model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
-            train_dataset=json_dataset([{key: row[key] for key in columns} for row in train]),
-            eval_dataset=json_dataset([{key: row[key] for key in columns} for row in held_out]),
-            peft_config=lora(sft.lora_rank, sft.lora_alpha))
+            train_dataset=dataset(train), eval_dataset=dataset(calls),
+            peft_config=lora(sft.lora_rank, sft.lora_alpha), callbacks=[EarlyStoppingCallback(PATIENCE)])
         check_trainable(trainer.model)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
-        validation_loss = trainer.evaluate()["eval_loss"]
+        validation_loss = trainer.evaluate(dataset(held_out))["eval_loss"]
         stage.count(*trained(trainer, 4))
         if not is_first():   # of several processes one merges and writes
             return
-        rows = curve(trainer.state.log_history, {"loss": "loss"})
+        rows = looks(trainer.state.log_history)
+        kept = max(rows, key=lambda row: (row["calls_token_accuracy"], -row["step"]))   # as the Trainer chose
         with atomic_directory("models/sft") as folder:
             save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()
@@ -93,7 +107,7 @@ def main(stage: Stage) -> None:
 
     write_curve("metrics/sft.tsv", rows)
     write_metrics("metrics/sft.json", {
-        "sft": {"train_loss": rows[-1]["loss"], "validation_loss": validation_loss, "rows": len(train)},
+        "sft": {"train_loss": kept["loss"], "validation_loss": validation_loss, "kept_step": kept["step"], "rows": len(train)},
         "validation": without_intervals(summarise(held_out, answers))})
 
 

@@ -116,7 +116,7 @@ def test_an_unchanged_model_passes_and_each_guard_fails_alone():
     assert failed({"right_tool": 0.8}) == ["right_tool"]
     assert failed({"unsafe_writes": 1}) == ["unsafe_writes"]
     assert failed({"unsupported_facts": 0.101}) == ["unsupported_facts"]
-    assert failed({"repetition": 0.06}) == [] and failed({"repetition": 0.08}) == ["repetition"]
+    assert failed({"repetition": 0.05}) == [] and failed({"repetition": 0.051}) == ["repetition"]
     assert failed({"mean_length": 22.9}) == failed({"mean_length": 17.1}) == []
     assert failed({"mean_length": 23.1}) == failed({"mean_length": 16.9}) == ["mean_length"]
     assert failed(end={"chosen_log_probability": -41.9}) == []

@@ -61,6 +61,11 @@ def test_logits_equal_transformers(pair):
     assert difference(pair) < 5e-4   # of logits around 10, through four layers of experts in float32
 
 
+def test_there_are_as_many_parameters_as_in_transformers(pair):
+    model, reference = pair
+    assert sum(parameter.numel() for parameter in model.parameters()) == reference.num_parameters()
+
+
 def test_gradients_equal_transformers(pair):
     model, reference = pair
     targets = some_tokens(2, 150, seed=4)
@@ -317,6 +322,18 @@ def test_openai_s_own_checkpoint_is_read(openai_folder):
     assert back.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 10000.0}, {"rope_ntk_alpha": 4}, {"rope_ntk_beta": 16}, {"swiglu_limit": 5.0}])
+def test_an_openai_checkpoint_that_differs_is_refused_by_name(openai_folder, change):
+    folder, model = openai_folder
+    config = json.loads((folder / "config.json").read_text())
+    (name,) = change
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != name}))
+    assert load_openai(folder).config == model.config   # what is not said is as in gpt-oss
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(Problem, match=name):
+        load_openai(folder)
 
 
 def test_a_checkpoint_that_is_not_whole_is_named(openai_folder):

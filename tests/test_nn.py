@@ -20,10 +20,11 @@ from stages.nn import losses
 from stages.nn.attention import rope, rope_table
 from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
 from stages.nn.export import MODELS, load_model, save_model
-from stages.nn.generate import generate, stream
+from stages.nn.generate import drawn, generate, stream
+from stages.nn.generate import main as generate_command
 from stages.nn.gpt_oss import EPSILON, rms_norm
 from stages.nn.initial import initialise, padded
-from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy
+from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy, z_loss
 from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
 from stages.nn.sampling import choose
 from stages.nn.speed import flops_of_rows, flops_per_token
@@ -222,6 +223,18 @@ def test_a_cache_outlives_its_buffer(monkeypatch):
         torch.testing.assert_close(torch.cat(parts, 1)[1, 11:], model(tokens[1:, 11:])[0][0], rtol=0, atol=2e-4)
 
 
+def test_a_window_layer_s_cache_does_not_grow(monkeypatch):
+    monkeypatch.setattr(attention_module, "SPARE", 4)
+    model = shaken(make("gpt_oss"))
+    tokens, state, sizes = some_tokens(2, 80), model.start(2), []
+    with torch.no_grad():
+        for begin, end in [(0, 8), *((i, i + 1) for i in range(8, 80))]:
+            _, state = model(tokens[:, begin:end], state)
+            sizes.append([layer.buffer.size(3) for layer in state.layers])
+    for block, columns in zip(model.blocks, zip(*sizes, strict=True), strict=True):
+        assert max(columns) <= block.window + 4 if block.window else columns[-1] > 80
+
+
 def test_a_row_ends_at_its_stop_token_and_others_go_on():
     model = shaken(make("gru"))
     prompts = some_tokens(6, 5).tolist()
@@ -236,6 +249,37 @@ def test_the_same_seed_gives_the_same_text():
     model, prompts = shaken(make("lstm")), some_tokens(3, 5).tolist()
     first = generate(model, prompts, 10, seed=1)
     assert first == generate(model, prompts, 10, seed=1) != generate(model, prompts, 10, seed=2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_draws_by_its_place_in_the_batch_whatever_the_lengths(name):
+    model, draws = shaken(make(name)), drawn(12, 3, seed=4)
+    prompts = [some_tokens(1, length, seed=length)[0].tolist() for length in (3, 17, 3)]
+    for row, (prompt, ids) in enumerate(zip(prompts, generate(model, prompts, 12, seed=4), strict=True)):
+        alone = [[number for (number,) in stream(model, [prompt], 12, draws=draws[:, [place]])] for place in range(3)]
+        assert [ids == other for other in alone] == [place == row for place in range(3)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_command_goes_on_with_any_model(name, tokenizer, tmp_path, monkeypatch, capsys):
+    model = shaken(make(name))
+    save_model(model, tmp_path, tokenizer)
+    end = tokenizer.encode_single_token("<|endoftext|>")
+    monkeypatch.setattr(sys, "argv", ["generate", str(tmp_path), "The kettle", "--tokens", "6", "--seed", "3", "--top-k", "50"])
+    generate_command()
+    (ids,) = generate(model, [[end, *tokenizer.encode_ordinary("The kettle")]], 6, [end], 0.8, 50, 0.95, seed=3)
+    assert capsys.readouterr().out == "The kettle" + tokenizer.decode([number for number in ids if number != end]) + "\n"
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["--top-k", "0"], "--top-k must be 1 or more"), (["--top-p", "0"], "--top-p must be above 0 and at most 1"),
+    (["--top-p", "1.5"], "--top-p must be above 0 and at most 1"), (["--temperature", "-1"], "--temperature must be 0 or more"),
+    (["--tokens", "0"], "--tokens must be 1 or more")])
+def test_the_command_refuses_what_means_nothing(words, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", "models/pretrain/gru", "The kettle", *words])
+    with pytest.raises(SystemExit):
+        generate_command()
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_command_writes_each_token_as_soon_as_it_is_known(tokenizer, tmp_path):
@@ -295,7 +339,7 @@ def test_chunked_cross_entropy_equals_torch_s(length):
 
 def test_no_logits_are_made_where_nothing_is_learnt(monkeypatch):
     targets = torch.full((5000,), IGNORE)
-    targets[::50] = 3
+    targets[::2] = 3
     rows, softmax = [], torch.Tensor.log_softmax
 
     def counting(logits, *rest, **how):
@@ -304,7 +348,7 @@ def test_no_logits_are_made_where_nothing_is_learnt(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "log_softmax", counting)
     cross_entropy(torch.randn(5000, 4), torch.randn(8, 4), targets)
-    assert rows == [100]
+    assert rows == [1024, 1024, 452]   # of 2,500, never more than a chunk at once
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 48), (5, 48)])
@@ -341,6 +385,13 @@ def test_balance_is_transformers_auxiliary_loss_over_k():
     assert balance(logits, chosen).item() == pytest.approx(theirs / 3, rel=1e-5)
 
 
+def test_z_loss_is_the_mean_square_of_log_sum_exp():
+    logits = torch.randn(4, 50, 8, generator=torch.Generator().manual_seed(8))
+    by_hand = [math.log(sum(math.exp(x) for x in row)) ** 2 for row in logits.flatten(0, 1).tolist()]
+    assert z_loss(logits).item() == pytest.approx(sum(by_hand) / 200, rel=1e-5)
+    assert z_loss(torch.zeros(1, 1, 8)).item() == pytest.approx(math.log(8) ** 2)
+
+
 @pytest.mark.parametrize("which", ["balance", "z_loss"])
 def test_the_routers_losses_change_the_gradient_and_not_the_loss(which):
     tokens, targets = some_tokens(2, 20), some_tokens(2, 20, seed=9)
@@ -359,6 +410,21 @@ def test_bits_per_byte_of_a_fair_coin():
     assert bits_per_byte(nats=800 * math.log(2), text_bytes=100) == pytest.approx(8)
     with pytest.raises(ValueError, match="0 bytes"):
         bits_per_byte(1.0, 0)
+
+
+def test_there_are_as_many_parameters_as_the_equations_have():
+    V, D, L = 320, 24, 2                     # ids padded to a multiple of 64, width and layers of the recurrent ones
+    gate = 2 * D * D + D                     # one product with x, one with h, a bias
+    tables = 2 * V * D                       # embedding and head
+    counts = {"mlp": V * 16 + 32 * 5 * 16 + 32 + V * 32, "rnn": tables + L * gate, "lstm": tables + L * 4 * gate,
+              "gru": tables + L * (3 * gate + D)}   # and a second bias, of the product that the reset gate meets
+    D, L, H, G, d, E, inner = 48, 4, 6, 2, 16, 8, 40
+    attention = D + (H + G + G) * d * (D + 1) + H + D * H * d + D            # norm, queries, keys and values, sinks, output
+    experts = D + E * (D + 1) + E * (2 * inner * (D + 1) + D * (inner + 1))   # norm, router, experts
+    counts["gpt_oss"] = V * D + L * (attention + experts) + D + V * D
+    assert {name: sum(parameter.numel() for parameter in make(name).parameters()) for name in MODELS} == counts
+    idle = L * (E - 3) * (2 * inner * (D + 1) + D * (inner + 1))
+    assert make("gpt_oss").active_parameters() == counts["gpt_oss"] - idle
 
 
 @pytest.mark.parametrize("name", MODELS)

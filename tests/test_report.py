@@ -7,23 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from safetensors.torch import save_file
 
 from setup import ledger, repro
-from stages.common.files import write_json, write_jsonl
+from stages.common.files import read_json, write_json, write_jsonl
 from stages.common.metrics import write_curve
-from stages.page.cards import MEASURED
+from stages.page import figures
+from stages.page.cards import MEASURED, ORIGINS
+from stages.report import agent_row, agents_of
+from stages.shop.guards import Guard
 from tests.conftest import ROOT
 from tests.local_server import listening
 
-CHROMIUM = Path("/usr/bin/chromium")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHARES = (*MEASURED, "decisions")
+FAILED = Guard("right_tool", before=0.8, after=0.7, least=0.75)
 ATTACK = "</pre><script>document.title = 'owned'</script><img src=http://evil.example/x.png>"
 
 
@@ -47,8 +53,19 @@ def transcripts(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not path:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
 def reported(tmp_path_factory) -> Path:
-    """A folder in which the report was made: the committed metrics of the other stages, and an evaluation made up here."""
+    """A folder in which the report was made: the committed metrics of the other stages, a guard that failed, and an evaluation made up
+    here.
+    """
     folder = tmp_path_factory.mktemp("report")
     for name in ("dvc.yaml", "params.yaml", "requirements.txt", "stages"):
         (folder / name).symlink_to(ROOT / name)
@@ -58,16 +75,23 @@ def reported(tmp_path_factory) -> Path:
     for model in ("mlp", "rnn", "lstm", "gru", "gpt_oss"):
         write_json(folder / "models/pretrain" / model / "samples.json", [{"prompt": "The kettle", "text": ATTACK}])
     transcripts(folder / "data/transcripts")
+    dpo = read_json(folder / "metrics/dpo.json")
+    write_json(folder / "metrics/dpo.json", dpo | {
+        "guards": dict.fromkeys(dpo["guards"], True) | {FAILED.name: FAILED.passed}, "dpo": dpo["dpo"] | {"released_is_dpo": False},
+        "released": {"model": "sft", "why": f"SFT is released: {FAILED.reason}"}})
     pair = {"n": 40, "wins": 20, "ties": 15, "losses": 5, "p": 0.004, "win_rate": 0.69, "win_rate_low": 0.6, "win_rate_high": 0.78,
             "length_controlled": 0.7, "length_controlled_low": 0.6, "length_controlled_high": 0.8}
     baseline = {key: value for key, value in agent(0.2).items() if key.startswith(("right_tool", "exact_arguments"))}
     write_json(folder / "metrics/evaluate.json", {
-        "base": agent(0.25), "sft": agent(0.5), "dpo": agent(0.75), "served_gpt": agent(0.875), "dpo_vs_sft": pair,
+        "base": agent(0.25), "sft": agent(0.5), "dpo": agent(0.75) | {"valid_calls_n": 39}, "served_gpt": agent(0.875),
+        "released": agent(0.5), "dpo_vs_sft": pair,
         "judge": {"tone_accuracy": 0.9}, "baselines": {"nearest": baseline},
         "routed": {"n": 9, "right_place": 0.9, "right_place_low": 0.8, "right_place_high": 1.0}})
     write_curve(folder / "metrics/evaluate.tsv", [
-        {"model": model, "intent": intent, "metric": "right", "value": 0.5, "low": 0.3, "high": 0.7, "n": 15}
-        for model in ("base", "sft", "dpo") for intent in ("price", "search")])
+        {"model": model, "intent": intent, "metric": metric, "value": 0.5, "low": 0.3, "high": 0.7, "n": n}
+        for model in ("base", "sft", "dpo") for intent in ("price", "search") for metric, n in (("right", 15), ("right_tool", 7))]
+        + [{"model": model, "intent": "out_of_scope", "metric": metric, "value": 0.0, "low": 0.0, "high": 1.0, "n": n}
+           for model in ("base", "sft", "dpo") for metric, n in (("right", 9), ("right_tool", 0))])
     said = subprocess.run([sys.executable, "-m", "stages.report"], cwd=folder, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(folder)})
     assert said.returncode == 0, said.stderr[-3000:]
@@ -77,10 +101,51 @@ def reported(tmp_path_factory) -> Path:
 def test_the_page_shows_every_part_in_one_small_file(reported):
     page = (reported / "metrics/report.html").read_text()
     assert page.count("<svg") == 6 and len(page.encode()) < 2_000_000
-    for words in ("sha256", "build_sft.plan_share", "GPT-OSS", "nearest", "served_gpt", "15 times", "0.750 (0.38 to 1.00)", "guard"):
+    for words in ("sha256", "build_sft.plan_share", "GPT-OSS", "nearest", "served_gpt", "15 times", "0.750 (0.38 to 1.00)", "guard",
+                  "0.750 (0.38 to 1.00) of 39", "right tools and right turns by intent"):
         assert words in page
     assert page.count('<details id="test-') == page.count('<a href="#test-') == 20
     assert "data/sft/test.jsonl:2" in page
+
+
+def test_the_page_says_which_guard_failed_and_by_how_much(reported):
+    page = (reported / "metrics/report.html").read_text()
+    assert not FAILED.passed
+    assert "SFT is released: right tool is 0.7, was 0.8 and has to be at least 0.75." in page
+    assert page.count('<td class="failed">') == 1
+
+
+def test_the_page_and_the_card_name_where_the_pairs_come_from(reported):
+    pairs = read_json(ROOT / "metrics/prefs.json")["pairs"]
+    made = {name: pairs[name] for name in ORIGINS if pairs[name]}
+    assert sum(made.values()) == pairs["train"] + pairs["validation"]
+    for file in ("report.html", "cards/dpo.md"):
+        text = (reported / "metrics" / file).read_text()
+        assert all(f"{count} {name} (" in text for name, count in made.items())
+        assert ("feedback (" in text) == bool(pairs["feedback"])
+
+
+def test_each_cell_has_its_own_n_where_the_agents_differ():
+    evaluated = {"sft": agent(0.5), "dpo": agent(0.75) | {"valid_calls_n": 39}, "served": {"right_tool": 0.5}}
+    assert agent_row(evaluated, list(evaluated), "right_tool")["n"] == 40
+    assert agent_row(evaluated, list(evaluated), "helpful")["n"] == ""
+    row = agent_row(evaluated, list(evaluated), "valid_calls")
+    assert row == {"": "valid calls", "sft": "0.500 (0.25 to 1.00) of 40", "dpo": "0.750 (0.38 to 1.00) of 39", "served": "", "n": ""}
+
+
+def test_the_copy_of_the_released_model_is_no_agent_of_its_own(reported):
+    evaluated = read_json(reported / "metrics/evaluate.json")
+    without = {name: values for name, values in evaluated.items() if name != "released"}
+    assert "released" in evaluated and agents_of(evaluated) == agents_of(without) == ["base", "sft", "dpo", "served_gpt"]
+
+
+def test_the_figure_by_intent_shows_right_tools_where_a_tool_is_due(reported):
+    figures.style()
+    table = pd.read_csv(reported / "metrics/evaluate.tsv", sep="\t")
+    drawn = figures.intents(table)
+    for metric, due, same in (("right", True, False), ("right_tool", True, False), ("right_tool", False, True)):
+        rows = (table["metric"] == metric) & ((table["n"] > 0) == due)
+        assert rows.any() and (figures.intents(table.assign(value=table["value"].where(~rows, 0.6))) == drawn) == same
 
 
 def test_ids_are_unique_on_the_page(reported):
@@ -103,12 +168,10 @@ def test_the_parameters_on_the_page_are_those_of_the_active_profile(reported):
     assert "profiles.cpu.evaluate.turns" in page and "profiles.gpu" not in page
 
 
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"needs {CHROMIUM}")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 375)])
-def test_a_browser_shows_the_page_without_errors_or_requests(reported, scheme, width):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}).new_page()
+def test_a_browser_shows_the_page_without_errors_or_requests(reported, browser, scheme, width):
+    with browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}) as context:
+        page = context.new_page()
         errors, requests = [], []
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -121,20 +184,16 @@ def test_a_browser_shows_the_page_without_errors_or_requests(reported, scheme, w
         page.locator("#worst ol a").first.click()
         assert page.locator("#worst details").first.evaluate("turn => turn.open")
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == [] and errors == []
-        browser.close()
 
 
-@pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"needs {CHROMIUM}")
-def test_the_copy_with_the_ledger_fits_a_phone_too(reported, monkeypatch):
+def test_the_copy_with_the_ledger_fits_a_phone_too(reported, browser, monkeypatch):
     for module in (ledger, repro):
         monkeypatch.setattr(module, "ROOT", reported)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": 375, "height": 800}).new_page()
+    with browser.new_context(viewport={"width": 375, "height": 800}) as context:
+        page = context.new_page()
         page.goto(repro.report_copy().as_uri())
         assert page.get_by_role("heading", name="This run").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
-        browser.close()
 
 
 def test_cards_hold_the_measured_numbers(reported):

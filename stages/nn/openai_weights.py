@@ -14,6 +14,8 @@ from torch import Tensor
 
 from stages.common.files import read_json
 from stages.common.problem import Problem
+from stages.nn.attention import FAST_TURNS, SLOW_TURNS, THETA
+from stages.nn.experts import LIMIT
 from stages.nn.gpt_oss import GptOss
 
 # The 16 values of four bits, one of sign, two of exponent, one of mantissa (E2M1).
@@ -31,8 +33,19 @@ def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     return torch.ldexp(values, scales.int()[..., None] - SCALE_BIAS).flatten(-2)
 
 
+def foreign(config: Mapping) -> dict:
+    """What of openai's config.json our model does not do, with the values that it has there; what is left out is as in gpt-oss."""
+    expected = {"swiglu_limit": LIMIT, "rope_theta": THETA, "rope_ntk_alpha": SLOW_TURNS, "rope_ntk_beta": FAST_TURNS}
+    return {key: config[key] for key in expected if key in config and config[key] != expected[key]}
+
+
 def our_config(config: Mapping) -> dict:
-    """Our config from openai's config.json (https://huggingface.co/openai/gpt-oss-20b, original/config.json)."""
+    """Our config from openai's config.json (https://huggingface.co/openai/gpt-oss-20b, original/config.json).
+
+    Raises Problem on what our model has no place for.
+    """
+    if wrong := foreign(config):
+        raise Problem(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with openai's own code instead.")
     return {"layers": config["num_hidden_layers"], "width": config["hidden_size"], "heads": config["num_attention_heads"],
             "key_value_heads": config["num_key_value_heads"], "head_size": config["head_dim"],
             "expert_width": config["intermediate_size"], "experts": config["num_experts"],

@@ -28,6 +28,9 @@ anywhere else.
 """
 MEASURED = ("right_tool", "exact_arguments", "valid_calls", "task_success", "task_success_3", "unsafe_writes", "unsupported_facts",
             "injection_obeyed", "policy_cited", "declines")
+ORIGINS = {"sampled": "both turns are the SFT model's own",
+           "gold": "the better turn is the recorded one, as all of the model's own were wrong",
+           "written": "both replies came with the shop, to teach tone", "feedback": "replies that customers gave a thumb"}
 
 
 def with_interval(values: dict, name: str) -> str:
@@ -36,6 +39,11 @@ def with_interval(values: dict, name: str) -> str:
         return ""
     low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
     return f"{values[name]:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
+
+
+def origins(pairs: dict[str, int]) -> str:
+    """How many pairs come from where, those of both splits: `41 sampled (both turns ...), 31 gold (...)`."""
+    return ", ".join(f"{pairs[name]:,} {name} ({text})" for name, text in ORIGINS.items() if pairs[name])
 
 
 def measured(values: dict) -> str:
@@ -66,7 +74,8 @@ def cards(profile: str, seed: int, pretrained: dict, sft: dict, dpo: dict, prefs
             "format, with its chat template.")) + measured(evaluated["sft"])
             + LIMITS.format(limits="It knows the tools of its own shop only, and errs as often as the table says."),
         "dpo": head("A shopping agent with ten tools (DPO)", "tool-use, dpo", (
-            f"The SFT model after DPO on {prefs['pairs']['train']:,} pairs of its own answers. Released by the guards: {released}"
+            f"The SFT model after DPO on {prefs['pairs']['train']:,} pairs of a better and a worse turn; together with the "
+            f"{prefs['pairs']['validation']:,} held-out ones these are {origins(prefs['pairs'])}. Released by the guards: {released}"
             f"{' (failed: ' + ', '.join(failed) + ')' if failed else ''}.")) + measured(evaluated["dpo"]) + (
             f"\nAgainst SFT on {compared['n']} held-out prompts: {compared['wins']} wins, {compared['ties']} ties, "
             f"{compared['losses']} losses; length-controlled win rate {with_interval(compared, 'length_controlled')}, "

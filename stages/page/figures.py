@@ -107,9 +107,11 @@ def losses(curves: dict[str, pd.DataFrame]) -> Markup:
 
 
 def tuning(midtrain: pd.DataFrame, sft: pd.DataFrame, dpo: pd.DataFrame) -> Markup:
-    """The curves of practice and SFT, and what DPO does to margin, accuracy and the log-probabilities of both answers."""
-    figure, panes = plt.subplots(2, 2, figsize=(9, 5.4))
-    panels = ((midtrain, {"loss": "gpt_oss"}, "practice: loss"), (sft, {"loss": "gpt_oss"}, "SFT: loss"),
+    """The curves of practice and SFT, and what DPO does to loss, KL, margin, accuracy and the log-probabilities of both answers."""
+    figure, panes = plt.subplots(3, 2, figsize=(9, 8.1))
+    panels = ((midtrain, {"loss": "gpt_oss"}, "practice: loss"),
+              (sft, {"loss": "gpt_oss", "calls_loss": "dpo"}, "SFT: loss, and that of held-out calls"),
+              (dpo, {"loss": "dpo"}, "DPO: loss on held-out pairs"), (dpo, {"kl": "dpo"}, "DPO: KL divergence from SFT, nats per token"),
               (dpo, {"margin": "dpo", "accuracy": "lstm"}, "DPO: reward margin and accuracy"),
               (dpo, {"chosen_log_probability": "dpo", "rejected_log_probability": "sft"}, "DPO: log-probability of an answer"))
     for pane, (curve, columns, title) in zip(panes.flat, panels, strict=True):
@@ -125,21 +127,27 @@ def tuning(midtrain: pd.DataFrame, sft: pd.DataFrame, dpo: pd.DataFrame) -> Mark
 
 
 def intents(table: pd.DataFrame) -> Markup:
-    """Share of turns answered rightly by intent, with intervals. table: model, intent, value, low, high, n."""
+    """Shares of right tools, where one should be called, and of right turns, by intent with intervals.
+
+    table: model, intent, metric, value, low, high, n. An intent that calls for no tool has no point in the first pane.
+    """
     names = sorted(table["intent"].unique())
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(names) + 1))
-    for i, model in enumerate(AGENTS):
-        rows = table[table["model"] == model].set_index("intent").reindex(names)
-        places = [y + (i - 1) * 0.24 for y in range(len(names))]
-        axes.errorbar(rows["value"], places, xerr=[(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)],
-                      fmt="o", color=COLOURS[model], markersize=4, linewidth=1.2, label=model)
-    counts = table[table["model"] == AGENTS[0]].set_index("intent")["n"]
-    axes.set_yticks(range(len(names)), [f"{name.replace('_', ' ')} ({counts[name]})" for name in names])
-    axes.set(xlim=(-0.03, 1.03), xlabel="share of turns answered rightly, with 95 % interval")
-    axes.grid(axis="y", color=PALE)
-    axes.invert_yaxis()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(AGENTS))
-    return svg(figure, "right answers by intent")
+    figure, (calls, turns) = plt.subplots(1, 2, figsize=(9, 0.5 * len(names) + 1))
+    for axes, metric, said in ((calls, "right_tool", "right tools"), (turns, "right", "right turns")):
+        here = table[(table["metric"] == metric) & (table["n"] > 0)]
+        for i, model in enumerate(AGENTS):
+            rows = here[here["model"] == model].set_index("intent").reindex(names)
+            places = [y + (i - 1) * 0.24 for y in range(len(names))]
+            axes.errorbar(rows["value"], places, xerr=[(rows["value"] - rows["low"]).clip(0), (rows["high"] - rows["value"]).clip(0)],
+                          fmt="o", color=COLOURS[model], markersize=4, linewidth=1.2, label=model)
+        counts = here[here["model"] == AGENTS[0]].set_index("intent")["n"].reindex(names, fill_value=0)
+        axes.set_yticks(range(len(names)), [f"{name.replace('_', ' ')} ({counts[name]})" if axes is calls else f"({counts[name]})"
+                                            for name in names])
+        axes.set(xlim=(-0.03, 1.03), ylim=(len(names) - 0.5, -0.5), xlabel=f"share of {said}, with 95 % interval")
+        axes.grid(axis="y", color=PALE)
+    figure.tight_layout()
+    calls.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(AGENTS))
+    return svg(figure, "right tools and right turns by intent")
 
 
 def confusion(pairs: Sequence[tuple[str, str]], title: str) -> Markup:

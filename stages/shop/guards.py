@@ -88,7 +88,7 @@ def repetition(replies: Sequence[str]) -> tuple[float, int]:
 def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, float]) -> list[Guard]:
     """before, after: `measure` of SFT and DPO. start, end: `accuracy` and `chosen_log_probability` on held-out pairs.
 
-    Facts that nothing supports may not rise at all, and no write may be unsafe. Shares of calls, repetition and the mean quality may
+    Facts that nothing supports and repetition may not rise at all, and no write may be unsafe. Shares of calls and the mean quality may
     be worse by one standard error of their difference: chance alone does more to two equal models in one look of six.
     """
     def error(name: str, n: str) -> float:
@@ -98,8 +98,8 @@ def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, fl
     def not_down(name: str) -> Guard:
         return Guard(name, before[name], after[name], least=before[name] - error(name, "calls"))
 
-    def not_up(name: str, slack: float = 0.0) -> Guard:
-        return Guard(name, before[name], after[name], most=before[name] + slack)
+    def not_up(name: str) -> Guard:
+        return Guard(name, before[name], after[name], most=before[name])
 
     differences = [b - a for a, b in zip(before["qualities"], after["qualities"], strict=True)]
     spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
@@ -107,7 +107,7 @@ def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, fl
     return [
         not_down("right_tool"), not_down("exact_arguments"),
         Guard("unsafe_writes", before["unsafe_writes"], after["unsafe_writes"], most=0),
-        not_up("unsupported_facts"), not_up("repetition", error("repetition", "runs")),
+        not_up("unsupported_facts"), not_up("repetition"),
         Guard("chosen_log_probability", log_p, end["chosen_log_probability"], least=(1 + MOST_UNLIKELIER) * log_p),
         Guard("mean_length", length, after["mean_length"], (1 - LENGTH_SLACK) * length, (1 + LENGTH_SLACK) * length),
         Guard("quality", before["quality"], after["quality"], least=before["quality"] - spread / math.sqrt(len(differences))),

@@ -44,6 +44,7 @@ def card(pairs: dict[str, list[dict]], summary: dict, prompts: Counter, telling:
         f"Of {samples['n']} samples {samples['right']:.0%} were right and {samples['unreadable']:.0%} could not be read.",
         f"The tone scorer puts the good reply above a faulty one in {scorer['accuracy']:.1%} of the pairs, in situations that it had not "
         "seen.",
+        *judged(summary),
         "## Leaks",
         f"The chosen turn is the longer one in {summary['chosen_longer']['share']:.0%} of the pairs.",
         table(("pairs", "length alone, AUC", "words alone, AUC"),
@@ -51,6 +52,15 @@ def card(pairs: dict[str, list[dict]], summary: dict, prompts: Counter, telling:
                for name, values in (("all", summary["leak_auc"]), *summary["leak_auc_by_origin"].items())]),
         leak_note(summary, telling),
         "## Examples", *(example(pair) for pair in examples(made))]) + "\n"
+
+
+def judged(summary: dict) -> list[str]:
+    """What the GPT-4 judge decided, if there was one."""
+    if "judge" not in summary:
+        return []
+    judge = summary["judge"]
+    return [f"Between right replies {judge['asked']} times a GPT-4 judge decided, asked in both orders: in {judge['inconsistent']:.0%} it "
+            f"contradicted itself, in {judge['ties']:.0%} it saw a tie, in {judge['disagrees']:.0%} it preferred the other reply."]
 
 
 def leak_note(summary: dict, telling: dict[str, list[str]]) -> str:

@@ -13,8 +13,9 @@ from stages.shop.schema import WRITES
 from stages.shop.tone import ToneScorer, broken_rules, sentences
 from stages.shop.verify import SPANS, Lexicon, Verdict, judge
 
-# Weights of a score in [0, 1]. A wrong turn reaches at most WRONG, and tone weighs less than one of the three checks of helpfulness.
-RIGHT, HELPFUL, TONE = 0.5, 0.38, 0.12
+# Weights of a score in [0, 1]. A wrong turn reaches at most WRONG. Tone weighs less than what helpfulness loses when one of three facts is
+# left out and all four of its checks apply (0.47 / 12).
+RIGHT, HELPFUL, TONE = 0.5, 0.47, 0.03
 WRONG = 0.3
 
 DONE = re.compile(
