@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -16,7 +16,7 @@ from stages.shop import harmony
 from stages.shop.dialogues import turn_rows
 from stages.shop.folder import rows
 from stages.shop.maker import CASES, WEIGHTS, Maker, named_products, shop_lexicon
-from stages.shop.records import Plan, Product, Wording
+from stages.shop.records import FollowUp, Plan, Product, Wording
 from stages.shop.scene import Scene
 from stages.shop.schema import NAMES, TOOLS, WRITES, compact
 from stages.shop.sft_card import card, page
@@ -117,12 +117,20 @@ def test_splits_share_no_product_wording_plan_number_or_mail(splits, maker):
 
 def test_test_dialogues_are_about_held_out_products_in_test_wordings(splits, maker):
     names = named_products(maker.world.shops, "test")
-    by_text = {wording.text: wording.split for file in (FOLDER / "wordings").glob("*.jsonl") for wording in rows(file, Wording)}
-    plans = {plan.id: plan.split for plan in rows(FOLDER / "plans.jsonl", Plan)}
+    plans = {plan.id: plan for plan in rows(FOLDER / "plans.jsonl", Plan)}
+    written = defaultdict(set)
+    for line in [wording for file in (FOLDER / "wordings").glob("*.jsonl") for wording in rows(file, Wording)] + list(
+            rows(FOLDER / "follow_ups.jsonl", FollowUp)):
+        written[line.text].add(line.split)
+    for plan in plans.values():
+        for turn in plan.turns:
+            written[turn.text].add(plan.split)
+    for dialogue in splits["test"] + splits["safety"]:
+        said = [text for text in dialogue["wordings"] if not re.fullmatch(r"\{\w+\}", text)]  # a number alone is everybody's
+        assert [(text, written[text]) for text in said if written[text] != {"test"}] == []
+        assert dialogue["plan"] is None or plans[dialogue["plan"]].split == "test"
     about = 0
     for dialogue in splits["test"]:
-        assert by_text.get(dialogue["wordings"][0], "test") == "test"
-        assert dialogue["plan"] is None or plans[dialogue["plan"]] == "test"
         about += any(name in text_of(dialogue).casefold() for name in names)
     named = [d for d in splits["test"] if d["intent"] not in ("policy", "out_of_scope", "unanswerable", "complaint") and not d["plan"]]
     assert about >= 0.8 * len(named)

@@ -82,11 +82,42 @@ def test_a_stage_can_not_read_what_dvc_does_not_watch():
             read()
 
 
-def test_params_have_no_list_and_a_comment_above_every_section():
+def uncommented(text: str) -> list[str]:
+    """Sections and parameters of a params.yaml without a comment in the line above, by dotted key.
+
+    Sections within a section may do without. A profile after the first has the same keys as the first, and a model after another, or a
+    profile's parameter after one of its name in the same section, means the same.
+    """
+    path, known, found = [], set(), []
+    lines = text.splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        if not (entry := re.match(r"( *)(\w+):(.*)", line)):
+            continue
+        path = [*path[:len(entry[1]) // 2], entry[2]]
+        key = tuple(path)
+        if path[0] == "profiles" and len(path) > 1:
+            if path[1] != "cpu":
+                continue
+            key = (*path[2:3], path[-1])
+        if above.strip().startswith("#"):
+            known.add(key)
+        elif key not in known and (entry[3].strip() or len(path) == 1):
+            found.append(".".join(path))
+    return found
+
+
+def test_params_have_no_list_and_a_comment_above_every_section_and_parameter():
     text = (ROOT / "params.yaml").read_text()
     assert not re.search(r"^\s*- |: \[", text, re.MULTILINE)
+    assert uncommented(text) == []
     values = read_params(ROOT / "params.yaml").model_dump()
     assert not re.search(r"(?i)(api_?key|secret|password)", str(values.keys()))
+
+
+def test_a_parameter_or_section_without_a_comment_is_found():
+    text = "\n".join(line for line in (ROOT / "params.yaml").read_text().splitlines() if "nearer to it" not in line)
+    assert uncommented(text.replace("# Scale only", "")) == ["dpo.beta", "profiles"]
+    assert uncommented("# one\na: 1\nb:\n  # two\n  c: 2\n  d: 3\n") == ["b", "b.d"]
 
 
 def test_profiles_have_the_same_keys():

@@ -151,8 +151,8 @@ def kill_at_work(command: list, folder: Path, seconds: float, checkpoints: Path 
 
 
 # How each looping stage keeps its work: in checkpoints, in finished files, or not at all (it starts again).
-CHECKPOINTS = ("pretrain@mlp", "pretrain@lstm", "pretrain@gpt_oss", "midtrain", "sft", "dpo")
-OTHERS = ("filter", "build_sft", "build_prefs", "evaluate")
+CHECKPOINTS = ("pretrain@mlp", "pretrain@rnn", "pretrain@lstm", "pretrain@gpt_oss", "midtrain", "sft", "dpo")
+OTHERS = ("filter", "encode", "build_sft", "build_prefs", "evaluate")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS + OTHERS)

@@ -1,15 +1,25 @@
 """The judge of pairs against a server that answers well, leans to a place, or misbehaves."""
 
 import json
+import os
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.common.problem import Problem
+from stages.shop.dialogues import turn_rows
+from stages.shop.maker import Maker, shop_lexicon
 from stages.shop.pair_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, PairJudge, judged
 from stages.shop.pairs import make_pair
 from stages.shop.schema import TOOLS
 from stages.shop.score import RIGHT
-from tests.openai_server import KEY, Reply, completion
+from tests.conftest import ROOT
+from tests.openai_server import KEY, Reply, Server, completion
+from tests.test_dpo import taught
 
 
 @pytest.fixture
@@ -134,3 +144,64 @@ def test_without_a_key_the_judge_is_a_problem_and_never_skipped(monkeypatch, tmp
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(Problem, match="OPENAI_API_KEY"):
         PairJudge("build_prefs.judge", "gpt-test", 2.0, 8.0, 1.0, tmp_path)
+
+
+# The stage
+
+# Two right replies of one length, so that no pair of them goes for the balance of lengths.
+WARM, PLAIN = "That's outside the shop; stock and orders I can check.", "I can only do goods, orders and returns, nothing else."
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory) -> Path:
+    """A folder in which `build_prefs` runs with the judge: its SFT model declines, in either of two right ways, what no shop does."""
+    folder, maker = tmp_path_factory.mktemp("judged"), Maker(ROOT / "data/store", seed=7, max_characters=2000)
+    asked = {row["messages"][0]["content"]: row for row in maker.split("train", 400) if row["intent"] == "out_of_scope"}
+    dialogues = [row | {"messages": row["messages"][:2], "notes": row["notes"][:1]} for row in list(asked.values())[:5]]
+    taught(folder / "models/sft", [row | {"completion": [{"role": "assistant", "content": text}]}
+                                   for dialogue in dialogues for row in turn_rows(dialogue) for text in (WARM, PLAIN)])
+    for name in ("dvc.yaml", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data/sft").mkdir(parents=True)
+    (folder / "data/store").symlink_to(ROOT / "data/store")
+    for split, some in (("train", dialogues[:3]), ("validation", dialogues[3:])):
+        write_jsonl(folder / f"data/sft/{split}.jsonl", some)
+    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).words())
+    text = (ROOT / "params.yaml").read_text()
+    for old, new in (("\nprofile: cpu\n", "\nprofile: smoke\n"), ("judge: none", "judge: openai"), (" prompts: 4\n", " prompts: 20\n")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text)
+    return folder
+
+
+def build_prefs(folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([ROOT / ".venv/bin/python", "-m", "stages.build_prefs"], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(folder)})
+
+
+def contradicted(server: Server) -> float:
+    """The share of pairs on which the server said the same place in both orders."""
+    places = defaultdict(set)
+    for body in server.requests:
+        question = read(body)
+        places[json.dumps([question["conversation"], sorted([question["first"], question["second"]])])].add(
+            json.loads(server.answer(body, KEY).body)["choices"][0]["message"]["content"])
+    return sum(len(said) == 1 for said in places.values()) / len(places)
+
+
+@pytest.mark.slow
+def test_the_stage_asks_the_judge_and_reports_how_often_it_contradicts_itself(sampled, server):
+    good, leaning = prefers("stock and orders"), json.dumps(read_jsonl(sampled / "data/sft/train.jsonl")[0]["messages"][0]["content"])
+    server.answer = lambda body, key: says("first") if leaning in json.dumps(read(body)["conversation"]) else good(body, key)
+    said = build_prefs(sampled)
+    assert said.returncode == 0, said.stderr[-2000:]
+    found = read_json(sampled / "metrics/prefs.json")["judge"]
+    assert found["asked"] == len(server.requests) / 2 >= 3
+    assert found["inconsistent"] == found["ties"] == pytest.approx(contradicted(server), abs=1e-4)
+    assert 0 < found["inconsistent"] < 0.5
+    assert "the judge has cost $" in said.stdout and KEY not in said.stdout + said.stderr
+    pairs = [pair for split in ("train", "validation") for pair in read_jsonl(sampled / f"data/prefs/{split}.jsonl")]
+    sides = [[pair[side][0]["content"] for side in ("chosen", "rejected")] for pair in pairs if pair["origin"] == "sampled"]
+    assert sides and all(one == [WARM, PLAIN] for one in sides)

@@ -277,13 +277,13 @@ def test_thumbs_give_pairs_but_a_liked_invention_is_never_chosen(tmp_path, tone,
         {"messages": [{"role": "user", "content": "hi"}], "reply": {"content": "Take it for $3.33!"}, "liked": True},
         {"messages": [{"role": "user", "content": "bye"}], "reply": {"content": "OK."}, "liked": False}])
     robot, invention, bye = read_feedback(tmp_path)
-    [[pair]] = feedback_slots(robot, [], tone, 0.05, words)
+    [[pair]] = feedback_slots(robot, [], tone, 0.0125, words)
     assert (plain(pair["chosen"]), plain(pair["rejected"])) == ("Yes, a program of the shop's. What can I look up?", "No.")
     assert pair["origin"] == "feedback"
     wrong = score(invention, reply("It is $9.99 for you."), tone, words)
-    assert feedback_slots(invention, [wrong], tone, 0.05, words) == []
+    assert feedback_slots(invention, [wrong], tone, 0.0125, words) == []
     right = score(bye, reply("Glad that's clear. Keep the order number somewhere and you're set."), tone, words)
-    [[pair]] = feedback_slots(bye, [right, wrong], tone, 0.05, words)
+    [[pair]] = feedback_slots(bye, [right, wrong], tone, 0.0125, words)
     assert plain(pair["rejected"]) == "OK." and pair["chosen"] == [right.message]
 
 

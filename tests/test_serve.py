@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,12 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from stages.common.device import Device
+from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.common.problem import Problem
+from stages.evaluate import open_agent
 from stages.nn import tokenizer as tokenizers
+from stages.router import train
 from stages.shop import harmony
 from stages.shop.agent import Agent, open_writer
-from stages.shop.maker import Maker
+from stages.shop.maker import Maker, shop_lexicon
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
@@ -44,7 +51,6 @@ def right_dialogue() -> list[dict]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny GPT-OSS that knows one dialogue by heart, exported and merged as the stages do it."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from stages.nn.export import save_model
@@ -204,3 +210,74 @@ def test_models_that_write_no_calls_are_refused_by_name(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text('{"model": "gru"}')
     with pytest.raises(Problem, match="one of the baselines"):
         open_writer(str(tmp_path))
+
+
+# A server among the agents that `evaluate` measures
+
+@pytest.fixture(scope="module")
+def measured(checkpoint, tmp_path_factory) -> Path:
+    """A folder in which `evaluate` runs in seconds: a few dialogues, and the tiny model as base, SFT and DPO."""
+    folder, maker = tmp_path_factory.mktemp("evaluate"), Maker(ROOT / "data/store", seed=7, max_characters=2000)
+    for name in ("dvc.yaml", "requirements.txt", "data/store", "data/queries"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("stages", "demo"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("base", "sft", "dpo"):
+        shutil.copytree(checkpoint, folder / "models" / name)
+    (folder / "models/router").mkdir()
+    train(ROOT / "data/queries", ROOT / "data/store", 3.0, 0.6).save(folder / "models/router")
+    (folder / "data/sft").mkdir()
+    for split, dialogues in (("train", maker.split("train", 20)), ("test", maker.split("test", 12)), ("safety", maker.safety("test", 1))):
+        write_jsonl(folder / f"data/sft/{split}.jsonl", dialogues)
+    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).words())
+    (folder / "metrics").mkdir()
+    write_json(folder / "metrics/dpo.json", {"released": {"model": "sft"}})
+    return folder
+
+
+def evaluate(folder: Path, place: str) -> subprocess.CompletedProcess:
+    text = (ROOT / "params.yaml").read_text()
+    for old, new in (("\nprofile: cpu\n", "\nprofile: smoke\n"), ("  max_new_tokens: 120\n", "  max_new_tokens: 4\n"),
+                     ('  models: ""\n', f'  models: "{place}"\n')):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text)
+    return subprocess.run([sys.executable, "-m", "stages.evaluate"], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(folder)})
+
+
+@pytest.mark.slow
+def test_a_server_is_measured_on_the_tasks_of_the_models(measured, server):
+    server.answer = lambda body, key: Reply(completion("Which one?"))
+    said = evaluate(measured, f"{server.url}#m")
+    assert said.returncode == 0, said.stderr[-3000:]
+    name = re.sub(r"\W+", "_", f"{server.url}#m".partition("://")[2])
+    found = read_json(measured / "metrics/evaluate.json")
+    assert found[name]["n"] == found["sft"]["n"] == 8 and found[name]["unsafe_writes_n"] == found["sft"]["unsafe_writes_n"]
+    assert found[name]["mean_length"] == 2 and found[name]["right_tool"] == found[name]["unsafe_writes"] == 0
+    assert "task_success_3" in found["sft"] and "task_success_3" not in found[name], "a server's seeds promise nothing"
+    turns = read_jsonl(measured / "data/transcripts/turns.jsonl")
+    assert {row["answers"][name]["text"] for row in turns} == {harmony.completion({"role": "assistant", "content": "Which one?"})}
+    assert found[name]["decisions"] == pytest.approx(sum(row["gold_tool"] == "reply" for row in turns) / len(turns), abs=1e-4)
+    assert all(body["tools"] == TOOLS and body["model"] == "m" for body in server.requests)
+    asked = [body["messages"][-1]["content"] for body in server.requests]
+    assert all(row["before"][-1][1] in asked for row in turns if row["before"][-1][0] == "customer")
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_ends_the_evaluation_in_a_sentence(measured):
+    with serve() as server:
+        gone = server.url  # it is once the block ends
+    said = evaluate(measured, f"{gone}#m")
+    assert said.returncode == 1
+    problem = [line for line in said.stderr.splitlines() if line.startswith("evaluate: ")]
+    assert problem and f"{gone}#m does not answer" in problem[-1] and "Start the server" in problem[-1], said.stderr[-3000:]
+    assert not (measured / "metrics/evaluate.json").exists() and not (measured / "data/transcripts").exists()
+
+
+def test_a_server_without_a_model_to_measure_is_a_problem():
+    with serve() as server:
+        gone = server.url
+    with pytest.raises(Problem, match=re.escape(f"{gone} does not list its models (no connection)")):
+        open_agent(gone, Device("cpu", torch.float32), 4, 0.7, 7)

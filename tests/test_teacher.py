@@ -143,7 +143,7 @@ def test_good_paraphrases_make_dialogues_whose_calls_were_executed(server, tmp_p
     added = [w.text for key, found in maker.world.script.wordings.items() for w in found[before[key]:]]
     assert len(added) == asks.kept["wordings"] > 80
     assert all(len(found) == before[key] for key, found in maker.world.script.wordings.items() if key[1] != "train")
-    made = maker.split("train", 400)
+    made = maker.split("train", 600)
     taught = [dialogue for dialogue in made if "zzz" in dialogue["messages"][0]["content"]]
     assert len(taught) > 5
     for dialogue in taught:

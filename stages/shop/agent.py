@@ -112,7 +112,7 @@ class Agent:
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
                 repaired = True
-                self._called(parsed.name or "unknown", {}, {"error": "malformed_call", "message": parsed.reason})
+                self._called(parsed.name or "unknown", {}, self.session.misread(parsed.name, parsed.reason))
             elif "content" in parsed:
                 reply = parsed["content"]
             else:

@@ -57,7 +57,9 @@ def measure(turns: Sequence[dict], texts: Sequence[str], dialogues: dict[str, di
 def unsafe(row: dict, text: str, dialogue: dict, shops: Shops) -> int:
     """How many writes of this turn the shop refuses, in the session that the conversation up to it has made."""
     parsed = parse_completion(text)
-    calls = [] if isinstance(parsed, Malformed) else [call["function"] for call in parsed.get("tool_calls", [])]
+    if isinstance(parsed, Malformed):
+        return int(parsed.name in WRITES)
+    calls = [call["function"] for call in parsed.get("tool_calls", [])]
     if not any(call["name"] in WRITES for call in calls):
         return 0
     session = shops.session(Scene.of(dialogue))

@@ -1,0 +1,125 @@
+"""SFT's step in TRL's trainer beside a bare loop: the same padded batches, the same LoRA, the same numbers, in one run.
+
+    python -m benchmarks.sft            # on models/base and data/sft; `--steps 1 --rows 1` tries whether it runs
+
+out  metrics/speed/sft.json: {sft: {trl_seconds, bare_seconds, times_bare, tokens_per_step, rows, steps}}: the trainer has the settings of
+     stages/sft.py but for looks at validation, checkpoints and the schedule; the bare loop is transformers' model with PEFT's adapters,
+     its own loss, backward, clipping and AdamW
+The two take turns, step by step on one batch after another, so that a busy moment of the machine hits both; the median step counts.
+To the trainer's step belongs all that it does between two steps: fetching and padding rows, counting tokens, accuracy and entropy.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.report import write_report
+from stages.common.device import Device, open_device
+from stages.common.problem import Problem
+from stages.common.stage import Stage
+from stages.sft import choose
+from stages.shop.tuning import check_lengths, check_trainable, json_dataset, lora, open_model
+
+PACKAGES = ("torch", "transformers", "trl", "peft")
+INPUTS = ("input_ids", "attention_mask", "labels")
+
+
+class Seen(SFTTrainer):
+    """The trainer, which keeps the batch that it was given last."""
+
+    def training_step(self, model: torch.nn.Module, inputs: dict, *words: object, **named: object) -> torch.Tensor:
+        self.batch = {name: inputs[name].clone() for name in INPUTS}
+        return super().training_step(model, inputs, *words, **named)
+
+
+class Turns(TrainerCallback):
+    """After each of the trainer's steps one of the bare loop, on the same batch. seconds: of the trainer's and of the bare ones."""
+
+    def __init__(self, bare: PeftModel, learning_rate: float, clip: float, device: Device):
+        self.bare, self.clip, self.device = bare.train(), clip, device
+        self.trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, learning_rate, weight_decay=0.0, fused=True)
+        self.seconds: tuple[list[float], list[float]] = ([], [])
+        self.tokens: list[int] = []
+        self.losses: list[float] = []
+
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        ended = time.perf_counter()
+        loss = self.step(self.trainer.batch)
+        done = time.perf_counter()
+        self.seconds[0].append(ended - self.started)
+        self.seconds[1].append(done - ended)
+        self.tokens.append(self.trainer.batch["input_ids"].numel())
+        self.losses.append(loss.item())
+        self.started = time.perf_counter()
+
+    def step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with self.device.autocast():
+            loss = self.bare(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int], list[tuple[float, float]]]:
+    """Median seconds of a step of each over `steps` steps of `rows` rows, after one that does not count; and the losses of both, step by
+    step. Raises Problem without a base model."""
+    if not Path("models/base").is_dir():
+        raise Problem("models/base is missing. `dvc repro midtrain` makes it.")
+    sft, profile, seed = stage.params.sft, stage.params.profile, stage.params.seed
+    device = open_device(profile.device, profile.dtype, profile.threads, seed)
+    if device.kind != "cpu":
+        raise Problem("This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`.")
+    model, tokenizer = open_model("models/base", device)
+    bare = get_peft_model(open_model("models/base", device)[0], lora(sft.lora_rank, sft.lora_alpha))
+    train = choose("train", (steps + 1) * rows, seed)
+    check_lengths(train, tokenizer, ("completion",), profile.sft.max_length)
+    learnt = [{name: row[name] for name in ("prompt", "completion", "tools")} for row in train]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder, max_steps=steps + 1, per_device_train_batch_size=rows, max_length=profile.sft.max_length, packing=False,
+            completion_only_loss=True, learning_rate=sft.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
+            router_aux_loss_coef=0.0, gradient_checkpointing=False, use_cpu=True, bf16=device.dtype == torch.bfloat16, seed=seed,
+            data_seed=seed, dataloader_pin_memory=False, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True)
+        turns = Turns(bare, sft.learning_rate, arguments.max_grad_norm, device)
+        turns.trainer = Seen(model, args=arguments, processing_class=tokenizer, train_dataset=json_dataset(learnt),
+                             peft_config=lora(sft.lora_rank, sft.lora_alpha), callbacks=[turns])
+        check_trainable(turns.trainer.model)
+        check_trainable(bare)
+        turns.trainer.train()
+    losses = [entry["loss"] for entry in turns.trainer.state.log_history if "loss" in entry]
+    trl_seconds, bare_seconds = (statistics.median(seconds[1:]) for seconds in turns.seconds)
+    return {"trl_seconds": trl_seconds, "bare_seconds": bare_seconds, "times_bare": trl_seconds / bare_seconds,
+            "tokens_per_step": int(statistics.median(turns.tokens[1:])), "rows": rows, "steps": steps}, \
+        list(zip(losses, turns.losses, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sft", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=15, help="measured steps of each (%(default)s)")
+    parser.add_argument("--rows", type=int, help="rows of a step, those of the profile if not given")
+    words = parser.parse_args()
+    try:
+        stage = Stage("sft")
+        found, _ = measure(stage, words.steps, words.rows or stage.params.profile.sft.batch)
+    except Problem as problem:
+        sys.exit(f"benchmarks.sft: {problem}")
+    print(found)
+    write_report("sft", {"sft": found}, PACKAGES)
+
+
+if __name__ == "__main__":
+    main()
