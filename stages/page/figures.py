@@ -110,7 +110,7 @@ def tuning(midtrain: pd.DataFrame, sft: pd.DataFrame, dpo: pd.DataFrame) -> Mark
     """The curves of practice and SFT, and what DPO does to loss, KL, margin, accuracy and the log-probabilities of both answers."""
     figure, panes = plt.subplots(3, 2, figsize=(9, 8.1))
     panels = ((midtrain, {"loss": "gpt_oss"}, "practice: loss"),
-              (sft, {"loss": "gpt_oss", "calls_loss": "dpo"}, "SFT: loss, and that of held-out calls"),
+              (sft, {"loss": "gpt_oss", "calls_loss": "sft"}, "SFT: loss, and that of held-out calls"),
               (dpo, {"loss": "dpo"}, "DPO: loss on held-out pairs"), (dpo, {"kl": "dpo"}, "DPO: KL divergence from SFT, nats per token"),
               (dpo, {"margin": "dpo", "accuracy": "lstm"}, "DPO: reward margin and accuracy"),
               (dpo, {"chosen_log_probability": "dpo", "rejected_log_probability": "sft"}, "DPO: log-probability of an answer"))
