@@ -4,6 +4,7 @@ PYTHON ?= python3
 PROFILE ?=
 JOBS ?= 2
 SEEDS ?= 7 8 9 10 11
+RUNS ?= 1
 
 .PHONY: help setup repro test slow-test check lock parallel reproduce tolerances demo chat clean
 .DEFAULT_GOAL := help
@@ -37,8 +38,8 @@ parallel: setup       ## like repro, with as many language models trained at a t
 reproduce: setup      ## prove the committed metrics: run the graph from nothing in a clone and compare
 	@.venv/bin/python -m setup.reproduce
 
-tolerances: setup     ## measure how far metrics move with the seed (SEEDS="7 8 9 10 11" JOBS=2, a graph for each)
-	@.venv/bin/python -m setup.tolerances --jobs $(JOBS) $(SEEDS)
+tolerances: setup     ## measure how far metrics move with the seed (SEEDS="7 8 9 10 11", a graph for each; RUNS=1 at a time)
+	@.venv/bin/python -m setup.tolerances --jobs $(RUNS) $(SEEDS)
 
 demo: setup           ## open the chat page at http://127.0.0.1:7860
 	@.venv/bin/crawl2cart demo

@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import TextIO
 
 from setup.choose import ROOT
 from setup.ledger import ledger, ledger_table, total
@@ -60,24 +61,27 @@ def report_copy() -> Path:
     return copy
 
 
-def dvc(*words: str) -> None:
-    """Runs DVC. Raises Problem if a stage fails."""
-    if subprocess.run([DVC, *words], cwd=ROOT).returncode:
+def dvc(*words: str, root: Path = ROOT, log: TextIO | None = None) -> None:
+    """Runs DVC in a checkout; what it says goes to the terminal or to log. Raises Problem if a stage fails."""
+    if subprocess.run([DVC, *words], cwd=root, stdout=log, stderr=log and subprocess.STDOUT).returncode:
         raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
                       "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
                       "`rm -f .dvc/tmp/rwlock .dvc/tmp/lock`.")
 
 
-def pretrain(jobs: int) -> None:
-    """Trains the language models that are not up to date, `jobs` at a time: the last of the list, which takes longest, first."""
-    dvc("repro", "encode")
-    said = subprocess.run([DVC, "status", "--json", "pretrain"], cwd=ROOT, capture_output=True, text=True, check=True)
+def pretrain(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = None) -> None:
+    """Trains the language models that are not up to date, `jobs` at a time: the last of the list, which takes longest, first.
+
+    options: of `dvc repro`.
+    """
+    dvc("repro", *options, "encode", root=root, log=log)
+    said = subprocess.run([DVC, "status", "--json", "pretrain"], cwd=root, capture_output=True, text=True, check=True)
     stop = Event()   # after an error, or Ctrl-C, no further one begins
 
     def train(model: str) -> None:
         if not stop.is_set():
             try:
-                dvc("--wait-for-lock", "repro", "--single-item", model)
+                dvc("--wait-for-lock", "repro", *options, "--single-item", model, root=root, log=log)
             except Problem:
                 stop.set()
                 raise
