@@ -104,12 +104,19 @@ def host(project: Path, port: int, hosts: str) -> subprocess.Popen:
                             env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextlib.contextmanager
 def hosts_of(project: Path, hosts: str) -> Iterator[list[subprocess.Popen]]:
     """Two agents that meet at a rendezvous, once they have written a first checkpoint; what is left of them is killed at the end."""
     port, checkpoints = free_port(), project / ".ckpt" / "pretrain@gru"
-    agents = [host(project, port, hosts), host(project, port, hosts)]
+    agents = [host(project, port, hosts)]
     try:
+        wait_for(lambda: listens(port) or agents[0].poll() is not None, 120)   # else the second might be the one whom all ask
+        agents.append(host(project, port, hosts))
         wait_for(lambda: list(checkpoints.glob("*/last/state.json")) or any(agent.poll() is not None for agent in agents), 120)
         assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0][-3000:]
         yield agents
