@@ -18,7 +18,7 @@ from stages.shop.maker import Maker, shop_lexicon
 from stages.shop.pairs import cap_gold, chosen_longer, leaks, make_pair, options, plain, take, written
 from stages.shop.prefs_card import card
 from stages.shop.schema import TOOLS
-from stages.shop.score import RIGHT, WRONG, Score, helpfulness, score
+from stages.shop.score import HELPFUL, RIGHT, TONE, WRONG, Score, helpfulness, score
 from stages.shop.tone import FAULTS, GOOD, ToneScorer, broken_rules, fit_with_accuracy
 from stages.shop.verify import Lexicon
 from tests.conftest import ROOT
@@ -136,6 +136,12 @@ def test_a_reply_to_a_search_keeps_to_what_this_search_found():
 
 
 # Tone
+
+def test_the_warmest_tone_weighs_less_than_one_of_three_facts_where_all_four_checks_apply():
+    whole, lacking = 1.0, (2 / 3 + 1 + 1 + 1) / 4
+    cold, warm = (Score({"content": "x"}, True, (), 1.0, helped, tone) for helped, tone in ((whole, 0.0), (lacking, 1.0)))
+    assert cold.total > warm.total and RIGHT + HELPFUL + TONE == pytest.approx(1)
+
 
 def test_the_tone_scorer_is_right_on_situations_it_has_not_seen_and_shuffled_labels_are_not():
     assert fit_with_accuracy(SITUATIONS)[1]["accuracy"] >= 0.95

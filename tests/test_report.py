@@ -7,14 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
 from safetensors.torch import save_file
 
 from setup import ledger, repro
@@ -27,7 +25,6 @@ from stages.shop.guards import Guard
 from tests.conftest import ROOT
 from tests.local_server import listening
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHARES = (*MEASURED, "decisions")
 FAILED = Guard("right_tool", before=0.8, after=0.7, least=0.75)
 ATTACK = "</pre><script>document.title = 'owned'</script><img src=http://evil.example/x.png>"
@@ -50,15 +47,6 @@ def transcripts(folder: Path) -> None:
     write_jsonl(folder / "turns.jsonl", turns)
     write_jsonl(folder / "plays.jsonl", [{"id": "test-0001", "line": 2, "plan": "p", "intent": "price",
                                           "right": [["customer", "hello"]], "played": played}])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not path:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)")
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
