@@ -3,7 +3,7 @@
 `make tolerances` runs the committed profile from nothing once for each seed, in clones of the last commit. What is finished
 is kept in .cache/tolerances/<commit>/<seed>.json ({"seed": 7, "metrics": {"sft:sft.train_loss": 2.1, …}}), a clone that is
 not finished beside it, so that a stopped measurement goes on where it was. Runs made elsewhere count too: put their files
-there, or name their folders with `--take`.
+there, or name the folder of each with `--take`.
 
 The tolerance of a number is the distance of its largest from its smallest value. What another processor's rounding does is
 smaller than what a seed does. What is no number, or is not there under every seed, is free to differ if a seed changes it.
@@ -87,7 +87,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", type=int, nargs="*", help="seeds to run, as many as are missing from five")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each uses the threads of the profile")
-    parser.add_argument("--take", type=Path, nargs="+", default=[], metavar="FOLDER", help="finished runs of one commit")
+    parser.add_argument("--take", type=Path, action="append", default=[], metavar="FOLDER", help="a finished run; again for another")
     words = parser.parse_args()
     commits = {commit_of(folder) for folder in words.take} or {commit_of(ROOT)}
     if len(commits) > 1:

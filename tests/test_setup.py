@@ -182,7 +182,7 @@ def test_seeds_that_are_measured_are_not_measured_again(project, monkeypatch):
     for seed in (8, 9, 10):
         moved = metrics | {"sft:sft.train_loss": metrics["sft:sft.train_loss"] + seed}
         (kept / f"{seed}.json").write_text(json.dumps({"seed": seed, "metrics": moved}))
-    monkeypatch.setattr(sys, "argv", ["tolerances", "8", "9", "10", "--take", str(project)])
+    monkeypatch.setattr(sys, "argv", ["tolerances", "--take", str(project), "8", "9", "10"])
     with pytest.raises(Problem, match="4 seeds are measured"):
         tolerances.main()
     (kept / "11.json").write_text(json.dumps({"seed": 11, "metrics": metrics}))
