@@ -93,6 +93,13 @@ def pretrain(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = N
             stop.set()
 
 
+def run_graph(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = None) -> None:
+    """Brings the whole graph of a checkout up to date, training `jobs` language models at a time. options: of `dvc repro`."""
+    if jobs > 1:
+        pretrain(jobs, *options, root=root, log=log)
+    dvc("repro", *options, root=root, log=log)
+
+
 def main() -> None:
     params = read_params(ROOT / "params.yaml")
     parser = argparse.ArgumentParser(prog="python -m setup.repro", description=__doc__.split(":")[0])
@@ -100,9 +107,7 @@ def main() -> None:
                         help="language models trained at a time (%(default)s)")
     words = parser.parse_args()
     check_machine(params, ROOT)
-    if words.jobs > 1:
-        pretrain(words.jobs)
-    dvc("repro")
+    run_graph(words.jobs)
     table = results()
     width = max(len(what) for what, _ in table)
     print()

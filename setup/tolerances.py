@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setup.repro import ROOT, dvc, pretrain
+from setup.repro import ROOT, run_graph
 from setup.reproduce import fresh_clone, is_number, metrics_below
 from stages.common.files import read_json, write_json
 from stages.common.metrics import rounded
@@ -60,8 +60,7 @@ def run_with_seed(seed: int, kept: Path) -> None:
     with (folder / "log.txt").open("a") as log:
         print(f"seed {seed}: running, see {log.name}", flush=True)
         try:
-            pretrain(profile.processes, "--no-run-cache", root=clone, log=log)
-            dvc("repro", "--no-run-cache", root=clone, log=log)
+            run_graph(profile.processes, "--no-run-cache", root=clone, log=log)
         except Problem as problem:
             raise Problem(f"the run with seed {seed} failed; its messages are in {log.name}. Run the same command again "
                           "when that is mended: it goes on where it was.") from problem
