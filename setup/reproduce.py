@@ -30,13 +30,14 @@ def flat(values: object, above: str = "") -> dict[str, object]:
             for name, value in flat(inner, f"{above}.{key}" if above else key).items()}
 
 
+def metrics_files(root: Path) -> list[Path]:
+    """The files of every metric that dvc.yaml declares."""
+    return sorted(path for path in (root / "metrics").glob("*.json") if path.name != "tolerances.json")
+
+
 def metrics_below(root: Path) -> dict[str, object]:
     """Every metric that dvc.yaml declares, as {file:dotted name: value}."""
-    found = {}
-    for path in sorted((root / "metrics").glob("*.json")):
-        if path.name != "tolerances.json":
-            found |= {f"{path.stem}:{name}": value for name, value in flat(json.loads(path.read_text())).items()}
-    return found
+    return {f"{path.stem}:{name}": value for path in metrics_files(root) for name, value in flat(json.loads(path.read_text())).items()}
 
 
 def is_number(value: object) -> bool:
@@ -96,6 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="crawl2cart-reproduce-") as folder:
         clone = fresh_clone(Path(folder))
         committed = metrics_below(clone)
+        for path in metrics_files(clone):   # in git, so that a stage that makes nothing else would be taken for done
+            path.unlink()
         params = read_params(clone / "params.yaml")
         run_graph(getattr(params.profiles, params.profile).processes, "--no-run-cache", root=clone)
         said = verdict(clone, committed)
