@@ -23,13 +23,13 @@ from stages.shop.agent import COULD_NOT, play_all
 from stages.shop.answer import whole_characters
 from stages.shop.baselines import BASELINES, by_keywords
 from stages.shop.dialogues import turn_rows
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.paired import compare, length_controlled, win_rate
 from stages.shop.schema import TOOLS
 from stages.shop.trials import critical, passed_all, safety, trials
 from stages.shop.verify import summarise
 from stages.shop.writer import OwnWriter, open_folder, writer_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 3, "width": 32, "heads": 4, "key_value_heads": 2, "head_size": 16, "expert_width": 24, "experts": 4,
          "experts_per_token": 2, "window": 16, "max_context": 4096, "rope_factor": 1.0, "balance": 0.01, "z_loss": 0.0}
@@ -38,7 +38,7 @@ FLOAT32 = Device("cpu", torch.float32)
 
 @pytest.fixture(scope="module")
 def recorded() -> dict:
-    maker = Maker(ROOT / "data/store", seed=5, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 5)
     test = maker.split("test", 40)
     return {"shops": maker.world.shops, "words": shop_lexicon(maker), "train": maker.split("train", 40), "test": test,
             "plans": [dialogue for dialogue in test if dialogue["plan"]], "safety": maker.safety("test", 5)}

@@ -15,13 +15,13 @@ from stages.shop import harmony
 from stages.shop.agent import CHANGED, COULD_NOT, MAX_CALLS, MAX_TOKENS, TOO_LONG, Agent, Endpoint, about_tokens, api_messages, play_all
 from stages.shop.consent import agrees, restates
 from stages.shop.dialogues import turn_rows
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.scene import Scene, Shops
 from stages.shop.schema import NAMES, TOOLS, WRITES, compact
 from stages.shop.store import NoSuchProduct, Store, open_store
 from stages.shop.tools import Session, unsafe_writes
 from stages.shop.verify import judge, obeyed, same_arguments, summarise
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 from tests.openai_server import Reply, completion, serve
 
 FOLDER = ROOT / "data/store"
@@ -697,7 +697,7 @@ def test_messages_for_the_api_keep_calls_and_results_together():
 
 @pytest.fixture(scope="module")
 def recorded() -> dict:
-    maker = Maker(FOLDER, seed=5, max_characters=2000)
+    maker = maker_of(FOLDER, 5)
     return {"shops": maker.world.shops, "words": shop_lexicon(maker), "test": maker.split("test", 80), "safety": maker.safety("test", 12)}
 
 
