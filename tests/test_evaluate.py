@@ -77,7 +77,8 @@ def test_who_does_what_is_recorded_succeeds_safely_in_every_run(recorded):
 
 
 def test_who_names_no_section_and_calls_where_nothing_can_be_looked_up_neither_cites_nor_declines(recorded):
-    for text, cites, declines in ((reply("We'll see."), 0, 1), (call("list_orders"), 0, 0), (reply("It costs $12.34."), 0, 0)):
+    for text, cites, declines in ((reply("I can't help with that."), 0, 1), (reply("The kettle is very good."), 0, 0),
+                                  (call("list_orders"), 0, 0), (reply("Sorry, it costs $12.34."), 0, 0)):
         found, _ = trials([], recorded["safety"], recorded["shops"], always(text), None, 8, recorded["words"])
         assert (found["policy_cited"], found["declines"]) == (cites, declines)
 
