@@ -47,7 +47,7 @@ def check_apart(train: list[dict], other: list[dict], names: set[str], split: st
 
 def mix_of(params: BuildSft) -> Mix:
     """What the dialogues are made of, as params.yaml says."""
-    return Mix(params.intents.model_dump(by_alias=True), params.training_intents.model_dump(), params.registers.model_dump())
+    return Mix(params.intents.model_dump(), params.training_intents.model_dump(), params.registers.model_dump())
 
 
 def open_teacher(stage: Stage) -> Teacher:

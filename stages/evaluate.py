@@ -38,6 +38,9 @@ from stages.shop.verify import judge, summarise
 from stages.shop.writer import open_folder
 
 AGENTS = ("base", "sft", "dpo")
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("*.right_tool", "*.exact_arguments", "*.task_success",
+             "*.unsafe_writes", "*.unsupported_facts", "dpo_vs_sft.length_controlled", "routed.right_answer")
 
 
 def choose_turns(dialogues: Sequence[dict], count: int, seed: int) -> list[dict]:
@@ -191,7 +194,7 @@ def main(stage: Stage) -> None:
         "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
         "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
         "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues,
-                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})})
+                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})}, HEADLINES)
     print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 

@@ -183,6 +183,8 @@ class Weights(Section):
 
 
 class Intents(Weights):
+    model_config = ConfigDict(serialize_by_alias=True)   # `return` is no name in Python
+
     search: NotNegative
     facts: NotNegative
     compare: NotNegative
