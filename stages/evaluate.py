@@ -91,15 +91,18 @@ def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict], rows
 
 
 def by_intent(rows: list[dict], answers: dict[str, dict[str, str]]) -> list[dict]:
-    """Rows model, intent, metric, value, low, high, n: whole turns that are right, and right calls."""
+    """Rows model, intent, metric, value, low, high, n: whole turns that are right, and by themselves calls, replies and which of them."""
     table = []
     for model, texts in answers.items():
         verdicts = [(row["intent"], judge(row, texts[row["id"]])) for row in rows]
         for intent in sorted({intent for intent, _ in verdicts}):
             here = [verdict for name, verdict in verdicts if name == intent]
             calls = [verdict for verdict in here if verdict.tool is not None]
+            replies = [verdict for verdict in here if verdict.message and verdict.message.get("content")]
             for metric, hits in (("right", [one.right for one in here]), ("right_tool", [one.tool for one in calls]),
-                                 ("exact_arguments", [one.arguments for one in calls])):
+                                 ("exact_arguments", [one.arguments for one in calls]), ("decisions", [one.decision for one in here]),
+                                 ("valid_calls", [one.valid for one in here if one.called]),
+                                 ("unsupported_facts", [bool(one.unsupported) for one in replies])):
                 found = share(metric, hits)
                 table.append({"model": model, "intent": intent, "metric": metric, "value": found[metric],
                               "low": found[f"{metric}_low"], "high": found[f"{metric}_high"], "n": found[f"{metric}_n"]})
