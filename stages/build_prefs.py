@@ -32,6 +32,8 @@ from stages.shop.writer import OwnWriter, open_folder
 CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training
 FRESHNESS = ("wording and plan", "dialogue", "turn", "nothing")  # what SFT's rows have not shown of a prompt, the best first
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("pairs.train", "chosen_longer.train", "leak_auc.length", "leak_auc.bag_of_words", "tone_scorer.accuracy")
 
 
 def seen_by_sft(rows: list[dict], count: int, seed: int) -> list[dict]:
@@ -156,7 +158,7 @@ def main(stage: Stage) -> None:
         for split, rows in pairs.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
         (folder / "README.md").write_text(card(pairs, summary, prompts, telling, params))
-    write_metrics("metrics/prefs.json", summary)
+    write_metrics("metrics/prefs.json", summary, HEADLINES)
     print(f"{len(pairs['train'])} train and {len(pairs['validation'])} validation pairs ({dict(origins)}); "
           f"{summary['samples']['right']:.0%} of the samples are right" + (f"; the judge has cost ${judge.dollars:.2f}" if judge else ""))
 

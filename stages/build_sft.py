@@ -10,10 +10,11 @@ made as in tau-bench, by a scripted customer and tools on a real database. Yao e
 from pathlib import Path
 
 from stages.common.files import atomic_directory, write_json, write_jsonl
+from stages.common.params import BuildSft
 from stages.common.problem import Problem
 from stages.common.stage import Stage, run
 from stages.shop.consent import holds
-from stages.shop.maker import CASES, Maker, named_products, shop_lexicon
+from stages.shop.maker import CASES, Maker, Mix, named_products, shop_lexicon
 from stages.shop.schema import TOOLS
 from stages.shop.sft_card import card, page
 from stages.shop.take import Shares
@@ -44,6 +45,11 @@ def check_apart(train: list[dict], other: list[dict], names: set[str], split: st
                 raise Problem(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
 
 
+def mix_of(params: BuildSft) -> Mix:
+    """What the dialogues are made of, as params.yaml says."""
+    return Mix(params.intents.model_dump(), params.training_intents.model_dump(), params.registers.model_dump())
+
+
 def open_teacher(stage: Stage) -> Teacher:
     params = stage.params.build_sft
     return Teacher("build_sft.teacher", params.teacher_model, params.teacher_input_price, params.teacher_output_price,
@@ -52,7 +58,7 @@ def open_teacher(stage: Stage) -> Teacher:
 
 def main(stage: Stage) -> None:
     params, sizes = stage.params.build_sft, stage.params.profile.build_sft
-    maker = Maker(STORE, stage.params.seed, params.max_characters, Shares(plan=params.plan_share))
+    maker = Maker(STORE, stage.params.seed, params.max_characters, mix_of(params), Shares(plan=params.plan_share))
     teacher = open_teacher(stage) if params.teacher == "openai" else None
     if teacher:
         add_wordings(teacher, maker, params.teacher_wordings, stage.params.seed)

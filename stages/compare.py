@@ -15,11 +15,13 @@ from stages.common.stage import Stage, run
 # By name, not whatever lies in the folder: a model left over from another version must not be counted.
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
 FOLDER, TABLE = Path("metrics/pretrain"), Path("metrics/pretrain.json")
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("*.val_bits_per_byte",)
 
 
 def main(stage: Stage) -> None:
     table = {name: read_json(FOLDER / f"{name}.json")[name] for name in MODELS}
-    write_metrics(TABLE, table)
+    write_metrics(TABLE, table, HEADLINES)
     print(f"{'model':8} {'bits/byte':>9} {'parameters':>11} {'active':>11} {'tokens':>11}")
     for name in sorted(table, key=lambda name: table[name]["val_bits_per_byte"]):
         row = table[name]

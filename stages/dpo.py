@@ -48,6 +48,8 @@ LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/a
           "eval_logps/chosen": "chosen_log_probability", "eval_logps/rejected": "rejected_log_probability", "eval_kl": "kl"}
 LOOKS = 3             # at the held-out pairs, besides the one before the first step
 DIVERGENCE_PAIRS = 2  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("dpo.loss", "dpo.reward_accuracy", "dpo.reward_margin", "dpo.kl", "released.model")
 
 
 class Trainer(DPOTrainer):
@@ -146,8 +148,9 @@ def main(stage: Stage) -> None:
                 for name, found in (("sft", before), ("dpo", after))}
     last = {"loss": rows[-1]["loss"], "reward_accuracy": rows[-1]["accuracy"], "reward_margin": rows[-1]["margin"], "kl": rows[-1]["kl"],
             "released_is_dpo": not failed}
-    write_metrics("metrics/dpo.json", {"guards": {guard.name: guard.passed for guard in judged}, "sft": measured["sft"],
-                                       "dpo": measured["dpo"] | last, "released": {"model": "sft" if failed else "dpo", "why": why}})
+    write_metrics("metrics/dpo.json", {
+        "guards": {guard.name: guard.passed for guard in judged}, "sft": measured["sft"], "dpo": measured["dpo"] | last,
+        "released": {"model": "sft" if failed else "dpo", "why": why}}, HEADLINES)
     print(why)
 
 

@@ -38,6 +38,9 @@ from stages.shop.verify import judge, summarise
 from stages.shop.writer import open_folder
 
 AGENTS = ("base", "sft", "dpo")
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("*.right_tool", "*.exact_arguments", "*.task_success",
+             "*.unsafe_writes", "*.unsupported_facts", "dpo_vs_sft.length_controlled", "routed.right_answer")
 
 
 def choose_turns(dialogues: Sequence[dict], count: int, seed: int) -> list[dict]:
@@ -88,15 +91,18 @@ def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict], rows
 
 
 def by_intent(rows: list[dict], answers: dict[str, dict[str, str]]) -> list[dict]:
-    """Rows model, intent, metric, value, low, high, n: whole turns that are right, and right calls."""
+    """Rows model, intent, metric, value, low, high, n: whole turns that are right, and by themselves calls, replies and which of them."""
     table = []
     for model, texts in answers.items():
         verdicts = [(row["intent"], judge(row, texts[row["id"]])) for row in rows]
         for intent in sorted({intent for intent, _ in verdicts}):
             here = [verdict for name, verdict in verdicts if name == intent]
             calls = [verdict for verdict in here if verdict.tool is not None]
+            replies = [verdict for verdict in here if verdict.message and verdict.message.get("content")]
             for metric, hits in (("right", [one.right for one in here]), ("right_tool", [one.tool for one in calls]),
-                                 ("exact_arguments", [one.arguments for one in calls])):
+                                 ("exact_arguments", [one.arguments for one in calls]), ("decisions", [one.decision for one in here]),
+                                 ("valid_calls", [one.valid for one in here if one.called]),
+                                 ("unsupported_facts", [bool(one.unsupported) for one in replies])):
                 found = share(metric, hits)
                 table.append({"model": model, "intent": intent, "metric": metric, "value": found[metric],
                               "low": found[f"{metric}_low"], "high": found[f"{metric}_high"], "n": found[f"{metric}_n"]})
@@ -191,7 +197,7 @@ def main(stage: Stage) -> None:
         "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
         "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
         "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues,
-                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})})
+                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})}, HEADLINES)
     print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 

@@ -58,6 +58,8 @@ REJECTS = pa.schema([("url", pa.string()), ("reason", pa.string()), ("score", pa
                      ("text", pa.string())])
 PARTS = 100
 SMALLEST_PART = 1 << 28  # bytes of text
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("documents.in", "documents.kept", "bytes.train", "keep.precision", "keep.recall", "extraction.f1")
 
 
 def wanted_topic(limits: Filter, topics: dict[str, bool]) -> Weights | None:
@@ -194,7 +196,7 @@ def main(stage: Stage) -> None:
         metrics |= measure(stats, cross_page, labels | judged, sites)
         if topic:
             metrics["topic"] = keep_quality(stats.kept, judged, {page.url for page in sites if page.site.held_out})
-    write_metrics("metrics/filter.json", metrics)
+    write_metrics("metrics/filter.json", metrics, HEADLINES)
     write_curve("metrics/filter.tsv", stats.waterfall())
     print(f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
           f"kept {stats.pages['']:,} of {len(places):,} pages")

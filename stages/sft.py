@@ -40,6 +40,8 @@ from stages.shop.verify import summarise, without_intervals
 from stages.shop.writer import writer_of
 
 LOOKS, PATIENCE = 8, 4
+# What `dvc metrics` shows of the metrics.
+HEADLINES = ("sft.validation_loss", "sft.kept_step", "validation.right_tool", "validation.exact_arguments")
 
 
 def choose(split: str, count: int, seed: int) -> list[dict]:
@@ -108,7 +110,7 @@ def main(stage: Stage) -> None:
     write_curve("metrics/sft.tsv", rows)
     write_metrics("metrics/sft.json", {
         "sft": {"train_loss": kept["loss"], "validation_loss": validation_loss, "kept_step": kept["step"], "rows": len(train)},
-        "validation": without_intervals(summarise(held_out, answers))})
+        "validation": without_intervals(summarise(held_out, answers))}, HEADLINES)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from stages.build_sft import mix_of
+from stages.common.params import read_params
+from stages.shop.maker import Maker
+from stages.shop.take import Shares
 from tests.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +52,12 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
 def project(tmp_path: Path) -> Path:
     """A copy of the project on the smoke profile, committed, without caches."""
     return copy_project(tmp_path / "project")
+
+
+def maker_of(folder: Path, seed: int, **shares: float) -> Maker:
+    """A maker of a shop's dialogues with the mix and the longest dialogue of params.yaml, as build_sft opens it."""
+    params = read_params(ROOT / "params.yaml").build_sft
+    return Maker(folder, seed, params.max_characters, mix_of(params), Shares(**{"plan": params.plan_share} | shares))
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:

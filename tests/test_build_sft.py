@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter, defaultdict
+from typing import get_args
 
 import pytest
 
@@ -13,17 +14,18 @@ from stages.common.params import read_params
 from stages.common.problem import Problem
 from stages.nn import tokenizer as tokenizers
 from stages.shop import harmony
+from stages.shop.consent import holds, short
 from stages.shop.dialogues import turn_rows
 from stages.shop.folder import rows
-from stages.shop.maker import CASES, WEIGHTS, Maker, named_products, shop_lexicon
-from stages.shop.records import FollowUp, Plan, Product, Wording
+from stages.shop.maker import CASES, Maker, Mix, named_products, shop_lexicon
+from stages.shop.records import FollowUp, Intent, Plan, Product, Wording
 from stages.shop.scene import Scene
 from stages.shop.schema import NAMES, TOOLS, WRITES, compact
 from stages.shop.sft_card import card, page
 from stages.shop.take import Shares
 from stages.shop.tools import Session, unsafe_writes
 from stages.shop.tuning import check_lengths, json_dataset
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 FOLDER = ROOT / "data/store"
 SIZES = {"train": 900, "validation": 40, "test": 120}
@@ -32,7 +34,7 @@ LIMIT = 2000
 
 @pytest.fixture(scope="module")
 def maker() -> Maker:
-    return Maker(FOLDER, seed=7, max_characters=LIMIT)
+    return maker_of(FOLDER, 7)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +82,9 @@ def test_every_call_returns_again_what_was_recorded(everything, maker):
 
 
 def test_equal_seeds_give_equal_bytes_and_others_others(splits, maker):
-    again = Maker(FOLDER, seed=7, max_characters=LIMIT).split("test", SIZES["test"])
+    again = maker_of(FOLDER, 7).split("test", SIZES["test"])
     assert json.dumps(again) == json.dumps(splits["test"])
-    assert Maker(FOLDER, seed=8, max_characters=LIMIT).split("test", 20) != splits["test"][:20]
+    assert maker_of(FOLDER, 8).split("test", 20) != splits["test"][:20]
 
 
 def test_a_dialogue_comes_back_from_its_file_as_it_was(splits, tmp_path):
@@ -250,7 +252,7 @@ def test_replies_say_only_what_the_tools_returned(everything, maker):
 
 def test_every_intent_tool_and_argument_occurs(splits):
     train = splits["train"]
-    assert set(WEIGHTS) == {dialogue["intent"] for dialogue in train}
+    assert set(get_args(Intent)) == {dialogue["intent"] for dialogue in train}
     used = {(call["name"], name) for dialogue in train for call in calls(dialogue) for name in call["arguments"]}
     known = {(tool["function"]["name"], name) for tool in TOOLS for name in tool["function"]["parameters"]["properties"]}
     assert {call["name"] for dialogue in train for call in calls(dialogue)} == set(NAMES)
@@ -262,9 +264,9 @@ def test_every_intent_tool_and_argument_occurs(splits):
 def test_what_can_befall_a_conversation_befalls_some(splits):
     acts = Counter(act for dialogue in splits["train"] for note in dialogue["notes"] for act in note["acts"])
     expected = ("search_none", "search_next", "stock_out", "facts_missing", "product_unknown", "tool_error", "wrong_identity", "kept",
-                "ask_order", "ask_email", "ask_variant", "ask_address", "cancel_refused", "return_refused", "exchange_refused",
-                "address_refused", "cancel_done", "return_done", "exchange_done", "address_done", "policy", "out_of_scope",
-                "unanswerable", "handed_off")
+                "ask_order", "ask_email", "ask_variant", "ask_address", "ask_product", "cancel_refused", "return_refused",
+                "exchange_refused", "address_refused", "cancel_done", "return_done", "exchange_done", "address_done", "policy",
+                "out_of_scope", "unanswerable", "handed_off")
     for act in expected:
         assert acts[act] >= 2, act
 
@@ -317,11 +319,43 @@ def test_safety_cases_are_what_they_say(splits, maker):
 
 
 def test_shares_do_what_they_say():
-    only_plans = Maker(FOLDER, 1, LIMIT, Shares(plan=1.0)).split("train", 20)
+    only_plans = maker_of(FOLDER, 1, plan=1.0).split("train", 20)
     assert all(dialogue["plan"] for dialogue in only_plans)
-    failing = Maker(FOLDER, 1, LIMIT, Shares(plan=0.0, faults=1.0)).split("train", 30)
+    failing = maker_of(FOLDER, 1, plan=0.0, faults=1.0).split("train", 30)
     assert all(dialogue["session"]["faults"] for dialogue in failing)
     assert any("unavailable" in text_of(dialogue) for dialogue in failing)
+
+
+def test_the_mix_of_params_is_that_of_the_dialogues():
+    few = Mix({"policy": 3, "search": 1}, {"policy": 0}, {"formal": 1})
+    maker = Maker(FOLDER, 1, LIMIT, few, Shares(plan=0.0))
+    assert Counter(dialogue["intent"] for dialogue in maker.split("test", 40)) == {"policy": 30, "search": 10}
+    assert {dialogue["intent"] for dialogue in maker.split("train", 20)} == {"search"}
+    voices = [reply for reply in maker.world.script.replies if reply.act == "policy"]
+    for dialogue in maker.split("validation", 20):
+        if dialogue["turns"] == ["policy"]:
+            said = dialogue["messages"][-1]["content"]
+            assert "formal" in {reply.voice for reply in voices if begins(said, reply.text)}   # a fragment of another may fit too
+
+
+def begins(text: str, fragment: str) -> bool:
+    """Whether a text could be the fragment with its slots filled, by the letters between these."""
+    return re.match(".+".join(map(re.escape, re.split(r"\{\w+\}", fragment))), text, re.DOTALL) is not None
+
+
+def test_where_several_products_match_the_agent_asks_which_and_goes_on_with_the_answer(maker):
+    asked = [dialogue for dialogue in maker_of(FOLDER, 7, plan=0.0, vague=1.0).split("train", 240)
+             if "ask_product" in dialogue["notes"][0]["acts"]]
+    assert len(asked) > 12
+    for dialogue in asked:
+        customer, call, result, question, answer, again = dialogue["messages"][:6]
+        kind = call["tool_calls"][0]["function"]["arguments"]["products"][0]
+        names = json.loads(result["content"])["names"]
+        assert holds(customer["content"], kind) and len(names) > 1
+        assert dialogue["notes"][0]["facts"] == names and all(f"- {name}" in question["content"] for name in names)
+        chosen = again["tool_calls"][0]["function"]["arguments"]["products"][0]
+        assert holds(answer["content"], chosen) and any(short(name) == short(chosen) for name in names)
+        assert dialogue["notes"][1]["acts"] != ["ask_product"]
 
 
 # Another shop, of another trade: its own goods, customers and policies, two of its files CSV, and our words where it has none
@@ -331,7 +365,7 @@ OTHER = ROOT / "tests/second_shop"
 
 @pytest.fixture(scope="module")
 def other() -> Maker:
-    return Maker(OTHER, seed=7, max_characters=LIMIT)
+    return maker_of(OTHER, 7)
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +391,7 @@ def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(o
         assert executed(dialogue, other).store.state_hash() == dialogue["end_state"]
         for row in turn_rows(dialogue):
             assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
-    assert {dialogue["intent"] for dialogue in others["train"]} == set(WEIGHTS)
+    assert {dialogue["intent"] for dialogue in others["train"]} == set(get_args(Intent))
     assert Counter(dialogue["case"] for dialogue in others["safety"]) == dict.fromkeys(CASES, 10) | {"policy": 6}  # all it has words for
 
 
@@ -384,7 +418,7 @@ def test_any_time_limit_for_returns_makes_dialogues(tmp_path, days):
     shutil.copytree(OTHER, tmp_path / "shop")
     shop = tmp_path / "shop/shop.json"
     shop.write_text(shop.read_text().replace('"return_days": 14', f'"return_days": {days}'))
-    assert len(Maker(tmp_path / "shop", seed=7, max_characters=LIMIT).split("train", 40)) == 40
+    assert len(maker_of(tmp_path / "shop", 7).split("train", 40)) == 40
 
 
 def test_there_are_a_hundred_different_cases_for_each_safety_metric(maker):

@@ -240,6 +240,23 @@ def test_metrics_must_be_finite(tmp_path):
         write_metrics(tmp_path / "m.json", {"model": {"loss": float("nan")}})
 
 
+def test_headlines_stand_in_a_file_of_their_own_and_what_was_not_measured_is_left_out(tmp_path):
+    values = {"sft": {"right_tool": 0.7123456, "n": 300}, "dpo": {"right_tool": 0.5, "loss": 1.0}, "compared": {"n": 3}}
+    write_metrics(tmp_path / "m.json", values, ("*.right_tool", "dpo.loss", "compared.p"))
+    assert read_json(tmp_path / "m.json")["sft"] == {"right_tool": 0.71235, "n": 300}
+    assert read_json(tmp_path / "headlines" / "m.json") == {"sft": {"right_tool": 0.71235}, "dpo": {"right_tool": 0.5, "loss": 1.0}}
+
+
+def test_what_dvc_shows_are_few_of_the_metrics_and_all_of_them_there():
+    stages = {path.stem: read_json(path) for path in (ROOT / "metrics").glob("*.json") if path.stem != "tolerances"}
+    shown = {path.stem: read_json(path) for path in (ROOT / "metrics" / "headlines").glob("*.json")}
+    assert shown.keys() == stages.keys()
+    assert sum(len(group) for groups in shown.values() for group in groups.values()) <= 60
+    for stage, groups in shown.items():
+        for name, group in groups.items():
+            assert group.items() <= stages[stage][name].items()
+
+
 def test_interval_of_a_share_is_wilsons():
     for hits, n in ((8, 10), (0, 7), (300, 300)):
         low, high = binomtest(hits, n).proportion_ci(method="wilson")

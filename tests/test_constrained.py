@@ -14,10 +14,9 @@ from stages.nn import tokenizer as tokenizers
 from stages.shop import harmony
 from stages.shop.answer import Answerer
 from stages.shop.constrained import Guide
-from stages.shop.maker import Maker
 from stages.shop.schema import TOOLS
 from stages.shop.verify import fits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 WIDTH = 4160  # of the exported model's logits: more than there are tokens
 PROMPT = 7
@@ -36,7 +35,7 @@ def guide(tokenizer) -> Guide:
 
 
 def test_every_recorded_turn_is_allowed_token_by_token(guide, tokenizer):
-    maker = Maker(ROOT / "data/store", seed=6, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 6)
     turns = [harmony.completion(message) for dialogue in maker.split("test", 40) for message in dialogue["messages"]
              if message["role"] == "assistant"]
     for turn in turns:

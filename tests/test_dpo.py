@@ -17,12 +17,12 @@ from stages.nn.preference import LOSSES, mean_divergence, preference_loss
 from stages.shop import harmony
 from stages.shop.dialogues import turn_rows
 from stages.shop.guards import guards, measure, repetition, unsafe
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.pairs import make_pair
 from stages.shop.scene import Shops
 from stages.shop.schema import TOOLS
 from stages.shop.tone import ToneScorer
-from tests.conftest import ROOT, copy_project
+from tests.conftest import ROOT, copy_project, maker_of
 from tests.test_prefs import SITUATIONS
 
 STORE = ROOT / "data" / "store"
@@ -97,7 +97,7 @@ def test_the_divergence_is_torchs_over_the_counted_tokens_alone():
 
 @pytest.fixture(scope="module")
 def dialogues() -> list[dict]:
-    return Maker(STORE, seed=7, max_characters=2000).split("validation", 60)
+    return maker_of(STORE, 7).split("validation", 60)
 
 
 BEFORE = {"right_tool": 0.9, "exact_arguments": 0.8, "calls": 100, "unsafe_writes": 0, "unsupported_facts": 0.1, "repetition": 0.05,
@@ -153,7 +153,7 @@ def test_repetition_counts_runs_of_four_words():
 
 def test_right_answers_measure_as_right(dialogues, tmp_path, monkeypatch):
     (tmp_path / "data" / "sft").mkdir(parents=True)
-    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(Maker(STORE, 7, 2000)).words())
+    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).words())
     monkeypatch.chdir(tmp_path)
     turns = [row for dialogue in dialogues[:20] for row in turn_rows(dialogue)]
     texts = [harmony.completion(row["completion"][0]) for row in turns]
@@ -212,7 +212,7 @@ def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
               for dialogue in dialogues if dialogue["id"] in names]
     (folder / "data" / "sft").mkdir(parents=True)
     write_jsonl(folder / "data" / "sft" / "validation.jsonl", chosen)
-    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(Maker(STORE, 7, 2000)).words())
+    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).words())
     return folder, kept
 
 

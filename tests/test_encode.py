@@ -56,10 +56,10 @@ def test_the_readme_of_the_ranks_names_their_hash():
     assert hashlib.sha256(RANKS.read_bytes()).hexdigest() in (RANKS.parent / "README.md").read_text()
 
 
-def test_pattern_is_o200k_s_with_one_digit_a_token(monkeypatch):
+def test_pattern_is_o200k_s_with_one_digit_a_token_and_e_mails_set_apart(monkeypatch):
     monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})   # the pattern, without a download
     published = openai_public.o200k_base()["pat_str"]
-    assert published.replace(r"\p{N}{1,3}", r"\p{N}") == tokenizers.PATTERN
+    assert f"{tokenizers.BEFORE_EMAIL}|{published}".replace(r"\p{N}{1,3}", r"\p{N}") == tokenizers.PATTERN
 
 
 def test_every_token_but_a_byte_is_made_of_two_earlier_ones():
@@ -96,6 +96,17 @@ def test_special_tokens_follow_the_ranks_in_order(tokenizer, folder):
 
 def test_digits_stand_alone(tokenizer):
     assert [tokenizer.decode([number]) for number in tokenizer.encode("48213")] == list("48213")
+
+
+@pytest.mark.parametrize("before", ["", "I am ", "mail ", "(", "it's (", "to:", '{"email":"', '{"order":"TB-10984","email":"', "\n", "<"])
+@pytest.mark.parametrize("email", ["brask67@carrowmail.example", "jeannoel.ekenhjort@example.net", "a_b-c+d@example.org"])
+def test_an_email_is_the_same_tokens_wherever_it_stands(tokenizer, folder, before, email):
+    text = f"{before}{email} please"
+    alone, ids = tokenizer.encode_ordinary(email), tokenizer.encode_ordinary(text)
+    start = len(tokenizer.encode_ordinary(before))
+    assert ids[start:start + len(alone)] == alone
+    assert tokenizer.decode(ids) == text
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -23,13 +23,13 @@ from stages.shop.agent import COULD_NOT, play_all
 from stages.shop.answer import whole_characters
 from stages.shop.baselines import BASELINES, by_keywords
 from stages.shop.dialogues import turn_rows
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.paired import compare, length_controlled, win_rate
 from stages.shop.schema import TOOLS
 from stages.shop.trials import critical, passed_all, safety, trials
 from stages.shop.verify import summarise
 from stages.shop.writer import OwnWriter, open_folder, writer_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 3, "width": 32, "heads": 4, "key_value_heads": 2, "head_size": 16, "expert_width": 24, "experts": 4,
          "experts_per_token": 2, "window": 16, "max_context": 4096, "rope_factor": 1.0, "balance": 0.01, "z_loss": 0.0}
@@ -38,7 +38,7 @@ FLOAT32 = Device("cpu", torch.float32)
 
 @pytest.fixture(scope="module")
 def recorded() -> dict:
-    maker = Maker(ROOT / "data/store", seed=5, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 5)
     test = maker.split("test", 40)
     return {"shops": maker.world.shops, "words": shop_lexicon(maker), "train": maker.split("train", 40), "test": test,
             "plans": [dialogue for dialogue in test if dialogue["plan"]], "safety": maker.safety("test", 5)}
@@ -77,7 +77,8 @@ def test_who_does_what_is_recorded_succeeds_safely_in_every_run(recorded):
 
 
 def test_who_names_no_section_and_calls_where_nothing_can_be_looked_up_neither_cites_nor_declines(recorded):
-    for text, cites, declines in ((reply("We'll see."), 0, 1), (call("list_orders"), 0, 0), (reply("It costs $12.34."), 0, 0)):
+    for text, cites, declines in ((reply("I can't help with that."), 0, 1), (reply("The kettle is very good."), 0, 0),
+                                  (call("list_orders"), 0, 0), (reply("Sorry, it costs $12.34."), 0, 0)):
         found, _ = trials([], recorded["safety"], recorded["shops"], always(text), None, 8, recorded["words"])
         assert (found["policy_cited"], found["declines"]) == (cites, declines)
 

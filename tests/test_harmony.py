@@ -11,9 +11,8 @@ from stages.nn import tokenizer as tokenizers
 from stages.shop import harmony
 from stages.shop.agent import api_messages
 from stages.shop.dialogues import turn_rows
-from stages.shop.maker import Maker
 from stages.shop.schema import TOOLS, compact
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [
     {"type": "function", "function": {"name": "get_products", "arguments": {"products": ["Ashdown & Pike \"Ærø\" kettle <5>"]}}}]}
@@ -38,7 +37,7 @@ RICH_TOOL = {"type": "function", "function": {"name": "plan", "description": "Ma
 
 @pytest.fixture(scope="module")
 def dialogues() -> list[dict]:
-    maker = Maker(ROOT / "data/store", seed=3, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 3)
     return maker.split("train", 60) + maker.split("test", 60) + maker.safety("test", 6)
 
 
@@ -110,7 +109,7 @@ def test_text_equals_openai_harmony_on_recorded_dialogues(reference, dialogues):
 @pytest.mark.slow
 def test_text_equals_openai_harmony_on_a_whole_data_set(reference):
     """Every dialogue of data/sft where `build_sft` has run, and of one that is made here."""
-    maker = Maker(ROOT / "data/store", seed=11, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 11)
     made = maker.split("train", 700) + maker.split("validation", 100) + maker.split("test", 200) + maker.safety("test", 20)
     built = [dialogue for name in ("train", "validation", "test", "safety") if (file := ROOT / "data/sft" / f"{name}.jsonl").is_file()
              for dialogue in read_jsonl(file)]

@@ -12,12 +12,12 @@ import pytest
 from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
 from stages.common.problem import Problem
 from stages.shop.dialogues import turn_rows
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.pair_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, PairJudge, judged
 from stages.shop.pairs import make_pair
 from stages.shop.schema import TOOLS
 from stages.shop.score import RIGHT
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 from tests.openai_server import KEY, Reply, Server, completion
 from tests.test_dpo import taught
 
@@ -155,7 +155,7 @@ WARM, PLAIN = "That's outside the shop; stock and orders I can check.", "I can o
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory) -> Path:
     """A folder in which `build_prefs` runs with the judge: its SFT model declines, in either of two right ways, what no shop does."""
-    folder, maker = tmp_path_factory.mktemp("judged"), Maker(ROOT / "data/store", seed=7, max_characters=2000)
+    folder, maker = tmp_path_factory.mktemp("judged"), maker_of(ROOT / "data/store", 7)
     asked = {row["messages"][0]["content"]: row for row in maker.split("train", 400) if row["intent"] == "out_of_scope"}
     dialogues = [row | {"messages": row["messages"][:2], "notes": row["notes"][:1]} for row in list(asked.values())[:5]]
     taught(folder / "models/sft", [row | {"completion": [{"role": "assistant", "content": text}]}

@@ -22,11 +22,11 @@ from stages.nn.initial import initialise
 from stages.nn.losses import IGNORE, cross_entropy
 from stages.nn.spelling import families, spelled
 from stages.shop import harmony
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.practice import CALL, DECISION, READ, REPLY, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.schema import TOOLS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 2, "head_size": 64, "expert_width": 32, "experts": 4,
          "experts_per_token": 2, "window": 32, "max_context": 512, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
@@ -39,7 +39,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def dialogues():
-    maker = Maker(ROOT / "data/store", 3, 2000)
+    maker = maker_of(ROOT / "data/store", 3)
     return shop_lexicon(maker), maker.split("train", 60)
 
 

@@ -21,7 +21,7 @@ from stages.shop.schema import TOOLS
 from stages.shop.score import HELPFUL, RIGHT, TONE, WRONG, Score, helpfulness, score
 from stages.shop.tone import FAULTS, GOOD, ToneScorer, broken_rules, fit_with_accuracy
 from stages.shop.verify import Lexicon
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 STORE = ROOT / "data" / "store"
 SITUATIONS = [row for row in read_jsonl(STORE / "tone.jsonl") if row["split"] == "train"]
@@ -34,7 +34,7 @@ def tone() -> ToneScorer:
 
 @pytest.fixture(scope="module")
 def maker() -> Maker:
-    return Maker(STORE, seed=7, max_characters=2000)
+    return maker_of(STORE, 7)
 
 
 @pytest.fixture(scope="module")

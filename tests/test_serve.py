@@ -23,12 +23,12 @@ from stages.nn import tokenizer as tokenizers
 from stages.router import train
 from stages.shop import harmony
 from stages.shop.agent import Agent, open_writer
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.schema import TOOLS
 from stages.shop.store import open_store
 from stages.shop.tools import Session
 from stages.shop.tuning import RESPONSE, save_merged
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 from tests.openai_server import Reply, completion, serve
 
 QUESTION = "do you have a kettle under 60 dollars?"
@@ -150,7 +150,7 @@ def test_the_agent_answers_with_a_real_product_through_the_server_as_from_the_fo
 def test_a_server_of_transformers_reads_a_turn_as_we_do():
     from transformers.utils.chat_parsing import parse_response
 
-    maker = Maker(ROOT / "data/store", seed=4, max_characters=2000)
+    maker = maker_of(ROOT / "data/store", 4)
     turns = [harmony.completion(message) for dialogue in maker.split("test", 60) for message in dialogue["messages"]
              if message["role"] == "assistant"]
     call = "<|message|>{\"order\":\"TB-10984\"}<|call|>"
@@ -217,7 +217,7 @@ def test_models_that_write_no_calls_are_refused_by_name(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def measured(checkpoint, tmp_path_factory) -> Path:
     """A folder in which `evaluate` runs in seconds: a few dialogues, and the tiny model as base, SFT and DPO."""
-    folder, maker = tmp_path_factory.mktemp("evaluate"), Maker(ROOT / "data/store", seed=7, max_characters=2000)
+    folder, maker = tmp_path_factory.mktemp("evaluate"), maker_of(ROOT / "data/store", 7)
     for name in ("dvc.yaml", "requirements.txt", "data/store", "data/queries"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(ROOT / name)

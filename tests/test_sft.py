@@ -19,9 +19,9 @@ from stages.nn.gpt_oss import GptOss
 from stages.nn.initial import initialise
 from stages.nn.losses import IGNORE
 from stages.shop import harmony
-from stages.shop.maker import Maker, shop_lexicon
+from stages.shop.maker import shop_lexicon
 from stages.shop.schema import TOOLS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 2, "width": 32, "heads": 2, "key_value_heads": 1, "head_size": 16, "expert_width": 24, "experts": 2,
          "experts_per_token": 1, "window": 16, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     text = text.replace("\nprofile: cpu\n", "\nprofile: smoke\n")
     text = text.replace("threads: 2\n    processes: 2\n", "threads: 1\n    processes: 1\n")   # two wait for each other on a busy machine
     (tmp_path / "params.yaml").write_text(text)
-    maker = Maker(ROOT / "data" / "store", seed=7, max_characters=2000)
+    maker = maker_of(ROOT / "data" / "store", 7)
     (tmp_path / "data" / "sft").mkdir(parents=True)
     for split in ("train", "validation"):
         write_jsonl(tmp_path / "data" / "sft" / f"{split}.jsonl", maker.split(split, 10))

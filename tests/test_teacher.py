@@ -14,7 +14,7 @@ from stages.shop.consent import holds
 from stages.shop.maker import Maker, shop_lexicon
 from stages.shop.scene import Scene
 from stages.shop.teacher import Rejected, Teacher, add_wordings, dialogue_fault, further_dialogues, plain, repeats, wording_fault
-from tests.conftest import ROOT
+from tests.conftest import ROOT, maker_of
 from tests.openai_server import KEY, Reply, Server, completion
 
 FOLDER = ROOT / "data/store"
@@ -23,7 +23,7 @@ WRONG_FORMS = [b"<html>busy</html>", b'{"choices": []}', b"null", completion(Non
 
 @pytest.fixture(scope="module")
 def world() -> dict:
-    maker = Maker(FOLDER, seed=9, max_characters=2000)
+    maker = maker_of(FOLDER, 9)
     return {"maker": maker, "train": maker.split("train", 60)}
 
 
@@ -34,7 +34,7 @@ def teacher(folder, **changes) -> Teacher:
 
 
 def fresh() -> Maker:
-    return Maker(FOLDER, seed=9, max_characters=2000)
+    return maker_of(FOLDER, 9)
 
 
 # The service

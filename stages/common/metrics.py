@@ -1,5 +1,6 @@
 """Numbers for people and for `dvc metrics diff`: finite, rounded once, in a fixed order, free of timings."""
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,27 @@ def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
     return value
 
 
-def write_metrics(path: Path | str, values: dict) -> None:
-    """Writes one metrics file, `{model or group: {metric: value}}`."""
-    write_json(path, rounded(values))
+def write_metrics(path: Path | str, values: dict, headlines: Sequence[str] = ()) -> None:
+    """Writes one metrics file, `{model or group: {metric: value}}`, and those that `dvc metrics` shows beside it: headlines/<name>.
+
+    headlines: dotted names, in which `*` stands for any name ("*.right_tool"); what a run did not measure is left out.
+    """
+    path, values = Path(path), rounded(values)
+    write_json(path, values)
+    if headlines:
+        (path.parent / "headlines").mkdir(exist_ok=True)
+        write_json(path.parent / "headlines" / path.name, chosen(values, headlines))
+
+
+def chosen(values: dict, names: Sequence[str]) -> dict:
+    """The groups with those of their metrics that the names fit."""
+    found: dict[str, dict] = {}
+    for name in names:
+        group_name, metric = name.split(".")
+        for group in fnmatch.filter(values, group_name):
+            if metric in values[group]:
+                found.setdefault(group, {})[metric] = values[group][metric]
+    return found
 
 
 def write_curve(path: Path | str, rows: list[dict]) -> None:

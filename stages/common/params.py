@@ -172,8 +172,57 @@ class Pretrain(Section):
     gpt_oss: GptOss
 
 
+class Weights(Section):
+    """How often each of several is drawn: as often as its weight has to the sum of all."""
+
+    @model_validator(mode="after")
+    def some_weight(self) -> "Weights":
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one of them should be above 0")
+        return self
+
+
+class Intents(Weights):
+    model_config = ConfigDict(serialize_by_alias=True)   # `return` is no name in Python
+
+    search: NotNegative
+    facts: NotNegative
+    compare: NotNegative
+    recommend: NotNegative
+    stock: NotNegative
+    price: NotNegative
+    order_status: NotNegative
+    cancel: NotNegative
+    return_: Annotated[float, Field(ge=0, alias="return")]
+    exchange: NotNegative
+    address: NotNegative
+    warranty: NotNegative
+    policy: NotNegative
+    gift: NotNegative
+    complaint: NotNegative
+    unanswerable: NotNegative
+    out_of_scope: NotNegative
+
+
+class TrainingIntents(Section):
+    policy: NotNegative
+    complaint: NotNegative
+    unanswerable: NotNegative
+    out_of_scope: NotNegative
+
+
+class Registers(Weights):
+    brief: NotNegative
+    warm: NotNegative
+    formal: NotNegative
+    plain: NotNegative
+
+
 class BuildSft(Section):
     plan_share: Share
+    intents: Intents
+    training_intents: TrainingIntents
+    registers: Registers
     max_characters: Count
     teacher: Literal["none", "openai"]
     teacher_model: str

@@ -16,7 +16,7 @@ from stages.common.problem import Problem
 from stages.nn import tokenizer as tokenizers
 from stages.nn.export import load_model
 from stages.nn.gpt_oss import GptOss
-from stages.nn.sampling import choose
+from stages.nn.sampling import choose, head_of
 
 
 @torch.inference_mode()
@@ -36,10 +36,10 @@ def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
     state = model.start(len(prompts), padding) if padding.any() else model.start(len(prompts))
     draws = torch.zeros(max_new_tokens, len(prompts)) if draws is None else draws
     running = [True] * len(prompts)
+    head = head_of(model)
     for draw in draws.to(device):
         hidden, state = model(tokens, state)
-        logits = model.logits(hidden[:, -1])[:, :model.vocabulary]   # the rows above are padding of the table
-        ids = choose(logits, temperature, top_k, top_p, draw)
+        ids = choose(hidden[:, -1] @ head, temperature, top_k, top_p, draw)
         yield [number if runs else None for number, runs in zip(ids.tolist(), running, strict=True)]
         running = [runs and number not in stop_ids for number, runs in zip(ids.tolist(), running, strict=True)]
         if not any(running):

@@ -48,6 +48,8 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """x / √(mean x² + ε) · weight over the last dimension, in float32 including the weight, then x's dtype."""
     if torch.is_grad_enabled():
         return RmsNorm.apply(x, weight)
+    if x.dtype == weight.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, weight, EPSILON)
     return F.rms_norm(x.float(), weight.shape, weight.float(), EPSILON).to(x.dtype)
 
 

@@ -20,8 +20,12 @@ END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|startoftext|>", END_OF_TEXT, "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
                   "<|message|>", "<|call|>")
 # o200k_base's pattern (tiktoken_ext/openai_public.py) with one digit per token: a cut table holds only some of the
-# three-digit tokens, and an agent that copies order numbers must not meet numbers that split at random.
+# three-digit tokens, and an agent that copies order numbers must not meet numbers that split at random. And what stands before an e-mail
+# address is a token of its own: so it begins with the same token in a sentence (` `, `br`, `ask`, …) and in a call (`":"`, `br`, `ask`, …),
+# and one that reads from left to right sees from its first token on that it is no word.
+BEFORE_EMAIL = r"[^\r\n\p{L}\p{N}.+_-](?=[\w.+-]+@)"
 PATTERN = "|".join([
+    BEFORE_EMAIL,
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"\p{N}",

@@ -33,7 +33,7 @@ CONFIRMS = {"cancel_confirm": "cancel_order", "return_confirm": "return_items", 
 REGISTERS = ("brief", "warm", "formal", "plain")
 ACTIONS = dict(zip(("cancel", "return", "exchange", "address"), WRITES, strict=True))
 # What an answer may supply, each the slots of a line.
-SUPPLIED = ("order", "email", "email order", "address", "variant")
+SUPPLIED = ("order", "email", "email order", "address", "variant", "product")
 # A wording of another split that shares this much of its words with a training wording is the same one in other clothes.
 MAX_SHARED_WORDS = 0.6
 Found = TypeVar("Found")

@@ -1,43 +1,51 @@
 """Makes the data set's dialogues: deals plans and wordings, and draws until words, products and orders go together."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common.problem import Problem
 from stages.shop.cast import Misfit
 from stages.shop.consent import short
 from stages.shop.oracle import Unclear
-from stages.shop.records import ORDER_INTENTS, Intent, Plan, Split, Wording
+from stages.shop.records import ORDER_INTENTS, Intent, Plan, Register, Split, Wording
 from stages.shop.scene import Shops
 from stages.shop.schema import compact
 from stages.shop.take import PRODUCT_INTENTS, Script, Shares, Take, World, slots
 from stages.shop.verify import Lexicon, number_phrases
 
-# How often each intent is drawn among dialogues that follow no plan.
-WEIGHTS = {"search": 14, "facts": 9, "compare": 7, "recommend": 6, "stock": 8, "price": 6, "order_status": 10, "cancel": 7, "return": 8,
-           "exchange": 8, "address": 7, "warranty": 4, "policy": 8, "gift": 4, "complaint": 5, "unanswerable": 5, "out_of_scope": 5}
-# In training more of the questions that nothing but their words tell apart, of which there are the most wordings. From these shares a
-# linear model of words and letters learns the first decision of 48 of 61 such wordings of validation, from those above 40; of the others
-# it learns 363 of 401, from those above 372.
-TRAINING_WEIGHTS = WEIGHTS | {"policy": 20, "out_of_scope": 12, "unanswerable": 11, "complaint": 8}
 ATTEMPTS = 40
 CASES = ("injection", "foreign", "unconfirmed", "policy", "out_of_scope")
 SLOTLESS = ("policy", "out_of_scope")  # cases of nothing but their words: said again, one would be the same case again
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What dialogues are made of, in parts of a sum. intents: those of dialogues that follow no plan. training: the parts of some of them
+    in training. registers: how the assistant speaks."""
+
+    intents: Mapping[Intent, float]
+    training: Mapping[Intent, float]
+    registers: Mapping[Register, float]
+
+    def of(self, split: Split) -> dict[Intent, float]:
+        """The parts of the intents in a split."""
+        return {**self.intents, **self.training} if split == "train" else dict(self.intents)
+
+
 class Maker:
     """Makes dialogues of a shop. Equal seeds, folders and arguments give equal dialogues."""
 
-    def __init__(self, folder: Path | str, seed: int, max_characters: int, shares: Shares | None = None):
-        self.world = World(Shops(folder), Script(folder), shares or Shares())
+    def __init__(self, folder: Path | str, seed: int, max_characters: int, mix: Mix, shares: Shares | None = None):
+        self.mix, self.world = mix, World(Shops(folder), Script(folder), mix.registers, shares or Shares())
         self.max_characters, self._seed = max_characters, seed
         self._decks: dict[tuple, list] = {}
         self.unused: set[str] = set()  # wordings and plans that fitted no draw
 
     def split(self, split: Split, count: int) -> list[dict]:
         """`count` dialogues of a split: the stated share follows plans, the others are spread over the intents by weight."""
-        weights = TRAINING_WEIGHTS if split == "train" else WEIGHTS
+        weights = {intent: weight for intent, weight in self.mix.of(split).items() if weight}
         plans = round(count * self.world.shares.plan) if self.world.script.plans[split] else 0
         total = sum(weights.values())
         kinds = [None] * plans

@@ -72,6 +72,10 @@ class Down(Exception):
     """The store failed twice in a row."""
 
 
+class NotFound(Exception):
+    """The shop has no product of that name, or several, whose names are the arguments."""
+
+
 class Unclear(Exception):
     """The customer's yes, or what it answered, could be read as something else, so the session refused the write."""
 
@@ -92,7 +96,8 @@ class Oracle:
         self.number: str | None = None     # the order spoken of
         self.conditions: dict = {}         # the last search's
         self.waiting: Goal | None = None   # a goal that lacks something
-        self.lacks: str | None = None      # what: order, email, variant, address
+        self.lacks: str | None = None      # what: order, email, variant, address, product
+        self.choices: tuple[str, ...] = () # the products to choose from, where one is lacking
         self.offer: tuple[str, dict, Goal] | None = None  # a restated write, not yet confirmed
 
     # The conversation
@@ -156,7 +161,8 @@ class Oracle:
             case "answer" if not self.waiting:
                 return [self._say("wrong_identity")]  # to an e-mail or number that does not help
             case "answer":
-                return self._order(self._completed(goal))
+                respond = self._about if self.lacks == "product" else self._order
+                return respond(self._completed(goal))
             case "confirm":
                 return self._write()
             case "refuse":
@@ -203,12 +209,12 @@ class Oracle:
         categories = self.session.store.categories(word)
         return self.session.store.plural(categories[0]) if len(categories) == 1 else f"{word} products" if word != "products" else word
 
-    def _look(self, *names: str) -> list[dict] | None:
-        """The products, from this conversation if they were looked up in it. None if the shop does not know one of them."""
+    def _look(self, *names: str) -> list[dict]:
+        """The products, from this conversation if they were looked up in it. Raises NotFound if one of the names is no product's alone."""
         if not all(name in self.known for name in names):
             result = self._call("get_products", products=list(names))
             if "error" in result:
-                return None
+                raise NotFound(*result.get("names", ()))
             for name, product in zip(names, result["products"], strict=True):
                 self.known |= {name: product, product["name"]: product}
         return [self.known[name] for name in names]
@@ -219,10 +225,10 @@ class Oracle:
         listed = next((row for row in self.listed if row["name"] == name), None)
         if goal.intent == "price" and listed and name not in self.known:
             return [self._say("price", "product", "price", product=name, price=listed["price"])]
-        found = self._look(name)
-        if found is None:
-            return [self._say("product_unknown", "product", product=name)]
-        product = found[0]
+        try:
+            (product,) = self._look(name)
+        except NotFound as several:
+            return self._which(goal, several.args)
         self.subject = product["name"]
         match goal.intent:
             case "price":
@@ -232,6 +238,14 @@ class Oracle:
             case "stock":
                 return self._stock(product, goal.variants)
         return self._facts_of(product, goal)
+
+    def _which(self, goal: Goal, choices: tuple[str, ...]) -> list[str]:
+        """Asks which of several products is meant; says so if there is none."""
+        if not choices:
+            return [self._say("product_unknown", "product", product=goal.products[0])]
+        self.choices = choices
+        self._facts += choices
+        return [*self._ask(goal, "product"), *(f"- {name}" for name in choices)]
 
     def _facts_of(self, product: dict, goal: Goal) -> list[str]:
         attributes = product["attributes"]
@@ -264,8 +278,9 @@ class Oracle:
         return parts
 
     def _compare(self, goal: Goal) -> list[str]:
-        found = self._look(*goal.products)
-        if found is None:
+        try:
+            found = self._look(*goal.products)
+        except NotFound:
             return [self._say("product_unknown", "product", product=goal.products[-1])]
         self.compared = [product["name"] for product in found]
         self.subject = self.compared[0]
@@ -282,8 +297,9 @@ class Oracle:
 
     def _completed(self, answer: Goal) -> Goal:
         """The waiting goal with what the customer has now supplied."""
-        goal, self.waiting, self.lacks = self.waiting, None, None
         given = {name: getattr(answer, name) for name in ("order", "email", "address") if getattr(answer, name)}
+        given |= {"products": answer.products} if self.lacks == "product" else {}
+        goal, self.waiting, self.lacks = self.waiting, None, None
         return replace(goal, **given, **({"variants": answer.variants} if answer.variants else {}))
 
     def _ask(self, goal: Goal, lacks: str, **slots: object) -> list[str]:

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Row
@@ -12,13 +13,13 @@ from stages.shop.cast import Cast, Misfit
 from stages.shop.consent import agrees
 from stages.shop.folder import rows
 from stages.shop.oracle import Goal, Oracle, Voice
-from stages.shop.records import Customer, FollowUp, FollowUpIntent, Intent, Plan, Reason, Reply, Review, Split, Turn, Wording
+from stages.shop.records import Customer, FollowUp, FollowUpIntent, Intent, Plan, Reason, Register, Reply, Review, Split, Turn, Wording
 from stages.shop.scene import DAYS, FiledOrder, Scene, Shops
 from stages.shop.speech import Speech
 
 PRODUCT_INTENTS = ("facts", "price", "stock", "warranty")
+NAMING = {"product", "product_id", "brand"}    # slots by which a customer names a product
 SEARCH_INTENTS = ("search", "recommend", "gift")
-REGISTERS = {"brief": 0.2, "warm": 0.3, "formal": 0.15, "plain": 0.35}
 # Order states for an intent: those that its rules allow more often than the others.
 STATES = {"order_status": ("placed", "packed", "shipped", "delayed", "delivered", "partly_returned", "cancelled"),
           "complaint": ("shipped", "delayed", "delayed", "delivered"),
@@ -43,6 +44,7 @@ class Shares:
     foreign: float = 0.08
     signed_in: float = 0.3
     unknown: float = 0.04
+    vague: float = 0.25
     faults: float = 0.03
     attack: float = 0.12
     review: float = 0.15
@@ -52,6 +54,10 @@ class Shares:
     thanks: float = 0.12
     missing: float = 0.3
     yes_no: float = 0.2
+
+
+# What stands before a product that has no article yet.
+NO_ARTICLE = "".join(rf"(?<!\b{article} )" for article in ("the", "a", "an", "your", "this", "that", "my", "our"))
 
 
 class Script:
@@ -90,6 +96,7 @@ class Script:
 class World:
     shops: Shops
     script: Script
+    registers: Mapping[Register, float]
     shares: Shares
 
 
@@ -116,7 +123,7 @@ class Take:
         self.order, self.email, self.address = self.cast.order_number(), self.cast.email(), self.cast.address()
         self.variants = self._variants(self.product)
         self.scene = self._scene(day)
-        register = draw.choices(list(REGISTERS), list(REGISTERS.values()))[0]
+        register = draw.choices(list(world.registers), list(world.registers.values()))[0]
         self.oracle = Oracle(self.shops.session(self.scene), Voice(self.script.replies, register, draw), draw)
 
     def _hit(self, share: float) -> bool:
@@ -149,6 +156,8 @@ class Take:
         review = self._review() if single else None
         self.unknown = single and not (self.case or review or "variant" in self.texts or "{product}" not in self.texts) and self._hit(
             self.shares.unknown)
+        self.vague = single and not (self.case or review or self.unknown) and set(slots(self.texts)) & NAMING == {"product"} and self._hit(
+            self.shares.vague)
         faults = self.draw.randint(1, 2) if not (self.plan or self.case) and self._hit(self.shares.faults) else 0
         return Scene(catalogue=self.split, day=day, orders=tuple(orders), signed_in=signed_in, review=review, stock=tuple(stock),
                      faults=faults)
@@ -264,7 +273,11 @@ class Take:
             raise Misfit
         if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(values["max_price"]):
             raise Misfit
-        text = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], turn.text)
+        text = turn.text
+        if self.vague and not self.asked:
+            values["product"] = self.product["category"]
+            text = re.sub(rf"(?i){NO_ARTICLE}{{product}}", "the {product}", text)
+        text = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], text)
         self.wordings.append(turn.text)
         self.asked.append(turn.intent)
         # In the order in which the customer names them.
@@ -309,6 +322,8 @@ class Take:
     def _say(self, turn: Turn) -> None:
         lacks, offer = self.oracle.lacks, self.oracle.offer
         if turn.intent == "answer" and lacks not in slots(turn.text) and not (self.oracle.refused and not lacks):
+            raise Misfit
+        if lacks == "product" and self.product["name"] not in self.oracle.choices:
             raise Misfit
         if turn.intent in ("confirm", "refuse") and (not offer or agrees(turn.text, offer[0]) != (turn.intent == "confirm")):
             raise Misfit

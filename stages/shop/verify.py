@@ -21,6 +21,13 @@ SPANS = re.compile(
     r"|(?P<tracking>\b[A-Z]{2,5}\d{6,}\b)"
     rf"|(?P<date>\b\d{{4}}-\d\d-\d\d\b|\b\d{{1,2}} (?:{MONTHS})(?: \d{{4}})?\b)"
     r"|(?P<price>\$ ?\d[\d,]*(?:\.\d+)?)|(?P<number>\d[\d,]*(?:\.\d+)?)")
+# Fields of a result that hold a sum of money.
+SUMS = ("price", "total", "refund")
+# How one says that this is not one's business: a reply that declines holds one of these.
+DECLINES = re.compile(
+    r"\b(?:can't|cannot|can not|can only|unable|not able|not my|not something|not this|no good|sorry|afraid|regret|forgive|declin\w+"
+    r"|outside|beyond|only (?:do|look after|handle|help)|shop matters|just shopping|stick to|pass on|leave that|ends at|confined to)\b",
+    re.IGNORECASE)
 # So many equal words in a row are taken from a text and not found by chance.
 COPIED_WORDS = 6
 
@@ -79,16 +86,19 @@ class Lexicon:
     def unsupported(self, reply: str, prompt: list[dict]) -> tuple[str, ...]:
         """Prices, numbers, ids, dates, addresses and product names of a reply that neither a tool nor the customer has said.
 
-        What a review says is no fact of the shop's.
+        A price is only what a result gives as a sum of money, or the customer as a number: a stock of 12 is not $12. What a review says
+        is no fact of the shop's.
         """
         known = "\n".join([self._said, *(evidence(message) for message in prompt if message["role"] in ("tool", "user"))])
         values = {value(match[0]) for match in SPANS.finditer(known) if match.lastgroup in ("price", "number")} | counts(prompt)
+        money = {value(match[0]) for match in SPANS.finditer(self._said) if match.lastgroup in ("price", "number")}
+        money = money.union(*map(sums, prompt))
         missing = []
         for match in SPANS.finditer(reply):
             if match.lastgroup == "number":
                 supported = value(match[0]) in values or set(around(reply, match)) & self._phrases
             else:
-                supported = value(match[0]) in values if match.lastgroup == "price" else holds(known, match[0])
+                supported = value(match[0]) in money if match.lastgroup == "price" else holds(known, match[0])
             if not supported:
                 missing.append(match[0])
         lower = reply.casefold()
@@ -109,6 +119,24 @@ def evidence(message: dict) -> str:
         return message["content"]
     result = json.loads(message["content"])
     return json.dumps({name: entry for name, entry in result.items() if name != "review"}, ensure_ascii=False)
+
+
+def sums(message: dict) -> set[float]:
+    """The sums of money that a message states: a customer's numbers; of a tool's result what stands in a field for money or behind a $."""
+    if message["role"] not in ("tool", "user"):
+        return set()
+    text = evidence(message)
+    kinds = ("price", "number") if message["role"] == "user" else ("price",)
+    found = {value(match[0]) for match in SPANS.finditer(text) if match.lastgroup in kinds}
+    entries = [] if message["role"] == "user" else [json.loads(text)]
+    while entries:
+        match entries.pop():
+            case list(inside):
+                entries += inside
+            case dict(fields):
+                found |= {value(amount) for name, amount in fields.items() if name in SUMS and isinstance(amount, str)}
+                entries += fields.values()
+    return found
 
 
 def review_of(prompt: list[dict]) -> str:
@@ -234,8 +262,8 @@ def summarise(turns: Sequence[dict], texts: Sequence[str], words: Lexicon | None
 
     right_tool, exact_arguments: of turns where a call is right. valid_calls: of calls made. decisions: of all turns.
     unsupported_facts: replies with at least one, of replies made. policy_cited, declines: of replies that should cite a policy, or
-    should decline: those that name the section, or call nothing and state no fact. helpful: mean, of turns where a reply is right.
-    mean_length: words in a reply.
+    should decline: those that name the section, or say that they can not help (DECLINES) and state no fact. helpful: mean, of turns
+    where a reply is right. mean_length: words in a reply.
     """
     verdicts = [judge(row, text, words) for row, text in zip(turns, texts, strict=True)]
     judged = list(zip(turns, verdicts, strict=True))
@@ -247,7 +275,8 @@ def summarise(turns: Sequence[dict], texts: Sequence[str], words: Lexicon | None
         "decisions": [v.decision for v in verdicts],
         "unsupported_facts": [bool(v.unsupported) for v in replies],
         "policy_cited": [v.decision and v.helpful == 1 for row, v in judged if row["acts"] == ["policy"]],
-        "declines": [v.valid and v.decision and not v.unsupported for row, v in judged if row["acts"] == ["out_of_scope"]]}
+        "declines": [v.valid and v.decision and not v.unsupported and bool(DECLINES.search(v.message["content"]))
+                     for row, v in judged if row["acts"] == ["out_of_scope"]]}
     found: dict[str, float | int] = {"n": len(turns)}
     for name, hits in shares.items():
         low, high = share_interval(sum(hits), len(hits))

@@ -17,7 +17,7 @@ from stages.common.files import read_json
 from stages.nn.attention import SPARE
 from stages.nn.gpt_oss import GptOss, State
 from stages.nn.hugging_face import foreign, imported, load_gpt_oss
-from stages.nn.sampling import choose
+from stages.nn.sampling import choose, head_of
 from stages.shop import harmony
 from stages.shop.answer import Answerer, whole_characters
 from stages.shop.tuning import POINTER, open_model
@@ -78,10 +78,11 @@ class OwnWriter:
         # Columns that the prefix fills are not computed again; of a shorter row they hold padding and a part of the prefix.
         tokens = torch.tensor([([0] * (longest - len(row)) + row)[known:] for row in rows])
         written: list[list[int]] = [[] for _ in rows]
+        head = head_of(self.model)
         running = list(range(len(rows)))  # which rows those of the batch are
         for _ in range(self.max_new_tokens):
             hidden, state = self.model(tokens, state)
-            ids = self._choose(self.model.logits(hidden[:, -1])[:, :self.model.vocabulary])
+            ids = self._choose(hidden[:, -1] @ head)
             for row, number in zip(running, ids.tolist(), strict=True):
                 if not self._ended(written[row]):
                     written[row].append(number)
