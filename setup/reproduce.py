@@ -31,12 +31,12 @@ def flat(values: object, above: str = "") -> dict[str, object]:
 
 
 def metrics_files(root: Path) -> list[Path]:
-    """The files of every metric that dvc.yaml declares."""
+    """The files that hold every metric (those of metrics/headlines hold some of them again)."""
     return sorted(path for path in (root / "metrics").glob("*.json") if path.name != "tolerances.json")
 
 
 def metrics_below(root: Path) -> dict[str, object]:
-    """Every metric that dvc.yaml declares, as {file:dotted name: value}."""
+    """Every metric, as {file:dotted name: value}."""
     return {f"{path.stem}:{name}": value for path in metrics_files(root) for name, value in flat(json.loads(path.read_text())).items()}
 
 
