@@ -5,9 +5,11 @@ out  models/base (weights, tokenizer and chat template for transformers), metric
 
 What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
-to look for what it repeats (nn/guidance.py).
+to look for what it repeats, and for what it decides (nn/guidance.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The loss covers all of a row: what the assistant
+there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The first steps train on the shortest beginnings
+of all, up to the first decision: in the same tokens ten times as many words of customers are read, and what follows is learnt by a model
+that knows what they ask for. The loss covers all of a row: what the assistant
 writes counts more, and most of all its decisions, which tool or none, since they are few tokens among many. Several processes share a
 step. Where the profile names a model of the hub, it is taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
@@ -15,7 +17,7 @@ The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -47,36 +49,55 @@ from stages.shop.practice import READ, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.verify import Lexicon
 
-POOL = 64        # dialogues that are sorted by length, so that those of a step need little padding
+POOL = 256      # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text
 FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the induction heads are fitted
 
 
-def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row]]:
-    """The ids of the prefix that all dialogues have, and the dialogues behind it, as often as the steps need, each time with new names.
+def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row], list[Row]]:
+    """The ids of the prefix that all dialogues have; first decisions and dialogues behind it, as many as their steps need.
 
-    After a whole dialogue come `first_turns` others of which only the beginning is taken.
+    After a whole dialogue come `first_turns` others of which only the beginning is taken. Names are new each time that one is used.
     """
-    midtrain, scale = stage.params.midtrain, stage.params.profile.midtrain
+    midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
     renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
-    rows: list[Row] = []
-    tokens, number = 0, 0
-    while tokens < scale.steps * scale.tokens_per_step:
-        again, which = divmod(number, len(dialogues))
-        random = Random(f"{stage.params.seed}:{number}")
-        messages = dialogues[which]["messages"]
-        if (number + again) % (1 + midtrain.first_turns):   # in another round a dialogue has another part
-            messages = beginning(messages)
+
+    def row(messages: list[dict], random: Random) -> Row:
         if random.random() < midtrain.renamed_share:
             messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        rows.append(row := encode(tokenizer, family, text[len(before):]))
-        renamer.practised.update(pieces[row.ids[query + 1]] for query in row.places.copied)
-        tokens, number = tokens + len(row.ids), number + 1
-    return tokenizer.encode(before, allowed_special="all"), rows
+        made = encode(tokenizer, family, text[len(before):])
+        renamer.practised.update(pieces[made.ids[query + 1]] for query in made.places.copied)
+        return made
+
+    def enough(made: Iterable[Row], steps: int) -> list[Row]:
+        rows, tokens = [], 0
+        while tokens < steps * scale.tokens_per_step:
+            rows.append(next(made))
+            tokens += len(rows[-1].ids)
+        return rows
+
+    def decisions() -> Iterator[Row]:
+        for number in itertools.count():
+            yield row(beginning(dialogues[number % len(dialogues)]["messages"]), Random(f"{seed}:decision:{number}")).decision()
+
+    def parts() -> Iterator[Row]:
+        for number in itertools.count():
+            again, which = divmod(number, len(dialogues))
+            messages = dialogues[which]["messages"]
+            whole = (number + again) % (1 + midtrain.first_turns) == 0   # in another round a dialogue has another part
+            yield row(messages if whole else beginning(messages), Random(f"{seed}:{number}"))
+
+    first = decision_steps(stage)
+    return tokenizer.encode(before, allowed_special="all"), enough(decisions(), first), enough(parts(), scale.steps - first)
+
+
+def decision_steps(stage: Stage) -> int:
+    """How many of the steps, the first ones, train on first decisions alone."""
+    return round(stage.params.midtrain.decision_share * stage.params.profile.midtrain.steps)
 
 
 def beginning(messages: list[dict]) -> list[dict]:
@@ -85,21 +106,22 @@ def beginning(messages: list[dict]) -> list[dict]:
     return messages[:first + 1]
 
 
-def plan(lengths: list[int], steps: int, tokens: int, processes: int, web_share: float,
+def plan(numbers: Sequence[int], lengths: Sequence[int], steps: int, tokens: int, processes: int, web_share: float,
          random: np.random.Generator) -> list[list[list[int]]]:
-    """For each step a batch of dialogues for each process, none where all read web text.
+    """For each step a batch of rows for each process, none where all read web text. numbers: of the rows. lengths: of each in tokens.
 
     The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
-    long. All dialogues are used once, in random order, before one is used again (but for the few of a step that is not full). A dialogue
-    that is longer than a batch is a Problem.
+    long. All rows are used once, in random order, before one is used again (but for the few of a step that is not full). A row that is
+    longer than a batch is a Problem.
     """
-    if max(lengths) > tokens:
-        raise Problem(f"The longest dialogue has {max(lengths)} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise "
-                      "it in the profile.")
+    longest = max((lengths[number] for number in numbers), default=0)
+    if longest > tokens:
+        raise Problem(f"The longest dialogue has {longest} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise it in "
+                      "the profile.")
     planned: list[list[list[int]]] = []
     batches: list[list[int]] = []
     while len(planned) < steps:
-        order = random.permutation(len(lengths))
+        order = random.permutation(numbers)
         for pool in np.split(order, range(POOL, len(order), POOL)):
             rows: list[int] = []
             for number in sorted(pool.tolist(), key=lengths.__getitem__):
@@ -132,7 +154,7 @@ def inputs_and_targets(rows: list[Row], weights: Sequence[float]) -> tuple[Tenso
 def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Row]:
     """`count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
-    return [Row(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, [])) for start in starts]
+    return [Row(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, {}, [])) for start in starts]
 
 
 def cut(rows: list[Row], count: int, length: int) -> Tensor:
@@ -141,13 +163,19 @@ def cut(rows: list[Row], count: int, length: int) -> Tensor:
     return torch.tensor(tokens[:len(tokens) // length * length]).view(-1, length)
 
 
-def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialogues: list[Row], web: np.ndarray, device: Device,
-             checkpoint: Checkpoint) -> list[dict]:
-    """Trains on dialogues, behind the prefix, and on web text; returns the curve. Resumes where it was killed."""
+def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], decisions: list[Row], dialogues: list[Row], web: np.ndarray,
+             device: Device, checkpoint: Checkpoint) -> list[dict]:
+    """Trains on first decisions, then on dialogues and web text; returns the curve. Resumes where it was killed.
+
+    prefix: ids that stand before each decision and dialogue.
+    """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
     weights = 1.0, midtrain.reply_weight, midtrain.call_weight, midtrain.decision_weight
-    planned = plan([len(row.ids) for row in dialogues], scale.steps, tokens, world.size, midtrain.web_share, np.random.default_rng(seed))
+    rows, first, random = decisions + dialogues, decision_steps(stage), np.random.default_rng(seed)
+    lengths = [len(row.ids) for row in rows]
+    planned = plan(range(len(decisions)), lengths, first, tokens, world.size, 0.0, random)
+    planned += plan(range(len(decisions), len(rows)), lengths, scale.steps - first, tokens, world.size, midtrain.web_share, random)
     loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
     optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
     start, curve, losses, seen, operations = 0, [], [], 0, 0.0
@@ -163,18 +191,18 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], dialo
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         chosen = planned[step][world.rank]
-        rows = [dialogues[number] for number in chosen] or web_rows(
+        batch = [rows[number] for number in chosen] or web_rows(
             web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
-        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(rows, weights))
+        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(batch, weights))
         with device.autocast():
             loss, _ = loss_of(inputs, targets, model.after(shared) if chosen else None, importance)
-            guide = midtrain.guide_weight * guided.loss([row.places for row in rows], midtrain.idle_weight)
+            guide = midtrain.guide_weight * guided.loss([row.places for row in batch], midtrain.idle_weight)
         losses.append(world.mean(loss.detach().clone()).item())
         if not np.isfinite(losses[-1]):
-            raise Problem(f"The loss is {losses[-1]} at step {step}, on the dialogues {chosen} of data/sft/train.jsonl (none: web text) "
+            raise Problem(f"The loss is {losses[-1]} at step {step}, on the rows {chosen} drawn of data/sft/train.jsonl (none: web text) "
                           "or on those of another process. Lower midtrain.learning_rate.")
         seen += inputs.numel()
-        operations += flops_of_rows(model, [inputs.size(1)] * len(rows), len(prefix) if chosen else 0)
+        operations += flops_of_rows(model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0)
         (loss + guide).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
         for optimizer in optimizers:
@@ -209,10 +237,10 @@ def main(stage: Stage) -> None:
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
     web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
     with open_world(device.kind, profile.processes, stage.program) as world:
-        prefix, rows = rows_of(stage, tokenizer, family.tolist())
-        add_induction_heads(model, cut(rows, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
+        prefix, decisions, dialogues = rows_of(stage, tokenizer, family.tolist())
+        add_induction_heads(model, cut(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
         with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
-            curve = practise(stage, world, model.to(device.kind), prefix, rows, web, device, checkpoint)
+            curve = practise(stage, world, model.to(device.kind), prefix, decisions, dialogues, web, device, checkpoint)
             world.meet()
         if not world.first:
             return

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 from random import Random
 from types import SimpleNamespace
 
@@ -85,8 +86,9 @@ def test_guidance_is_minus_log_of_what_attention_gives(readers, prefixed):
     tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
     before = torch.randint(0, 50, (1, 5), generator=torch.Generator().manual_seed(2))
     model.loss(tokens, tokens, model.after(before) if prefixed else None)
-    copied, idle = {0: {7: [2, 3]}, 1: {4: [0]}}, {0: [5], 1: [1, 2]}
-    value = guided.loss([Places(copied[row], idle[row]) for row in (0, 1)], idle_weight=0.5)
+    copied, decided, idle = {0: {7: [2, 3]}, 1: {}}, {0: {}, 1: {4: [0]}}, {0: [5], 1: [1, 2]}
+    known = {row: copied[row] | decided[row] for row in copied}
+    value = guided.loss([Places(copied[row], decided[row], idle[row]) for row in (0, 1)], idle_weight=0.5)
 
     read, shift = {}, 5 if prefixed else 0
     for number in readers:
@@ -103,7 +105,7 @@ def test_guidance_is_minus_log_of_what_attention_gives(readers, prefixed):
             return scores.softmax(0)[[place + shift for place in seen] if seen else [-1]].sum().item()
 
         for head in (2, 3):
-            wanted -= sum(math.log(weight(row, head, at, seen)) for row in copied for at, seen in copied[row].items()) / 2 / 2
+            wanted -= sum(math.log(weight(row, head, at, seen)) for row in known for at, seen in known[row].items()) / 2 / 2
             wanted -= 0.5 * sum(math.log(weight(row, head, at, [])) for row in idle for at in idle[row]) / 3 / 2
     wanted /= len(readers)
     assert value.item() == pytest.approx(wanted, rel=1e-4)
@@ -118,7 +120,7 @@ def test_a_few_steps_of_guidance_turn_the_heads_there():
         tokens = torch.randint(2, 50, (8, 12), generator=random)
         tokens[:, 3], tokens[:, 10] = 0, 1                                # behind a 1, look at what the 0 is
         model.loss(tokens, tokens)
-        values.append(guided.loss([Places({10: [3]}, list(range(10)))] * 8, idle_weight=0.2))
+        values.append(guided.loss([Places({10: [3]}, {}, list(range(10)))] * 8, idle_weight=0.2))
         values[-1].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -192,10 +194,14 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(tokenizer, dialogue
     family, before = families(tokenizer, tokenizer.n_vocab).tolist(), len(harmony.prefix(TOOLS))
 
     def texts(first_turns: int) -> list[str]:
-        midtrain = SimpleNamespace(renamed_share=0.0, renamed_kinds_share=0.0, first_turns=first_turns)
+        midtrain = SimpleNamespace(renamed_share=0.0, renamed_kinds_share=0.0, first_turns=first_turns, decision_share=0.1)
         profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, tokens_per_step=1536))
         stage = SimpleNamespace(params=SimpleNamespace(midtrain=midtrain, profile=profile, seed=1))
-        return [tokenizer.decode(row.ids) for row in rows_of(stage, tokenizer, family)[1]]
+        _, decisions, parts = rows_of(stage, tokenizer, family)
+        assert sum(len(row.ids) for row in decisions) >= 2 * 1536
+        assert all(text.count("<|start|>assistant") == 1 and text.endswith("<|channel|>")
+                   for text in (tokenizer.decode(row.ids) for row in decisions))
+        return [tokenizer.decode(row.ids) for row in parts]
 
     whole = [harmony.render(dialogue["messages"], TOOLS)[before:] + tokenizers.END_OF_TEXT for dialogue in made]
     start = [harmony.render(beginning(dialogue["messages"]), TOOLS)[before:] + tokenizers.END_OF_TEXT for dialogue in made]
@@ -208,7 +214,7 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(tokenizer, dialogue
 
 
 def test_heads_are_fitted_on_dialogues_one_behind_the_other():
-    rows = [Row(list(range(start, start + 7)), [], Places({}, [])) for start in (0, 7, 14)]
+    rows = [Row(list(range(start, start + 7)), [], Places({}, {}, [])) for start in (0, 7, 14)]
     assert cut(rows, 2, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert cut(rows, 9, 5).shape == (4, 5)   # there is no more
 
@@ -226,7 +232,7 @@ def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
             assert row.parts[place + 1] in (CALL, REPLY)
             assert all(at < place and family[row.ids[at]] == family[row.ids[place + 1]] for at in seen)
         for place in row.places.idle:
-            assert row.parts[place + 1] != READ and place not in row.places.copied
+            assert row.parts[place + 1] != READ and place not in row.places.seen
     orders = [message for dialogue in dialogues[1] for message in dialogue["messages"] if "tool_calls" in message]
     assert found > 5 * len(orders)
 
@@ -241,8 +247,23 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
         assert decided == "".join("".join(f" to=functions.{name}" for name in names) + "<|channel|>" for names in called)
 
 
+def test_a_decision_looks_at_the_customer_s_words_and_none_at_what_a_tool_said(tokenizer, dialogues):
+    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    for dialogue in dialogues[1]:
+        row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):])
+        assert all(row.parts[query + 1] == DECISION and max(seen) < query for query, seen in row.places.decided.items())
+        seen = [tokenizer.decode([row.ids[at] for at in places]) for places in row.places.decided.values()]
+        asked = [before["content"] for before, message in pairwise(dialogue["messages"])
+                 if before["role"] == "user" and message["role"] == "assistant"]
+        assert [text for number, text in enumerate(seen) if text not in seen[:number]] == list(dict.fromkeys(asked))
+        first = row.decision()
+        assert tokenizer.decode(first.ids).startswith(f"<|start|>user<|message|>{asked[0]}<|end|><|start|>assistant")
+        assert len(first.ids) == len(first.parts) and first.parts[-1] == DECISION and first.parts.count(DECISION) >= 1
+        assert {*first.places.decided} == {number - 1 for number, part in enumerate(first.parts) if part == DECISION}
+
+
 def test_what_is_read_written_and_decided_counts_as_told():
-    rows = [Row([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, [])), Row([1, 2], [READ, REPLY], Places({}, []))]
+    rows = [Row([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, {}, [])), Row([1, 2], [READ, REPLY], Places({}, {}, []))]
     inputs, targets, importance = inputs_and_targets(rows, (1.0, 4.0, 8.0, 40.0))
     assert inputs.tolist() == [[5, 6, 7], [1, 2, 0]] and targets.tolist() == [[6, 7, 8], [2, IGNORE, IGNORE]]
     assert importance.tolist() == [[1.0, 40.0, 8.0], [4.0, 1.0, 1.0]]
@@ -268,7 +289,7 @@ def call(name: str, arguments: dict) -> dict:
 def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
     random = np.random.default_rng(4)
     lengths = random.integers(60, 1400, 500).tolist()
-    planned = plan(lengths, 120, 1536, processes, 0.1, random)
+    planned = plan(range(500), lengths, 120, 1536, processes, 0.1, random)
     assert [len(step) for step in planned] == [processes] * 120
     web = [step for step in planned if not any(step)]
     assert len(web) == 12
@@ -277,4 +298,4 @@ def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
     used = Counter(number for step in planned for rows in step for number in rows)
     assert max(used.values()) - min(used.values()) <= 3   # of the rounds' steps some became web text or were not needed
     with pytest.raises(Problem, match=r"longest dialogue has 1\d{3} tokens, but midtrain.tokens_per_step leaves each process 1000"):
-        plan(lengths, 120, 1000, processes, 0.1, random)
+        plan(range(500), lengths, 120, 1000, processes, 0.1, random)

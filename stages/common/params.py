@@ -244,6 +244,7 @@ class Midtrain(Section):
     reply_weight: Positive
     call_weight: Positive
     decision_weight: Positive
+    decision_share: Share
     first_turns: Annotated[int, Field(ge=0)]
     renamed_share: Share
     renamed_kinds_share: Share

@@ -19,11 +19,24 @@ from stages.nn.induction import layers
 
 @dataclass(frozen=True)
 class Places:
-    """Where one row of tokens is to be looked at. copied: position of a query -> the positions it should see. idle: those of queries
-    that should see nothing, which gives their weight to the sink."""
+    """Where one row of tokens is to be looked at, as position of a query -> the positions it should see.
+
+    copied: of tokens that repeat what stands there. decided: of tokens that hang on all that stands there. idle: positions of queries that
+    should see nothing, which gives their weight to the sink.
+    """
 
     copied: dict[int, list[int]]
+    decided: dict[int, list[int]]
     idle: list[int]
+
+    @property
+    def seen(self) -> dict[int, list[int]]:
+        return self.copied | self.decided
+
+    def until(self, end: int) -> "Places":
+        """Those of the queries before the position `end`."""
+        copied, decided = ({query: seen for query, seen in places.items() if query < end} for places in (self.copied, self.decided))
+        return Places(copied, decided, [query for query in self.idle if query < end])
 
 
 class GuidedHeads:
@@ -45,23 +58,25 @@ class GuidedHeads:
         rows: one for each row of the last batch. 0 where there is nothing to look at.
         """
         x = self.read[self.blocks[0]][0]
-        asked = [[*places.copied, *places.idle] for places in rows]   # the only queries whose scores are wanted: of a dialogue four in ten
-        copied = [(row, number) for row, places in enumerate(rows) for number in range(len(places.copied))]
-        idle = [(row, number) for row, places in enumerate(rows) for number in range(len(places.copied), len(asked[row]))]
-        if not copied:
+        places = [row.seen for row in rows]
+        asked = [[*seen, *row.idle] for seen, row in zip(places, rows, strict=True)]   # few of all queries: of a dialogue four in ten
+        known = [(row, number) for row, seen in enumerate(places) for number in range(len(seen))]
+        idle = [(row, number) for row, seen in enumerate(places) for number in range(len(seen), len(asked[row]))]
+        if not known:
             return x.new_zeros((), dtype=torch.float32)
-        right = torch.zeros(len(copied), x.size(1), dtype=torch.bool)
-        for number, (row, query) in enumerate(copied):
-            right[number, rows[row].copied[asked[row][query]]] = True
+        right = torch.zeros(len(known), x.size(1), dtype=torch.bool)
+        for number, (row, query) in enumerate(known):
+            right[number, places[row][asked[row][query]]] = True
         most = max(map(len, asked))
         queries = torch.tensor([row + [0] * (most - len(row)) for row in asked], device=x.device)
-        wrong, copied, idle = ~right.to(x.device), torch.tensor(copied, device=x.device).T, torch.tensor(idle, device=x.device).T
-        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, queries, copied, wrong, idle, idle_weight)])
+        wrong, known = ~right.to(x.device), torch.tensor(known, device=x.device).T
+        idle = torch.tensor(idle, device=x.device).view(-1, 2).T
+        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, queries, known, wrong, idle, idle_weight)])
         return total.mean()
 
-    def losses(self, block: nn.Module, queries: Tensor, copied: Tensor, wrong: Tensor, idle: Tensor,
+    def losses(self, block: nn.Module, queries: Tensor, known: Tensor, wrong: Tensor, idle: Tensor,
                idle_weight: float) -> Iterator[Tensor]:
-        """The loss of each head of a block. queries (B, Q): positions. copied (2, n), idle (2, m): a row and which of its queries.
+        """The loss of each head of a block. queries (B, Q): positions. known (2, n), idle (2, m): a row and which of its queries.
         wrong (n, T): where not to look."""
         stream, turn, past, _ = self.read[block]
         x, d = rms_norm(stream, block.attention_norm), block.head_size
@@ -81,8 +96,8 @@ class GuidedHeads:
             if past is not None:
                 parts.append((q @ past.buffer[0, 0, self.group].to(q.dtype).T).float())                 # the text before
             every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, Q)
-            found = scores[*copied].masked_fill(wrong, -math.inf).logsumexp(-1)
-            loss = (every[*copied] - found).mean()
+            found = scores[*known].masked_fill(wrong, -math.inf).logsumexp(-1)
+            loss = (every[*known] - found).mean()
             if idle.numel():
                 loss = loss + idle_weight * (every - sink[..., 0])[*idle].mean()
             yield loss

@@ -1,4 +1,4 @@
-"""Dialogues as midtrain reads them: tokens, whose they are, and where what the assistant repeats was said before."""
+"""Dialogues as midtrain reads them: tokens, whose they are, and where the assistant should look for what it repeats and decides."""
 
 import re
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from stages.nn.tokenizer import END_OF_TEXT
 from stages.shop import harmony
 
 ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\|>|<\|return\|>))", re.DOTALL)
+CUSTOMER_TURN = re.compile(r"(?<=<\|start\|>user<\|message\|>).*?(?=<\|end\|>)", re.DOTALL)
 # What may have been said before, in the arguments of a call: strings without their quotes, and numbers.
 VALUE = re.compile(r'(?<=")(?:[^"\\]|\\.)+(?="[,\]}])|(?<=:)-?\d+(?:\.\d+)?')
 
@@ -20,33 +21,54 @@ REPLY_RUN = 3    # tokens in a row that make a copy of what a reply says as othe
 
 @dataclass(frozen=True)
 class Row:
-    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `copies`."""
+    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `copies` and
+    `question`."""
 
     ids: list[int]
     parts: list[int]
     places: Places
 
+    def decision(self) -> "Row":
+        """The row up to its first decision."""
+        first = self.parts.index(DECISION)
+        end = first + next(number for number, part in enumerate(self.parts[first:]) if part != DECISION)
+        return Row(self.ids[:end], self.parts[:end], self.places.until(end - 1))
+
 
 def encode(tokenizer: Encoding, family: list[int], text: str) -> Row:
     """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them."""
-    ids, parts, copied = [], [], {}
+    ids, parts, copied, decided = [], [], {}, {}
     said: dict[int, list[int]] = {}     # family -> where it stands
+    asked: list[int] = []               # where the customer's words stand that the next turn answers
     for number, part in enumerate(ASSISTANT_TURN.split(text + END_OF_TEXT)):   # every second part is the assistant's
         tokens = tokenizer.encode(part, allowed_special="all")
         if number % 2:
             decision = 1 + len(tokenizer.encode(part.partition(harmony.CHANNEL)[0]))   # a tool or none, and the channel
             is_call = part.endswith("<|call|>")
             parts += [DECISION] * decision + [CALL if is_call else REPLY] * (len(tokens) - decision)
+            if asked:
+                decided |= dict.fromkeys(range(len(ids) - 1, len(ids) + decision - 1), asked)
             for place, words, least in repeatable(tokenizer, tokens, is_call):
                 found = copies([family[token] for token in ids], said, [family[token] for token in words], least)
                 copied |= {len(ids) + place + offset - 1: where for offset, where in found.items()}
         else:
             parts += [READ] * len(tokens)
+            asked = [len(ids) + place for place in question(tokenizer, part)]
         for place, token in enumerate(tokens, len(ids)):
             said.setdefault(family[token], []).append(place)
         ids += tokens
-    idle = [place - 1 for place, part in enumerate(parts) if part != READ and place - 1 not in copied]
-    return Row(ids, parts, Places(copied, idle))
+    seen = copied | decided
+    idle = [place - 1 for place, part in enumerate(parts) if part != READ and place - 1 not in seen]
+    return Row(ids, parts, Places(copied, decided, idle))
+
+
+def question(tokenizer: Encoding, part: str) -> range:
+    """Where, in tokens, the customer's words stand in what was said between two turns of the assistant; nowhere if a tool spoke."""
+    found = CUSTOMER_TURN.search(part)
+    if not found:
+        return range(0)
+    start, end = (len(tokenizer.encode(part[:place], allowed_special="all")) for place in found.span())
+    return range(start, end)
 
 
 def repeatable(tokenizer: Encoding, turn: list[int], is_call: bool) -> list[tuple[int, list[int], int]]:
