@@ -237,8 +237,8 @@ def test_wordings_plans_and_replies(tmp_path):
         ("wordings/search.jsonl:2: text", "less than 60% of its words in a training wording"),
         ("wordings/facts.jsonl:1: split", 'expected one of train, validation, test, found "training"'),
         ("plans.jsonl:1: turns.1.product", "an earlier turn that shows it, found 'third'"), ("plans.jsonl:14: turns.3.text", "a plain yes"),
-        ("follow_ups.jsonl:1: text", "found brand"), ("follow_ups.jsonl:111: text", "a plain yes, found 'not yes'"),
-        ("follow_ups.jsonl:237: text", "no plain yes, found 'yes, of course'"),
+        ("follow_ups.jsonl:1: text", "found brand"), ("follow_ups.jsonl:138: text", "a plain yes, found 'not yes'"),
+        ("follow_ups.jsonl:264: text", "no plain yes, found 'yes, of course'"),
         ("replies.jsonl:1: text", "exactly the slots categories, count"), ("reasons.jsonl:1: fits.0", 'found "retour"'),
         ("tone.jsonl:1: cold", "missing"), ("tone.jsonl:1: kold", "no field is called so")])
     assert "wordings/prices.jsonl: the file's name: expected an intent" in "\n".join(named(Check(check.folder)))
