@@ -5,7 +5,7 @@ out  models/base (weights, tokenizer and chat template for transformers), metric
 
 What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
 heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
-to look for what it repeats, and for what it decides (nn/guidance.py).
+to look for what it repeats, for what it decides, and for how a reply begins (nn/guidance.py, shop/practice.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
 there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The first steps train on the shortest beginnings
 of all, up to the first decision: in the same tokens ten times as many words of customers are read, and what follows is learnt by a model
@@ -49,7 +49,7 @@ from stages.shop.practice import READ, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.verify import Lexicon
 
-POOL = 256      # dialogues that are sorted by length, so that those of a step need little padding
+POOL = 256       # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text
 FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the induction heads are fitted
 
@@ -64,12 +64,13 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
     renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
 
-    def row(messages: list[dict], random: Random) -> Row:
+    def row(dialogue: dict, random: Random, whole: bool) -> Row:
+        messages = dialogue["messages"] if whole else beginning(dialogue["messages"])
         if random.random() < midtrain.renamed_share:
             messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        made = encode(tokenizer, family, text[len(before):])
+        made = encode(tokenizer, family, text[len(before):], dialogue["id"])
         renamer.practised.update(pieces[made.ids[query + 1]] for query in made.places.copied)
         return made
 
@@ -82,14 +83,13 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
 
     def decisions() -> Iterator[Row]:
         for number in itertools.count():
-            yield row(beginning(dialogues[number % len(dialogues)]["messages"]), Random(f"{seed}:decision:{number}")).decision()
+            yield row(dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False).decision()
 
     def parts() -> Iterator[Row]:
         for number in itertools.count():
             again, which = divmod(number, len(dialogues))
-            messages = dialogues[which]["messages"]
             whole = (number + again) % (1 + midtrain.first_turns) == 0   # in another round a dialogue has another part
-            yield row(messages if whole else beginning(messages), Random(f"{seed}:{number}"))
+            yield row(dialogues[which], Random(f"{seed}:{number}"), whole)
 
     first = decision_steps(stage)
     return tokenizer.encode(before, allowed_special="all"), enough(decisions(), first), enough(parts(), scale.steps - first)
@@ -199,8 +199,9 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], decis
             guide = midtrain.guide_weight * guided.loss([row.places for row in batch], midtrain.idle_weight)
         losses.append(world.mean(loss.detach().clone()).item())
         if not np.isfinite(losses[-1]):
-            raise Problem(f"The loss is {losses[-1]} at step {step}, on the rows {chosen} drawn of data/sft/train.jsonl (none: web text) "
-                          "or on those of another process. Lower midtrain.learning_rate.")
+            read = f"{', '.join(rows[number].dialogue for number in chosen)} of data/sft/train.jsonl" if chosen else "web text"
+            raise Problem(f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
+                          "Lower midtrain.learning_rate.")
         seen += inputs.numel()
         operations += flops_of_rows(model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0)
         (loss + guide).backward()

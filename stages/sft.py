@@ -100,7 +100,7 @@ def main(stage: Stage) -> None:
         if not is_first():   # of several processes one merges and writes
             return
         rows = looks(trainer.state.log_history)
-        kept = max(rows, key=lambda row: (row["calls_token_accuracy"], -row["step"]))   # as the Trainer chose
+        kept = next(row for row in rows if row["step"] == trainer.state.best_global_step)
         with atomic_directory("models/sft") as folder:
             save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()

@@ -4,7 +4,8 @@ import json
 import math
 import re
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import groupby
 from random import Random
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from stages.nn.losses import IGNORE, cross_entropy
 from stages.nn.spelling import families, spelled
 from stages.shop import harmony
 from stages.shop.maker import shop_lexicon
-from stages.shop.practice import CALL, DECISION, READ, REPLY, Row, encode
+from stages.shop.practice import CALL, DECISION, OPENING, READ, REPLY, Row, encode
 from stages.shop.rename import Renamer
 from stages.shop.schema import TOOLS
 from tests.conftest import ROOT, maker_of
@@ -247,18 +248,51 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
         assert decided == "".join("".join(f" to=functions.{name}" for name in names) + "<|channel|>" for names in called)
 
 
-def test_a_decision_looks_at_the_customer_s_words_and_none_at_what_a_tool_said(tokenizer, dialogues):
-    family = families(tokenizer, tokenizer.n_vocab).tolist()
+def said_before_turns(messages: list[dict]) -> Iterator[list[dict]]:
+    """For each of the assistant's turns as they are rendered, the messages between it and the one before."""
+    between = []
+    for message in messages:
+        if message["role"] != "assistant":
+            between.append(message)
+            continue
+        for _ in range(bool(message["content"]) + len(message.get("tool_calls", ()))):
+            yield between
+            between = []
+
+
+def runs(row: Row) -> list[list[int]]:
+    """Where the tokens of each of the assistant's turns stand."""
+    return [list(places) for read, places in groupby(range(len(row.ids)), lambda place: row.parts[place] == READ) if not read]
+
+
+def test_decisions_look_at_the_customer_s_words_and_openings_at_all_that_was_said(tokenizer, dialogues):
+    family, looks = families(tokenizer, tokenizer.n_vocab).tolist(), Counter()
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):])
-        assert all(row.parts[query + 1] == DECISION and max(seen) < query for query, seen in row.places.decided.items())
-        seen = [tokenizer.decode([row.ids[at] for at in places]) for places in row.places.decided.values()]
-        asked = [before["content"] for before, message in pairwise(dialogue["messages"])
-                 if before["role"] == "user" and message["role"] == "assistant"]
-        assert [text for number, text in enumerate(seen) if text not in seen[:number]] == list(dict.fromkeys(asked))
-        first = row.decision()
-        assert tokenizer.decode(first.ids).startswith(f"<|start|>user<|message|>{asked[0]}<|end|><|start|>assistant")
-        assert len(first.ids) == len(first.parts) and first.parts[-1] == DECISION
+        for turn, before in zip(runs(row), said_before_turns(dialogue["messages"]), strict=True):
+            content = next(place for place in turn if tokenizer.decode([row.ids[place]]) == harmony.MESSAGE) + 1
+            anyone, customer = ("".join(message["content"] for message in before if message["role"] in roles)
+                                for roles in (("user", "tool"), ("user",)))
+            for place in turn:
+                kind = row.parts[place]
+                if place - 1 in row.places.copied:
+                    wanted = ""
+                elif kind == DECISION:
+                    wanted = customer
+                else:
+                    wanted = anyone if kind == REPLY and content <= place < content + OPENING else ""
+                assert tokenizer.decode([row.ids[at] for at in row.places.decided.get(place - 1, [])]) == wanted
+                looks[kind] += bool(wanted)
+    assert min(looks[DECISION], looks[REPLY]) > 200 and not looks[CALL], looks
+
+
+def test_a_row_s_first_decision_ends_with_it(tokenizer, dialogues):
+    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    for dialogue in dialogues[1]:
+        row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):], dialogue["id"])
+        first, asked = row.decision(), dialogue["messages"][0]["content"]
+        assert tokenizer.decode(first.ids).startswith(f"<|start|>user<|message|>{asked}<|end|><|start|>assistant")
+        assert len(first.ids) == len(first.parts) and first.parts[-1] == DECISION and first.dialogue == dialogue["id"]
         assert {*first.places.decided} == {number - 1 for number, part in enumerate(first.parts) if part == DECISION}
 
 

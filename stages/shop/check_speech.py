@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 
 from stages.common.problem import Problem
 from stages.shop.consent import agrees, restates
-from stages.shop.records import SORTS, FollowUp, Hostile, Intent, Plan, Reason, Reply, Situation, Slots, Split, Turn, Wording
+from stages.shop.records import SORTS, FollowUp, Hostile, Intent, Plan, Reason, Register, Reply, Situation, Slots, Split, Turn, Wording
 from stages.shop.schema import WRITES
 from stages.shop.speech import Speech
 
@@ -30,7 +30,6 @@ ACTS = {
     "thanks": "", "product_unknown": "product"}
 CONFIRMS = {"cancel_confirm": "cancel_order", "return_confirm": "return_items", "exchange_confirm": "exchange_item",
             "address_confirm": "change_address"}
-REGISTERS = ("brief", "warm", "formal", "plain")
 ACTIONS = dict(zip(("cancel", "return", "exchange", "address"), WRITES, strict=True))
 # What an answer may supply, each the slots of a line.
 SUPPLIED = ("order", "email", "email order", "address", "variant", "product")
@@ -176,7 +175,7 @@ class SpeechCheck:
     def _replies(self) -> None:
         heard = Counter((reply.act, reply.voice) for _, reply in self.lines[Reply])
         for act in ACTS if heard else ():
-            for register in REGISTERS:
+            for register in get_args(Register):
                 self.faults.expect(heard[act, register] > 0, self.folder / "replies.jsonl",
                                    f"act: expected at least one fragment of {act} in the register {register}, found none")
         for place, reply in self.lines[Reply]:

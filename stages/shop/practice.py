@@ -10,71 +10,80 @@ from stages.nn.tokenizer import END_OF_TEXT
 from stages.shop import harmony
 
 ASSISTANT_TURN = re.compile(r"(?<=<\|start\|>assistant)(.*?(?:<\|call\|>|<\|end\|>|<\|return\|>))", re.DOTALL)
-CUSTOMER_TURN = re.compile(r"(?<=<\|start\|>user<\|message\|>).*?(?=<\|end\|>)", re.DOTALL)
+ANYONE = re.compile(r"<\|message\|>(.*?)<\|end\|>", re.DOTALL)                       # messages between two turns, with their content
+CUSTOMER = re.compile(r"<\|start\|>user<\|message\|>(.*?)<\|end\|>", re.DOTALL)
 # What may have been said before, in the arguments of a call: strings without their quotes, and numbers.
 VALUE = re.compile(r'(?<=")(?:[^"\\]|\\.)+(?="[,\]}])|(?<=:)-?\d+(?:\.\d+)?')
 
 # What a token is: read by the assistant, or written by it, in a reply, in a call, or to decide whom it speaks to: the customer or a tool.
 READ, REPLY, CALL, DECISION = range(4)
 REPLY_RUN = 3    # tokens in a row that make a copy of what a reply says as others did before
+OPENING = 12     # tokens of a reply that say what kind it is: an answer, a question, a refusal
 
 
 @dataclass(frozen=True)
 class Row:
-    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `copies` and
-    `question`."""
+    """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `encode`. dialogue: its id."""
 
     ids: list[int]
     parts: list[int]
     places: Places
+    dialogue: str = ""
 
     def decision(self) -> "Row":
         """The row up to its first decision."""
         first = self.parts.index(DECISION)
         end = first + next(number for number, part in enumerate(self.parts[first:]) if part != DECISION)
-        return Row(self.ids[:end], self.parts[:end], self.places.until(end - 1))
+        return Row(self.ids[:end], self.parts[:end], self.places.until(end - 1), self.dialogue)
 
 
-def encode(tokenizer: Encoding, family: list[int], text: str) -> Row:
-    """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them."""
+def encode(tokenizer: Encoding, family: list[int], text: str, dialogue: str = "") -> Row:
+    """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them. dialogue: its id.
+
+    What a turn repeats looks where it was said. Of the rest, a decision looks at the customer's words that it answers, the first OPENING
+    tokens of a reply look at all that was said since the turn before, and what is left looks nowhere.
+    """
     ids, parts, copied, decided = [], [], {}, {}
     said: dict[int, list[int]] = {}     # family -> where it stands
-    asked: list[int] = []               # where the customer's words stand that the next turn answers
+    asked, heard = [], []               # where stands what was said since the turn before: by the customer, by a tool as well
     for number, part in enumerate(ASSISTANT_TURN.split(text + END_OF_TEXT)):   # every second part is the assistant's
         tokens = tokenizer.encode(part, allowed_special="all")
         if number % 2:
             decision = 1 + len(tokenizer.encode(part.partition(harmony.CHANNEL)[0]))   # a tool or none, and the channel
-            is_call = part.endswith("<|call|>")
+            is_call, start = part.endswith("<|call|>"), content(tokenizer, tokens)
             parts += [DECISION] * decision + [CALL if is_call else REPLY] * (len(tokens) - decision)
-            if asked:
-                decided |= dict.fromkeys(range(len(ids) - 1, len(ids) + decision - 1), asked)
-            for place, words, least in repeatable(tokenizer, tokens, is_call):
+            for place, words, least in repeatable(tokenizer, tokens, start, is_call):
                 found = copies([family[token] for token in ids], said, [family[token] for token in words], least)
                 copied |= {len(ids) + place + offset - 1: where for offset, where in found.items()}
+            opening = () if is_call else range(start, min(start + OPENING, len(tokens)))
+            decided |= {len(ids) + place - 1: where for places, where in ((range(decision), asked), (opening, heard))
+                        for place in places if where}
         else:
             parts += [READ] * len(tokens)
-            asked = [len(ids) + place for place in question(tokenizer, part)]
+            asked, heard = ([len(ids) + place for place in spoken(tokenizer, part, who)] for who in (CUSTOMER, ANYONE))
         for place, token in enumerate(tokens, len(ids)):
             said.setdefault(family[token], []).append(place)
         ids += tokens
+    decided = {query: where for query, where in decided.items() if query not in copied}
     seen = copied | decided
     idle = [place - 1 for place, part in enumerate(parts) if part != READ and place - 1 not in seen]
-    return Row(ids, parts, Places(copied, decided, idle))
+    return Row(ids, parts, Places(copied, decided, idle), dialogue)
 
 
-def question(tokenizer: Encoding, part: str) -> range:
-    """Where, in tokens, the customer's words stand in what was said between two turns of the assistant; nowhere if a tool spoke."""
-    found = CUSTOMER_TURN.search(part)
-    if not found:
-        return range(0)
-    start, end = (len(tokenizer.encode(part[:place], allowed_special="all")) for place in found.span())
-    return range(start, end)
+def spoken(tokenizer: Encoding, part: str, who: re.Pattern) -> list[int]:
+    """Where, in tokens, the contents of the messages of `who` stand in what was said between two turns of the assistant."""
+    ends = [[len(tokenizer.encode(part[:place], allowed_special="all")) for place in found.span(1)] for found in who.finditer(part)]
+    return [place for start, end in ends for place in range(start, end)]
 
 
-def repeatable(tokenizer: Encoding, turn: list[int], is_call: bool) -> list[tuple[int, list[int], int]]:
-    """What a turn may repeat: the values of a call, a reply's whole text. Of each where it begins in the turn, its tokens, and how many
-    in a row must have been said."""
-    start = next(number for number, token in enumerate(turn) if tokenizer.decode([token]) == harmony.MESSAGE) + 1
+def content(tokenizer: Encoding, turn: list[int]) -> int:
+    """Where in a turn of the assistant begins what stands behind <|message|>."""
+    return turn.index(tokenizer.encode_single_token(harmony.MESSAGE)) + 1
+
+
+def repeatable(tokenizer: Encoding, turn: list[int], start: int, is_call: bool) -> list[tuple[int, list[int], int]]:
+    """What a turn, whose content starts at `start`, may repeat: the values of a call, a reply's whole text. Of each where it begins in the
+    turn, its tokens, and how many in a row must have been said."""
     if not is_call:
         return [(start, turn[start:-1], REPLY_RUN)]
     text, spans = "", []
