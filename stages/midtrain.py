@@ -9,9 +9,9 @@ to look for what it repeats, for what it decides, and for how a reply begins (nn
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
 there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The first steps train on the shortest beginnings
 of all, up to the first decision: in the same tokens ten times as many words of customers are read, and what follows is learnt by a model
-that knows what they ask for. The loss covers all of a row: what the assistant
-writes counts more, and most of all its decisions, which tool or none, since they are few tokens among many. Several processes share a
-step. Where the profile names a model of the hub, it is taken as it is and only a pointer is written.
+that knows what they ask for. The loss covers all of a row: what the assistant writes counts more, and most of all its decisions, which
+tool or none, since they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is
+taken as it is and only a pointer is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
