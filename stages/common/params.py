@@ -204,13 +204,6 @@ class Intents(Weights):
     out_of_scope: NotNegative
 
 
-class TrainingIntents(Section):
-    policy: NotNegative
-    complaint: NotNegative
-    unanswerable: NotNegative
-    out_of_scope: NotNegative
-
-
 class Registers(Weights):
     brief: NotNegative
     warm: NotNegative
@@ -221,7 +214,7 @@ class Registers(Weights):
 class BuildSft(Section):
     plan_share: Share
     intents: Intents
-    training_intents: TrainingIntents
+    training_intents: Intents
     registers: Registers
     max_characters: Count
     teacher: Literal["none", "openai"]

@@ -22,8 +22,8 @@ SLOTLESS = ("policy", "out_of_scope")  # cases of nothing but their words: said 
 
 @dataclass(frozen=True)
 class Mix:
-    """What dialogues are made of, in parts of a sum. intents: those of dialogues that follow no plan. training: the parts of some of them
-    in training. registers: how the assistant speaks."""
+    """What dialogues are made of, in parts of a sum. intents: those of dialogues that follow no plan. training: the same in training.
+    registers: how the assistant speaks."""
 
     intents: Mapping[Intent, float]
     training: Mapping[Intent, float]
@@ -31,7 +31,7 @@ class Mix:
 
     def of(self, split: Split) -> dict[Intent, float]:
         """The parts of the intents in a split."""
-        return {**self.intents, **self.training} if split == "train" else dict(self.intents)
+        return dict(self.training if split == "train" else self.intents)
 
 
 class Maker:
