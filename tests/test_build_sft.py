@@ -327,7 +327,7 @@ def test_shares_do_what_they_say():
 
 
 def test_the_mix_of_params_is_that_of_the_dialogues():
-    few = Mix({"policy": 3, "search": 1}, {"policy": 0}, {"formal": 1})
+    few = Mix({"policy": 3, "search": 1}, {"search": 1}, {"formal": 1})
     maker = Maker(FOLDER, 1, LIMIT, few, Shares(plan=0.0))
     assert Counter(dialogue["intent"] for dialogue in maker.split("test", 40)) == {"policy": 30, "search": 10}
     assert {dialogue["intent"] for dialogue in maker.split("train", 20)} == {"search"}
