@@ -28,7 +28,7 @@ from stages.shop.tuning import check_lengths, json_dataset
 from tests.conftest import ROOT, maker_of
 
 FOLDER = ROOT / "data/store"
-SIZES = {"train": 900, "validation": 40, "test": 120}
+SIZES = {"train": 1500, "validation": 40, "test": 120}
 LIMIT = 2000
 
 
