@@ -8,12 +8,12 @@ import sys
 import time
 
 from benchmarks.report import write_report
-from stages.common.device import open_device
-from stages.common.files import read_jsonl
-from stages.shop.answer import Answerer, answer_turns
-from stages.shop.dialogues import turn_rows
-from stages.shop.tuning import open_model
-from stages.shop.writer import OwnWriter, open_folder
+from crawl2cart.agent.hf_writer import Answerer, answer_turns
+from crawl2cart.agent.local_writer import OwnWriter, open_folder
+from crawl2cart.core.device import open_device
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm.training.trl_utils import open_model
 
 BATCH, MAX_NEW_TOKENS = 64, 120
 

@@ -3,7 +3,7 @@
     python -m benchmarks.dedup                     # measures with 4,000 texts, writes metrics/speed/dedup.json
     python -m benchmarks.dedup --model             # the table of the README, from the measured rates
 
-The model: of all pages a share is left to compare (`setup/needs.py` says where it is from). Signatures are computed once and
+The model: of all pages a share is left to compare (`tools/estimate_resources.py` says where it is from). Signatures are computed once and
 lie on a disk that all machines see. A pass reads all of them and groups as many bands as fit in memory; pairs
 that met are compared in a last reading. What is linear in the texts is divided by the cores, but for the rules across pages and the
 writing of the corpus, which the stage's own process does alone. Nothing is added for machines that wait for each other or for a
@@ -23,24 +23,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.report import FOLDER, write_report
-from setup.needs import KEPT, PAGES_A_SECOND, TEXT_BYTES
-from setup.sizes import table
-from stages.common.files import read_json
-from stages.common.params import read_params
-from stages.crawl.copies import Copies, read_keys
-from stages.crawl.cross_page import CrossPage
-from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.explain import last_run
-from stages.crawl.judge import SHARD
-from stages.crawl.minhash import BYTES_A_BAND, agreement, meet, passes, signature
-from stages.crawl.removal_stats import COUNTED, RemovalStats
-from stages.crawl.text_key import text_key
+from crawl2cart.core.files import read_json
+from crawl2cart.core.params import read_params
+from crawl2cart.crawl.dedup.clusters import Copies, read_keys
+from crawl2cart.crawl.dedup.fingerprint import text_key
+from crawl2cart.crawl.dedup.minhash import BYTES_A_BAND, agreement, meet, passes, signature
+from crawl2cart.crawl.explain import last_run
+from crawl2cart.crawl.filters.corpus_filters import CrossPage
+from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
+from crawl2cart.crawl.filters.page_filters import SHARD
+from crawl2cart.crawl.stats import COUNTED, RemovalStats
 from stages.filter import SMALLEST_PART, decide, write_corpus
+from tools.data_stats import table
+from tools.estimate_resources import KEPT, PAGES_A_SECOND, TEXT_BYTES
 
 ROOT = Path(__file__).parent.parent
 WORDS = TEXT_BYTES // 6   # of about five letters and a space
 VOCABULARY = 50_000
-BYTES_A_PAGE = 30   # that the stage's own process holds of every page (stages/crawl/copies.py)
+BYTES_A_PAGE = 30   # that the stage's own process holds of every page (crawl2cart/crawl/dedup/clusters.py)
 # Pages, and the machines that the README plans them on: nodes, cores of each, GiB of memory of each that grouping gets.
 PLANS = ((3_000_000, 1, 16, 8), (300_000_000, 4, 64, 16), (3_000_000_000, 16, 64, 64), (3_000_000_000, 16, 64, 16))
 

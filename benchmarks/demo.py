@@ -41,7 +41,7 @@ class Wait:
 
 def page(model: str) -> tuple[subprocess.Popen, str]:
     """The running page and its address."""
-    running = subprocess.Popen([sys.executable, "-m", "demo.cli", "demo", "--port", "0", "--model", model], stdout=subprocess.PIPE,
+    running = subprocess.Popen([sys.executable, "-m", "crawl2cart.demo.cli", "demo", "--port", "0", "--model", model], stdout=subprocess.PIPE,
                                text=True, env={key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"})
     line = running.stdout.readline()
     if not line.startswith("http"):

@@ -18,13 +18,13 @@ import lxml.html
 import trafilatura
 
 from benchmarks.report import write_report
-from stages.common.metrics import rounded
-from stages.common.params import read_params
-from stages.crawl.blocklist import read_hosts
-from stages.crawl.extract import html_to_text
-from stages.crawl.judge import judge
-from stages.crawl.labels import token_f1
-from stages.crawl.warc import Record
+from crawl2cart.core.metrics import rounded
+from crawl2cart.core.params import read_params
+from crawl2cart.crawl.evaluate import token_f1
+from crawl2cart.crawl.extract.extract import html_to_text
+from crawl2cart.crawl.filters.blocklist import read_hosts
+from crawl2cart.crawl.filters.page_filters import judge
+from crawl2cart.crawl.warc.records import Record
 
 GOLD = Path("../shared/data/extraction_gold")
 EXTRACTORS = ("resiliparse", "cascade", "trafilatura")

@@ -33,12 +33,12 @@ import psutil
 from resiliparse.extract.html2text import extract_plain_text
 
 from benchmarks.report import write_report
-from stages.common.files import write_json
-from stages.common.metrics import rounded
-from stages.crawl.extract import decode, is_html
-from stages.crawl.language import language
-from stages.crawl.sites import gold_text, read_sites
-from stages.crawl.warc import read
+from crawl2cart.core.files import write_json
+from crawl2cart.core.metrics import rounded
+from crawl2cart.crawl.embedded_web.sites import gold_text, read_sites
+from crawl2cart.crawl.extract.extract import decode, is_html
+from crawl2cart.crawl.filters.language import language
+from crawl2cart.crawl.warc.records import read
 from stages.download import write_warc
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ sft, dpo     the same of LoRA steps of TRL's trainers on openai/gpt-oss-20b's sh
 decode       tokens/s written with our cache of keys and values
 parity       largest error of outputs and gradients of attention, experts and recurrent cells, fp32 against the CPU's float64
 determinism  whether two runs of a few steps from one seed end in the same bits
-mfu counts active parameters, as stages/nn/speed.py does; --peak is the card's published rate in FLOP/s (989e12 for H100 and H200,
+mfu counts active parameters, as crawl2cart/lm/training/flops.py does; --peak is the card's published rate in FLOP/s (989e12 for H100 and H200,
 dense bfloat16).
 """
 
@@ -33,18 +33,18 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))   # for `python benchmarks/gpu.py`
 from benchmarks.report import FOLDER, machine
-from stages.common.device import Device, open_device
-from stages.common.files import read_json
-from stages.common.metrics import write_metrics
-from stages.nn import tokenizer as tokenizers
-from stages.nn.attention import attention, with_sink_row
-from stages.nn.experts import experts
-from stages.nn.export import MODELS
-from stages.nn.generate import generate
-from stages.nn.initial import initialise
-from stages.nn.optim import adamw
-from stages.nn.speed import flops_per_token, peak_memory
-from stages.shop.tuning import check_trainable, lora, trained
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.files import read_json
+from crawl2cart.core.metrics import write_metrics
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats.save import MODELS
+from crawl2cart.lm.inference.engine import generate
+from crawl2cart.lm.models.attention import attention, with_sink_row
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.lm.models.moe import experts
+from crawl2cart.lm.training.flops import flops_per_token, peak_memory
+from crawl2cart.lm.training.optim import adamw
+from crawl2cart.lm.training.trl_utils import check_trainable, lora, trained
 
 ROOT = Path(__file__).parent.parent
 TRANSFORMER = {"layers": 12, "width": 768, "heads": 12, "key_value_heads": 12, "head_size": 64, "window": 128, "max_context": 4096,

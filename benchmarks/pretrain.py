@@ -9,7 +9,7 @@ out  metrics/speed/pretrain.json: {mlp: {tokens_per_s, seconds_per_step, mfu, me
      metrics/speed/generate.json: {batch_<n>_<dtype>: {tokens_per_s, times_reference}}: greedy decoding beside transformers' generate,
      both with weights of that dtype
 Each pair takes turns, so that a busy moment of the machine hits both; the median step counts. mfu is the share of the rate of large
-matrix products here, as stages/pretrain.py prints it (stages/nn/speed.py); memory_gib is of a process that does nothing but two steps.
+matrix products here, as stages/pretrain.py prints it (crawl2cart/lm/training/flops.py); memory_gib is of a process that does nothing but two steps.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.report import write_report, write_rows
-from stages.common.device import Device, open_device
-from stages.common.params import read_params
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import MODELS, save_model
-from stages.nn.generate import generate
-from stages.nn.initial import initialise, padded
-from stages.nn.optim import adamw
-from stages.nn.rnn import normed
-from stages.nn.speed import flops_per_token, peak_memory, product_rate
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.params import read_params
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats.save import MODELS, save_model
+from crawl2cart.lm.inference.engine import generate
+from crawl2cart.lm.models.init import initialise, padded
+from crawl2cart.lm.models.rnn import normed
+from crawl2cart.lm.training.flops import flops_per_token, peak_memory, product_rate
+from crawl2cart.lm.training.optim import adamw
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = 256

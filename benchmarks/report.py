@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from stages.common.files import read_json
-from stages.common.metrics import write_metrics
+from crawl2cart.core.files import read_json
+from crawl2cart.core.metrics import write_metrics
 
 FOLDER = Path(__file__).parent.parent / "metrics" / "speed"
 PACKAGES = ("torch", "transformers")

@@ -15,7 +15,7 @@ import matplotlib
 
 from benchmarks.report import FOLDER, write_report
 from benchmarks.tune import ROOT, pretrained
-from stages.common.params import read_params
+from crawl2cart.core.params import read_params
 
 SHARES = (0.25, 0.5, 1.0)
 

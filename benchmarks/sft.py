@@ -22,11 +22,11 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.report import write_report
-from stages.common.device import Device, open_device
-from stages.common.problem import Problem
-from stages.common.stage import Stage
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.stage import Stage
+from crawl2cart.lm.training.trl_utils import check_lengths, check_trainable, json_dataset, lora, open_model
 from stages.sft import choose
-from stages.shop.tuning import check_lengths, check_trainable, json_dataset, lora, open_model
 
 PACKAGES = ("torch", "transformers", "trl", "peft")
 INPUTS = ("input_ids", "attention_mask", "labels")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.report import write_rows
-from stages.nn.data import batch, carried, every_token_once
-from stages.nn.export import MODELS
-from stages.nn.initial import initialise, padded
-from stages.nn.losses import IGNORE
-from stages.nn.optim import adamw, learning_rate
+from crawl2cart.lm.formats.save import MODELS
+from crawl2cart.lm.models.init import initialise, padded
+from crawl2cart.lm.training.data import batch, carried, every_token_once
+from crawl2cart.lm.training.losses import IGNORE
+from crawl2cart.lm.training.optim import adamw, learning_rate
 
 CONTEXT, ROWS, SEED = 64, 12, 1337
 RATES, TRIAL_SHARE = (0.001, 0.003, 0.01), 0.15

@@ -22,8 +22,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks.report import measured_before, write_report
-from stages.common.files import read_json
-from stages.common.params import read_params
+from crawl2cart.core.files import read_json
+from crawl2cart.core.params import read_params
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
 RATES = (0.0016, 0.0032, 0.0064, 0.0128, 0.0256)

@@ -11,23 +11,23 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from stages.common.device import open_device
-from stages.common.files import atomic_directory, read_jsonl, write_jsonl
-from stages.common.metrics import write_metrics
-from stages.common.problem import Problem
-from stages.common.stage import Stage, run
-from stages.nn.parallel import World, open_world
-from stages.shop.answer import Answerer, answer_turns
-from stages.shop.dialogues import turn_rows
-from stages.shop.feedback import feedback_slots, read_feedback
-from stages.shop.pair_judge import PairJudge, judged
-from stages.shop.pairs import cap_gold, chosen_longer, leaks, options, take, written
-from stages.shop.prefs_card import ORIGINS, card
-from stages.shop.schema import TOOLS, compact
-from stages.shop.score import Score, score
-from stages.shop.tone import ToneScorer, fit_with_accuracy
-from stages.shop.verify import lexicon
-from stages.shop.writer import OwnWriter, open_folder
+from crawl2cart.agent.hf_writer import Answerer, answer_turns
+from crawl2cart.agent.local_writer import OwnWriter, open_folder
+from crawl2cart.core.device import open_device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, read_jsonl, write_jsonl
+from crawl2cart.core.metrics import write_metrics
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm.training.distributed import World, open_world
+from crawl2cart.preferences.card import ORIGINS, card
+from crawl2cart.preferences.from_feedback import feedback_slots, read_feedback
+from crawl2cart.preferences.llm_judge import PairJudge, judged
+from crawl2cart.preferences.pairs import cap_gold, chosen_longer, leaks, options, take, written
+from crawl2cart.preferences.reward import Score, score
+from crawl2cart.preferences.style_classifier import ToneScorer, fit_with_accuracy
+from crawl2cart.shop.grounding import lexicon
+from crawl2cart.shop.tool_schemas import TOOLS, compact
 
 CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training

@@ -9,16 +9,16 @@ made as in tau-bench, by a scripted customer and tools on a real database. Yao e
 
 from pathlib import Path
 
-from stages.common.files import atomic_directory, write_json, write_jsonl
-from stages.common.params import BuildSft
-from stages.common.problem import Problem
-from stages.common.stage import Stage, run
-from stages.shop.consent import holds
-from stages.shop.maker import CASES, Maker, Mix, named_products, shop_lexicon
-from stages.shop.schema import TOOLS
-from stages.shop.sft_card import card, page
-from stages.shop.take import Shares
-from stages.shop.teacher import Teacher, add_wordings, further_dialogues
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, write_json, write_jsonl
+from crawl2cart.core.params import BuildSft
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.dialogues.card import card, page
+from crawl2cart.dialogues.episode import Shares
+from crawl2cart.dialogues.generator import CASES, Maker, Mix, named_products, shop_lexicon
+from crawl2cart.dialogues.teacher import Teacher, add_wordings, further_dialogues
+from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.tool_schemas import TOOLS
 
 STORE = Path("data/store")
 

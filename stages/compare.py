@@ -8,9 +8,9 @@ All saw the same tokens in the same order, and bits per byte do not depend on th
 
 from pathlib import Path
 
-from stages.common.files import read_json
-from stages.common.metrics import write_metrics
-from stages.common.stage import Stage, run
+from crawl2cart.core.files import read_json
+from crawl2cart.core.metrics import write_metrics
+from crawl2cart.core.stage import Stage, run
 
 # By name, not whatever lies in the folder: a model left over from another version must not be counted.
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")

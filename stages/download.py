@@ -20,19 +20,19 @@ from uuid import NAMESPACE_URL, uuid5
 from fastwarc.stream_io import GzipWriter
 from fastwarc.warc import WarcRecord, WarcRecordType
 
-from stages.common.files import atomic_directory, file_hash, write_json
-from stages.common.params import Download, read_params
-from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.stage import Stage, exclusive, run
-from stages.crawl.commoncrawl import captures, choose, list_files, newest, records, set_crawl
-from stages.crawl.fetch import Fetcher
-from stages.crawl.magic import check_is_warc
-from stages.crawl.render import CRAWL_DAY, Renderer, Response
-from stages.crawl.retry import Retry
-from stages.crawl.s3 import S3
-from stages.crawl.sites import Page, read_sites
-from stages.crawl.web import Web
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, file_hash, write_json
+from crawl2cart.core.params import Download, read_params
+from crawl2cart.core.progress import progress
+from crawl2cart.core.stage import Stage, exclusive, run
+from crawl2cart.crawl.download.commoncrawl import captures, choose, list_files, newest, records, set_crawl
+from crawl2cart.crawl.download.downloader import Fetcher
+from crawl2cart.crawl.download.file_type import check_is_warc
+from crawl2cart.crawl.download.http_client import Web
+from crawl2cart.crawl.download.retry import Retry
+from crawl2cart.crawl.download.s3 import S3
+from crawl2cart.crawl.embedded_web.html_pages import CRAWL_DAY, Renderer, Response
+from crawl2cart.crawl.embedded_web.sites import Page, read_sites
 
 WRITE_BITS = 0o222
 

@@ -17,18 +17,16 @@ import torch
 from transformers import PretrainedConfig
 from trl import DPOConfig, DPOTrainer
 
-from stages.common.checkpoint import open_checkpoint
-from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, read_jsonl
-from stages.common.metrics import write_curve, write_metrics
-from stages.common.stage import Stage, is_first, run
-from stages.nn.preference import mean_divergence, preference_loss
-from stages.shop.answer import LOOK_BATCH, LOOK_TOKENS, answer_turns
-from stages.shop.dialogues import turn_rows
-from stages.shop.guards import guards, measure
-from stages.shop.scene import Shops
-from stages.shop.tone import ToneScorer
-from stages.shop.tuning import (
+from crawl2cart.agent.hf_writer import LOOK_BATCH, LOOK_TOKENS, answer_turns
+from crawl2cart.agent.local_writer import writer_of
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.files import atomic_directory, read_jsonl
+from crawl2cart.core.metrics import write_curve, write_metrics
+from crawl2cart.core.stage import Stage, is_first, run
+from crawl2cart.core.training_state import open_checkpoint
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.evaluation.release_gates import guards, measure
+from crawl2cart.lm.training.trl_utils import (
     KEPT_CHECKPOINTS,
     check_lengths,
     check_trainable,
@@ -41,7 +39,9 @@ from stages.shop.tuning import (
     save_merged,
     trained,
 )
-from stages.shop.writer import writer_of
+from crawl2cart.preferences.losses import mean_divergence, preference_loss
+from crawl2cart.preferences.style_classifier import ToneScorer
+from crawl2cart.shop.env import Shops
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
 LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import tiktoken
 
-from stages.common.files import atomic_directory, write_json
-from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.stage import Stage, run
-from stages.nn.tokenizer import END_OF_TEXT, encoding, read_ranks, save_tokenizer
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, write_json
+from crawl2cart.core.progress import progress
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.lm.tokenizer import END_OF_TEXT, encoding, read_ranks, save_tokenizer
 
 RANKS = Path("data/ranks/o200k_4096.tiktoken")
 CORPUS, TOKENS, TOKENIZER = Path("data/corpus"), Path("data/tokens"), Path("data/tokenizer")

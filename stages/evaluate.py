@@ -17,25 +17,26 @@ from itertools import zip_longest
 
 from openai import OpenAIError
 
-from demo.local_router import LocalRouter
-from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, read_json, read_jsonl, write_jsonl
-from stages.common.metrics import write_curve, write_metrics
-from stages.common.problem import Problem
-from stages.common.stage import Stage, run
-from stages.nn.parallel import open_world
-from stages.shop import harmony
-from stages.shop.agent import Play, Writer, open_writer
-from stages.shop.answer import answer_turns
-from stages.shop.baselines import BASELINES
-from stages.shop.dialogues import turn_rows
-from stages.shop.paired import compare
-from stages.shop.scene import Shops
-from stages.shop.schema import compact
-from stages.shop.tone import ToneScorer
-from stages.shop.trials import share, trials
-from stages.shop.verify import judge, summarise
-from stages.shop.writer import open_folder
+from crawl2cart.agent.agent import Play, Writer, open_writer
+from crawl2cart.agent.hf_writer import answer_turns
+from crawl2cart.agent.local_writer import open_folder
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, read_json, read_jsonl, write_jsonl
+from crawl2cart.core.metrics import write_curve, write_metrics
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.evaluation.baselines import BASELINES
+from crawl2cart.evaluation.rollouts import share, trials
+from crawl2cart.evaluation.turn_metrics import summarise
+from crawl2cart.evaluation.win_rate import compare
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.training.distributed import open_world
+from crawl2cart.preferences.style_classifier import ToneScorer
+from crawl2cart.router.local import LocalRouter
+from crawl2cart.shop.env import Shops
+from crawl2cart.shop.graders import judge
+from crawl2cart.shop.tool_schemas import compact
 
 AGENTS = ("base", "sft", "dpo")
 # What `dvc metrics` shows of the metrics.

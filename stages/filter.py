@@ -24,17 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.files import atomic_directory, read_json
-from stages.common.metrics import write_curve, write_metrics
-from stages.common.params import Filter, read_params
-from stages.common.problem import Problem
-from stages.common.stage import Stage, exclusive, run
-from stages.crawl.blocklist import read_hosts
-from stages.crawl.cross_page import CrossPage, look_across
-from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.explain import explain, files_read, last_run
-from stages.crawl.judge import SHARD
-from stages.crawl.labels import (
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, read_json
+from crawl2cart.core.metrics import write_curve, write_metrics
+from crawl2cart.core.params import Filter, read_params
+from crawl2cart.core.stage import Stage, exclusive, run
+from crawl2cart.crawl.dedup.fingerprint import unit_interval
+from crawl2cart.crawl.embedded_web.sites import Page, gold_text, read_sites
+from crawl2cart.crawl.evaluate import (
     Label,
     copy_quality,
     keep_errors,
@@ -45,13 +42,16 @@ from stages.crawl.labels import (
     read_topics,
     token_f1,
 )
-from stages.crawl.parquet_parts import Parts
-from stages.crawl.pii import mask
-from stages.crawl.removal_stats import RemovalStats, copy_counts
-from stages.crawl.shards import batches, by_reason, make_shards, prune, read_counts
-from stages.crawl.sites import Page, gold_text, read_sites
-from stages.crawl.text_key import unit_interval
-from stages.crawl.topic import Weights, learn_topic
+from crawl2cart.crawl.explain import explain, files_read, last_run
+from crawl2cart.crawl.filters.blocklist import read_hosts
+from crawl2cart.crawl.filters.corpus_filters import CrossPage, look_across
+from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
+from crawl2cart.crawl.filters.page_filters import SHARD
+from crawl2cart.crawl.filters.pii import mask
+from crawl2cart.crawl.filters.topic_classifier import Weights, learn_topic
+from crawl2cart.crawl.parquet_parts import Parts
+from crawl2cart.crawl.shards import batches, by_reason, make_shards, prune, read_counts
+from crawl2cart.crawl.stats import RemovalStats, copy_counts
 
 CORPUS = pa.schema([SHARD.field(name) for name in ("url", "text", "language_score", "key")])
 REJECTS = pa.schema([("url", pa.string()), ("reason", pa.string()), ("score", pa.float32()), ("because", pa.string()),

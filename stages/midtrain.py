@@ -4,8 +4,8 @@ in   models/pretrain/gpt_oss, data/sft/{train.jsonl,tools.json,lexicon.json}, da
 out  models/base (weights, tokenizer and chat template for transformers), metrics/midtrain.tsv
 
 What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
-heads to start with (nn/induction.py), names that are new in every dialogue and can only be copied (shop/rename.py), and is told where
-to look for what it repeats, for what it decides, and for how a reply begins (nn/guidance.py, shop/practice.py).
+heads to start with (lm/models/induction_head_init.py), names that are new in every dialogue and can only be copied (dialogues/entity_randomization.py), and is told where
+to look for what it repeats, for what it decides, and for how a reply begins (lm/training/attention_supervision.py, dialogues/tokenized.py).
 Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
 there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The first steps train on the shortest beginnings
 of all, up to the first decision: in the same tokens ten times as many words of customers are read, and what follows is learnt by a model
@@ -26,28 +26,28 @@ import torch
 from tiktoken import Encoding
 from torch import Tensor
 
-from stages.common.checkpoint import Checkpoint, open_checkpoint
-from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, read_json, read_jsonl, write_json
-from stages.common.metrics import write_curve
-from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.stage import Stage, run
-from stages.nn import tokenizer as tokenizers
-from stages.nn.data import open_tokens
-from stages.nn.export import load_gpt_oss, save_model
-from stages.nn.gpt_oss import GptOss
-from stages.nn.guidance import GuidedHeads, Places
-from stages.nn.induction import add_induction_heads
-from stages.nn.losses import IGNORE
-from stages.nn.optim import learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
-from stages.nn.parallel import World, joined, open_world
-from stages.nn.speed import flops_of_rows
-from stages.nn.spelling import families
-from stages.shop import harmony
-from stages.shop.practice import READ, Row, encode
-from stages.shop.rename import Renamer
-from stages.shop.verify import Lexicon
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, read_json, read_jsonl, write_json
+from crawl2cart.core.metrics import write_curve
+from crawl2cart.core.progress import progress
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.core.training_state import Checkpoint, open_checkpoint
+from crawl2cart.dialogues.entity_randomization import Renamer
+from crawl2cart.dialogues.tokenized import READ, Row, encode
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.formats.save import load_gpt_oss, save_model
+from crawl2cart.lm.models.embedding_init import families
+from crawl2cart.lm.models.gpt_oss import GptOss
+from crawl2cart.lm.models.induction_head_init import add_induction_heads
+from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
+from crawl2cart.lm.training.data import open_tokens
+from crawl2cart.lm.training.distributed import World, joined, open_world
+from crawl2cart.lm.training.flops import flops_of_rows
+from crawl2cart.lm.training.losses import IGNORE
+from crawl2cart.lm.training.optim import learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
+from crawl2cart.shop.grounding import Lexicon
 
 POOL = 256       # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text

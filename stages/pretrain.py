@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.common.checkpoint import Checkpoint, open_checkpoint
-from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, write_json
-from stages.common.metrics import write_curve, write_metrics
-from stages.common.problem import Problem
-from stages.common.progress import progress
-from stages.common.stage import Stage, run
-from stages.nn import tokenizer as tokenizers
-from stages.nn.data import batch, carried, every_token_once, open_tokens
-from stages.nn.export import MODELS, save_model
-from stages.nn.generate import generate
-from stages.nn.initial import initialise
-from stages.nn.losses import IGNORE, bits_per_byte
-from stages.nn.optim import adamw, learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
-from stages.nn.parallel import World, averaging, joined, open_world, spread, whole
-from stages.nn.speed import flops_per_token, peak_memory, product_rate
-from stages.nn.spelling import spelled
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, write_json
+from crawl2cart.core.metrics import write_curve, write_metrics
+from crawl2cart.core.progress import progress
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.core.training_state import Checkpoint, open_checkpoint
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats.save import MODELS, save_model
+from crawl2cart.lm.inference.engine import generate
+from crawl2cart.lm.models.embedding_init import spelled
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.lm.training.data import batch, carried, every_token_once, open_tokens
+from crawl2cart.lm.training.distributed import World, averaging, joined, open_world, spread, whole
+from crawl2cart.lm.training.flops import flops_per_token, peak_memory, product_rate
+from crawl2cart.lm.training.losses import IGNORE, bits_per_byte
+from crawl2cart.lm.training.optim import adamw, learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
 
 # Tokens that go through the model at once: more fill no accelerator better, and this many fit one.
 TOKENS_AT_ONCE = 65_536
@@ -147,7 +147,7 @@ def train(stage: Stage, name: str, device: Device, world: World, checkpoint: Che
         losses.append(world.mean(nats).item())
         if not np.isfinite(losses[-1]):
             raise Problem(f"The loss of step {step} is {losses[-1]} (seed {seed}, rows of data/tokens/train.bin as "
-                          f"stages.nn.data.batch(tokens, {step}, {rows}, {context}, {seed}) cuts them). Lower "
+                          f"crawl2cart.lm.training.data.batch(tokens, {step}, {rows}, {context}, {seed}) cuts them). Lower "
                           f"pretrain.{name}.learning_rate.")
         nn.utils.clip_grad_norm_(model.parameters(), params.clip)
         for optimizer in optimizers:

@@ -3,7 +3,7 @@
 in   the files under metrics/, the samples of the five models, data/transcripts; data/* for their hashes
 out  metrics/report.html, metrics/cards/{pretrained,sft,dpo}.md
 
-Figures are SVG inside the page (page/figures.py); the cards' text is in page/cards.py.
+Figures are SVG inside the page (report/figures.py); the cards' text is in report/cards.py.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from stages.common.files import atomic_directory, atomic_file, read_json, read_jsonl
-from stages.common.graph import definitions
-from stages.common.stage import Stage, run
-from stages.page import figures
-from stages.page.cards import MEASURED, cards, origins, with_interval
+from crawl2cart.core.dvc_yaml import definitions
+from crawl2cart.core.files import atomic_directory, atomic_file, read_json, read_jsonl
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.report import figures
+from crawl2cart.report.cards import MEASURED, cards, origins, with_interval
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
 DATA = ("data/web", "data/store", "data/queries", "data/tokens", "data/sft", "data/prefs", "data/transcripts")

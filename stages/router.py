@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
-from demo.local_router import Lexicon, LocalRouter, words
-from stages.common.files import atomic_directory, read_jsonl
-from stages.common.metrics import write_metrics
-from stages.common.problem import Problem
-from stages.common.stage import Stage, run
-from stages.shop.folder import read_departments, read_policy, rows
-from stages.shop.records import Customer, Order, Product, Reason, Review, Split, Wording
-from stages.shop.speech import Speech
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, read_jsonl
+from crawl2cart.core.metrics import write_metrics
+from crawl2cart.core.stage import Stage, run
+from crawl2cart.dialogues.templates import Speech
+from crawl2cart.router.local import Lexicon, LocalRouter, words
+from crawl2cart.shop.data_model import Customer, Order, Product, Reason, Review, Split, Wording
+from crawl2cart.shop.loader import read_departments, read_policy, rows
 
 BINS = 10
 OFTEN = 5

@@ -15,14 +15,16 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
-from stages.common.checkpoint import open_checkpoint
-from stages.common.device import Device, open_device
-from stages.common.files import atomic_directory, read_jsonl
-from stages.common.metrics import write_curve, write_metrics
-from stages.common.stage import Stage, is_first, run
-from stages.shop.answer import LOOK_BATCH, LOOK_TOKENS, answer_turns
-from stages.shop.dialogues import turn_rows
-from stages.shop.tuning import (
+from crawl2cart.agent.hf_writer import LOOK_BATCH, LOOK_TOKENS, answer_turns
+from crawl2cart.agent.local_writer import writer_of
+from crawl2cart.core.device import Device, open_device
+from crawl2cart.core.files import atomic_directory, read_jsonl
+from crawl2cart.core.metrics import write_curve, write_metrics
+from crawl2cart.core.stage import Stage, is_first, run
+from crawl2cart.core.training_state import open_checkpoint
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.evaluation.turn_metrics import summarise, without_intervals
+from crawl2cart.lm.training.trl_utils import (
     KEPT_CHECKPOINTS,
     check_lengths,
     check_trainable,
@@ -36,8 +38,6 @@ from stages.shop.tuning import (
     save_merged,
     trained,
 )
-from stages.shop.verify import summarise, without_intervals
-from stages.shop.writer import writer_of
 
 LOOKS, PATIENCE = 8, 4
 # What `dvc metrics` shows of the metrics.

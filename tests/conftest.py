@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from crawl2cart.core.params import read_params
+from crawl2cart.dialogues.episode import Shares
+from crawl2cart.dialogues.generator import Maker
 from stages.build_sft import mix_of
-from stages.common.params import read_params
-from stages.shop.maker import Maker
-from stages.shop.take import Shares
 from tests.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent

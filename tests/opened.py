@@ -10,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-# Each stage hashes all that it lists (stages/common/stage.py); that alone is no use of a file.
+# Each stage hashes all that it lists (crawl2cart/core/stage.py); that alone is no use of a file.
 HASHING = {"file_hash", "files_below"}
 
 

@@ -4,9 +4,9 @@ import torch
 from tiktoken import Encoding
 from torch import nn
 
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import MODELS
-from stages.nn.initial import initialise
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats.save import MODELS
+from crawl2cart.lm.models.init import initialise
 from tests.conftest import ROOT
 
 RANKS = ROOT / "data" / "ranks" / "o200k_4096.tiktoken"

@@ -8,23 +8,23 @@ from typing import get_args
 
 import pytest
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_jsonl, write_jsonl
+from crawl2cart.core.params import read_params
+from crawl2cart.dialogues.card import card, page
+from crawl2cart.dialogues.episode import Shares
+from crawl2cart.dialogues.generator import CASES, Maker, Mix, named_products, shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.training.trl_utils import check_lengths, json_dataset
+from crawl2cart.shop.confirmation import holds, short
+from crawl2cart.shop.data_model import FollowUp, Intent, Plan, Product, Wording
+from crawl2cart.shop.env import Scene
+from crawl2cart.shop.loader import rows
+from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
+from crawl2cart.shop.tools import Session, unsafe_writes
 from stages.build_sft import check_apart, identifiers
-from stages.common.files import read_jsonl, write_jsonl
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.nn import tokenizer as tokenizers
-from stages.shop import harmony
-from stages.shop.consent import holds, short
-from stages.shop.dialogues import turn_rows
-from stages.shop.folder import rows
-from stages.shop.maker import CASES, Maker, Mix, named_products, shop_lexicon
-from stages.shop.records import FollowUp, Intent, Plan, Product, Wording
-from stages.shop.scene import Scene
-from stages.shop.schema import NAMES, TOOLS, WRITES, compact
-from stages.shop.sft_card import card, page
-from stages.shop.take import Shares
-from stages.shop.tools import Session, unsafe_writes
-from stages.shop.tuning import check_lengths, json_dataset
 from tests.conftest import ROOT, maker_of
 
 FOLDER = ROOT / "data/store"

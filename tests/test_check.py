@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.files import read_jsonl, write_jsonl
-from stages.common.problem import Problem
-from stages.shop.check import Check
-from stages.shop.folder import read_lines, rows
-from stages.shop.records import Customer, FollowUp, Order, Plan, Product, Reason, Reply, Review, Wording
-from stages.shop.store import open_store
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_jsonl, write_jsonl
+from crawl2cart.dialogues.validate import Check, check_folder
+from crawl2cart.shop.data_model import Customer, FollowUp, Order, Plan, Product, Reason, Reply, Review, Wording
+from crawl2cart.shop.db import open_store
+from crawl2cart.shop.loader import read_lines, rows
 from tests.conftest import ROOT
 
 OURS, OTHER = ROOT / "data/store", ROOT / "tests/second_shop"
@@ -27,7 +27,7 @@ def broken(source: Path, folder: Path, edits: list[tuple[str, str, str]]) -> Che
         text = (folder / file).read_text()
         assert old in text, (file, old)
         (folder / file).write_text(text.replace(old, new, 1))
-    return Check(folder)
+    return check_folder(folder)
 
 
 def named(check: Check) -> list[str]:
@@ -46,18 +46,18 @@ def assert_exactly(check: Check, expected: list[tuple[str, str]]) -> None:
 
 @pytest.mark.parametrize("folder", [OURS, OTHER], ids=["ours", "another"])
 def test_the_shops_that_ship_have_no_fault(folder):
-    said = subprocess.run([sys.executable, "-m", "stages.shop.check", folder], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "crawl2cart.dialogues.validate", folder], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert said.stdout.endswith("no faults\n")
 
 
 def test_faults_end_the_command_with_their_number(tmp_path):
     broken(OTHER, tmp_path / "shop", [("shop.json", "USD", "EUR")])
-    said = subprocess.run([sys.executable, "-m", "stages.shop.check", tmp_path / "shop"], cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "crawl2cart.dialogues.validate", tmp_path / "shop"], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 1
     assert f"{tmp_path}/shop/shop.json:4: currency: expected a dollar such as USD" in said.stderr
     assert said.stderr.endswith(f"13 faults in {tmp_path}/shop\n")
-    nowhere = subprocess.run([sys.executable, "-m", "stages.shop.check", "nowhere"], cwd=ROOT, capture_output=True, text=True)
+    nowhere = subprocess.run([sys.executable, "-m", "crawl2cart.dialogues.validate", "nowhere"], cwd=ROOT, capture_output=True, text=True)
     assert "nowhere is no folder" in nowhere.stderr
 
 
@@ -141,7 +141,7 @@ def test_orders_against_what_they_hold(tmp_path):
     shutil.copytree(OURS, folder)
     (folder / "orders.jsonl").write_text("\n".join(map(json.dumps, lines)))
     place = {name: f"orders.jsonl:{number + 1}" for name, number in state.items()}
-    assert_exactly(Check(folder), [
+    assert_exactly(check_folder(folder), [
         (f"{place['placed']}: total", "to which lines and shipping add up"), (f"{place['shipped']}: tracking", "together with carrier"),
         (f"{place['shipped']}: carrier", "a value when shipped, found null"), (f"{place['delivered']}: delivered", "a date when delivered"),
         (f"{place['delivered']}: customer", "found 'X-1'"), (f"{place['partly_returned']}: returned", "some of the products, not all"),
@@ -159,12 +159,12 @@ def test_what_a_shop_needs_at_least(tmp_path):
     (folder / "orders.csv").write_text("\n".join(line for line in orders.splitlines() if "Weir Post" not in line))
     shutil.rmtree(folder / "policies")
     (folder / "customers.csv").write_text("id,name,email,phone,address.street,address.town,address.postcode\n")
-    assert_exactly(Check(folder), [
+    assert_exactly(check_folder(folder), [
         ("products: held_out", "true for at least 2 products"), ("orders: tracking", "at least one order with a carrier"),
         ("policies", "missing; expected at least one file topic.md"), ("customers", "expected at least one customer")])
     shutil.rmtree(folder)
     folder.mkdir()
-    assert [fault.partition(": missing")[0] for fault in named(Check(folder))] == [
+    assert [fault.partition(": missing")[0] for fault in named(check_folder(folder))] == [
         "shop.json", "departments.json", "policies", "products", "reviews", "customers", "orders"]
 
 
@@ -191,14 +191,14 @@ def test_a_file_that_is_no_utf_8(tmp_path):
     shutil.copytree(OTHER, folder)
     file = folder / "reviews/all.jsonl"
     file.write_bytes(file.read_bytes().replace(b"Fine to learn", b"Fin\xe9 to learn"))
-    assert_exactly(Check(folder), [("reviews/all.jsonl:2: the line", "expected UTF-8, found the byte 0xe9")])
+    assert_exactly(check_folder(folder), [("reviews/all.jsonl:2: the line", "expected UTF-8, found the byte 0xe9")])
 
 
 def test_a_kind_in_two_places_is_one_shop_left_behind_in_anothers_folder(tmp_path):
     folder = tmp_path / "shop"
     shutil.copytree(OTHER, folder)
     shutil.copy(OURS / "customers.jsonl", folder)
-    assert_exactly(Check(folder), [("customers", "stands in more than one place")])
+    assert_exactly(check_folder(folder), [("customers", "stands in more than one place")])
     with pytest.raises(Problem, match="more than one place"):
         open_store(folder)
 
@@ -209,7 +209,7 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
     shutil.copytree(OTHER, folder)
     file = folder / "reviews/all.jsonl"
     file.write_text(file.read_text().replace("Fine to learn on.", "Fine to\u2028learn\u0085on."))
-    assert not named(Check(folder))
+    assert not named(check_folder(folder))
     review = rows(folder / "reviews", Review)[1].text
     write_jsonl(tmp_path / "said.jsonl", [{"text": review}])
     assert read_jsonl(tmp_path / "said.jsonl") == [{"text": review}]
@@ -241,7 +241,7 @@ def test_wordings_plans_and_replies(tmp_path):
         ("follow_ups.jsonl:264: text", "no plain yes, found 'yes, of course'"),
         ("replies.jsonl:1: text", "exactly the slots categories, count"), ("reasons.jsonl:1: fits.0", 'found "retour"'),
         ("tone.jsonl:1: cold", "missing"), ("tone.jsonl:1: kold", "no field is called so")])
-    assert "wordings/prices.jsonl: the file's name: expected an intent" in "\n".join(named(Check(check.folder)))
+    assert "wordings/prices.jsonl: the file's name: expected an intent" in "\n".join(named(check_folder(check.folder)))
 
 
 def test_every_act_register_and_split_is_asked_for(tmp_path):
@@ -252,7 +252,7 @@ def test_every_act_register_and_split_is_asked_for(tmp_path):
                        ("wordings/gift.jsonl", '"split": "test"')):
         lines = (folder / file).read_text().splitlines()
         (folder / file).write_text("\n".join(line for line in lines if word not in line))
-    check = Check(folder)
+    check = check_folder(folder)
     assert_exactly(check, [
         ("replies.jsonl: act", "at least one fragment of kept in the register warm"), ("plans.jsonl: split", "at least one line of test"),
         *[("reasons.jsonl: fits", f"at least one line of validation for {fit}") for fit in ("return", "exchange", "complaint")],

@@ -13,13 +13,13 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from stages.common.checkpoint import open_checkpoint
-from stages.common.files import atomic_directory, atomic_file, read_json, read_jsonl
-from stages.common.metrics import share_interval, write_metrics
-from stages.common.models import check_model
-from stages.common.params import Listed, Params, read_params
-from stages.common.problem import Problem
-from stages.common.stage import Stage
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import atomic_directory, atomic_file, read_json, read_jsonl
+from crawl2cart.core.metrics import share_interval, write_metrics
+from crawl2cart.core.model_folder import check_model
+from crawl2cart.core.params import Listed, Params, read_params
+from crawl2cart.core.stage import Stage
+from crawl2cart.core.training_state import open_checkpoint
 from tests.conftest import ROOT
 
 
@@ -166,8 +166,8 @@ import sys
 import numpy, pyarrow, pyarrow.parquet, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from stages.common.files import atomic_directory
-from stages.common.problem import Problem
+from crawl2cart.core.files import atomic_directory
+from crawl2cart.core.errors import Problem
 
 many = numpy.random.default_rng(0).random(10**5)
 for write in (lambda path: save_file({"a": torch.from_numpy(many)}, path), lambda path: torch.save(torch.from_numpy(many), path),
@@ -197,7 +197,7 @@ def test_whoever_fills_the_disk_it_is_said_in_words(tmp_path):
 
 WRITING = """
 import sys, time
-from stages.common.files import atomic_file
+from crawl2cart.core.files import atomic_file
 
 with atomic_file(sys.argv[1]) as temporary:
     temporary.write_text("half")
@@ -348,8 +348,8 @@ STAGE = '''
 """Docstring of a stage that waits."""
 import time
 from pathlib import Path
-from stages.common.files import atomic_directory
-from stages.common.stage import run
+from crawl2cart.core.files import atomic_directory
+from crawl2cart.core.stage import run
 
 def main(stage):
     with atomic_directory("data/out") as folder:
@@ -414,7 +414,7 @@ def test_two_runs_of_one_stage_do_not_share_files(waiting):
     assert (waiting / "data" / "out").exists(), "what the first has made stays"
 
 
-ELSEWHERE = "import runpy, sys, stages.common.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \
+ELSEWHERE = "import runpy, sys, crawl2cart.core.stage; sys.platform = 'darwin'; sys.argv = ['stages.download']; " \
             "runpy.run_module('stages.download', run_name='__main__', alter_sys=True)"
 
 

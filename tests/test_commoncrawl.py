@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.common.retry_after import retry_after
-from stages.common.stage import exclusive
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.params import read_params
+from crawl2cart.core.retry_after import retry_after
+from crawl2cart.core.stage import exclusive
 from tests.commoncrawl_server import CRAWL, HTML, Server, Wrong, later, name_of, serve, storm
 from tests.conftest import ROOT
 from tests.test_crawl import BODIES, http_block, members, page_body, warc_record

@@ -9,13 +9,12 @@ pytest.importorskip("llguidance", reason="needs llguidance of requirements.txt")
 import torch
 from transformers import AutoTokenizer
 
-from stages.common.device import open_device
-from stages.nn import tokenizer as tokenizers
-from stages.shop import harmony
-from stages.shop.answer import Answerer
-from stages.shop.constrained import Guide
-from stages.shop.schema import TOOLS
-from stages.shop.verify import fits
+from crawl2cart.agent.constrained import Guide
+from crawl2cart.agent.hf_writer import Answerer
+from crawl2cart.core.device import open_device
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.shop.tool_schemas import TOOLS, fits
 from tests.conftest import ROOT, maker_of
 
 WIDTH = 4160  # of the exported model's logits: more than there are tokens

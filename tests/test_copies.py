@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.common.params import read_params
-from stages.crawl import minhash
-from stages.crawl.copies import find_copies
-from stages.crawl.decontaminate import HeldOut, read_held_out
-from stages.crawl.engine import daft
-from stages.crawl.judge import SHARD
-from stages.crawl.labels import Label, copy_quality
-from stages.crawl.lines import exact_line_dedup
-from stages.crawl.minhash import components, minhash_dedup, near_pairs
-from stages.crawl.text_key import plain_words, text_key
+from crawl2cart.core.params import read_params
+from crawl2cart.crawl.dedup import minhash
+from crawl2cart.crawl.dedup.clusters import find_copies
+from crawl2cart.crawl.dedup.fingerprint import plain_words, text_key
+from crawl2cart.crawl.dedup.lines import exact_line_dedup
+from crawl2cart.crawl.dedup.minhash import components, minhash_dedup, near_pairs
+from crawl2cart.crawl.evaluate import Label, copy_quality
+from crawl2cart.crawl.executor import daft
+from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
+from crawl2cart.crawl.filters.page_filters import SHARD
 from tests.conftest import ROOT
 
 LIMITS = read_params(ROOT / "params.yaml").filter
@@ -216,7 +216,7 @@ def test_a_line_goes_however_often_one_file_repeats_it(tmp_path, times):
 
 def test_the_count_of_lines_is_exact_however_many_there_are(tmp_path, monkeypatch):
     """Few counters stand for many lines in the first pass; the second must still count each for itself."""
-    monkeypatch.setattr("stages.crawl.lines.SLOTS", 16)
+    monkeypatch.setattr("crawl2cart.crawl.dedup.lines.SLOTS", 16)
     draw = random.Random(2)
     texts = [[f"line {draw.randrange(300)}" for _ in range(20)] for _ in range(30)]
     files = [tmp_path / f"{number}" for number in range(30)]

@@ -15,14 +15,14 @@ import pytest
 import zstandard
 from fastwarc.warc import ArchiveIterator
 
-from stages.common.problem import Problem
-from stages.crawl.extract import html_to_text
-from stages.crawl.labels import keep_errors, keep_quality, read_labels, read_spans, token_f1
-from stages.crawl.render import Renderer, to_html
-from stages.crawl.sites import gold_text, plain_text, read_sites
-from stages.crawl.text_key import text_key, unit_interval
-from stages.crawl.warc import read
-from stages.crawl.warc_frames import frames
+from crawl2cart.core.errors import Problem
+from crawl2cart.crawl.dedup.fingerprint import text_key, unit_interval
+from crawl2cart.crawl.embedded_web.html_pages import Renderer, to_html
+from crawl2cart.crawl.embedded_web.sites import gold_text, plain_text, read_sites
+from crawl2cart.crawl.evaluate import keep_errors, keep_quality, read_labels, read_spans, token_f1
+from crawl2cart.crawl.extract.extract import html_to_text
+from crawl2cart.crawl.warc.records import read
+from crawl2cart.crawl.warc.recovery import frames
 from tests.conftest import ROOT
 
 DESIGNS = sorted(file.name.removesuffix(".html.j2") for file in (ROOT / "data/web/designs").glob("*.j2"))

@@ -14,21 +14,21 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from demo import cli
-from demo.conversation import CLARIFY, DOWN, POLITE, Conversation, plain
-from demo.gpt import Gpt
-from demo.local_router import LocalRouter
-from demo.page import token_for
-from demo.router import Route, Router
-from stages.common.files import read_jsonl
-from stages.common.params import read_params
-from stages.nn.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.core.params import read_params
+from crawl2cart.demo import cli
+from crawl2cart.demo.conversation import CLARIFY, DOWN, POLITE, Conversation, plain
+from crawl2cart.demo.page import token_for
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
+from crawl2cart.router.gpt4 import Gpt
+from crawl2cart.router.local import LocalRouter
+from crawl2cart.router.policy import Route, Router
+from crawl2cart.shop.db import Store, open_store
+from crawl2cart.shop.tool_schemas import TOOLS, compact
+from crawl2cart.shop.tools import Session
 from stages.router import train
-from stages.shop import harmony
-from stages.shop.agent import CHANGED, COULD_NOT, Agent, Endpoint
-from stages.shop.schema import TOOLS, compact
-from stages.shop.store import Store, open_store
-from stages.shop.tools import Session
 from tests.conftest import ROOT
 from tests.openai_server import Reply, Server, completion, serve, verdict
 
@@ -271,7 +271,7 @@ def test_chat_shows_route_tools_and_answers_and_ends_with_the_input(taught, serv
     server.answer = lambda body, key: Reply(json.dumps({"error": {"message": f"Incorrect API key: {key}"}}).encode(), status=401)
     typed = f"{QUERY}\n\n\xff\x1b[2J what is the capital of France?\n".encode("latin-1")
     said = subprocess.run(
-        [sys.executable, "-m", "demo.cli", "chat", "--email", OWNER], cwd=taught, input=typed, capture_output=True, timeout=120,
+        [sys.executable, "-m", "crawl2cart.demo.cli", "chat", "--email", OWNER], cwd=taught, input=typed, capture_output=True, timeout=120,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.url})
     out, err = said.stdout.decode(), said.stderr.decode()
     assert said.returncode == 0, err
@@ -367,7 +367,7 @@ def test_chat_prints_a_reply_while_it_is_written(world, server):
         return Reply(tool_call("get_order", order=ORDER) if last["role"] == "user" else completion("It is on its way."), pause=0.01)
     server.answer = answer
     said = subprocess.run(
-        [sys.executable, "-m", "demo.cli", "chat", "--model", server.url, "--email", OWNER], cwd=world, input=f"{QUERY}\n", text=True,
+        [sys.executable, "-m", "crawl2cart.demo.cli", "chat", "--model", server.url, "--email", OWNER], cwd=world, input=f"{QUERY}\n", text=True,
         capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
     assert said.returncode == 0, said.stderr
     assert re.search(r"shopping, says local.*\n  get_order .*\nIt is on its way\.\n", said.stdout), said.stdout
@@ -387,7 +387,7 @@ def test_chat_says_that_a_change_is_made_when_the_model_fails_after_it(world, se
 
     server.answer = answer
     said = subprocess.run(
-        [sys.executable, "-m", "demo.cli", "chat", "--model", server.url, "--email", email], cwd=world,
+        [sys.executable, "-m", "crawl2cart.demo.cli", "chat", "--model", server.url, "--email", email], cwd=world,
         input=f"please cancel my order {order}\nyes\n", text=True, capture_output=True, timeout=120,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"})
     assert said.returncode == 0, said.stderr
@@ -397,7 +397,7 @@ def test_chat_says_that_a_change_is_made_when_the_model_fails_after_it(world, se
 
 @pytest.mark.slow
 def test_the_page_elsewhere_asks_for_the_token_that_it_prints_and_ends_with_ctrl_c(world, server):
-    command = [sys.executable, "-m", "demo.cli", "demo", "--port", "0", "--address", "0.0.0.0", "--model", server.url]
+    command = [sys.executable, "-m", "crawl2cart.demo.cli", "demo", "--port", "0", "--address", "0.0.0.0", "--model", server.url]
     with subprocess.Popen(command, cwd=world, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) as running:
         url = running.stdout.readline().split()[0].replace("0.0.0.0", "127.0.0.1")
         assert "token=" in url

@@ -12,11 +12,11 @@ import pytest
 import zstandard
 from fastwarc.warc import ArchiveIterator
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.stage import Stage
+from crawl2cart.crawl.embedded_web.html_pages import Renderer
+from crawl2cart.crawl.embedded_web.sites import read_sites
 from stages import download
-from stages.common.problem import Problem
-from stages.common.stage import Stage
-from stages.crawl.render import Renderer
-from stages.crawl.sites import read_sites
 from tests.conftest import ROOT
 from tests.test_crawl import BODIES, RECORDS, members, warc_record, write_site, written
 

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.common.files import read_json, write_json, write_jsonl
-from stages.nn.preference import LOSSES, mean_divergence, preference_loss
-from stages.shop import harmony
-from stages.shop.dialogues import turn_rows
-from stages.shop.guards import guards, measure, repetition, unsafe
-from stages.shop.maker import shop_lexicon
-from stages.shop.pairs import make_pair
-from stages.shop.scene import Shops
-from stages.shop.schema import TOOLS
-from stages.shop.tone import ToneScorer
+from crawl2cart.core.files import read_json, write_json, write_jsonl
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.evaluation.release_gates import guards, measure, repetition, unsafe
+from crawl2cart.lm.formats import harmony
+from crawl2cart.preferences.losses import LOSSES, mean_divergence, preference_loss
+from crawl2cart.preferences.pairs import make_pair
+from crawl2cart.preferences.style_classifier import ToneScorer
+from crawl2cart.shop.env import Shops
+from crawl2cart.shop.tool_schemas import TOOLS
 from tests.conftest import ROOT, copy_project, maker_of
 from tests.test_prefs import SITUATIONS
 
@@ -168,7 +168,7 @@ def taught(folder: Path, rows: list[dict]) -> None:
     """A gpt_oss of two small layers that knows the turns of these rows nearly by heart."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    from stages.nn.tokenizer import encoding, read_ranks, save_tokenizer
+    from crawl2cart.lm.tokenizer import encoding, read_ranks, save_tokenizer
 
     torch.manual_seed(0)
     table = encoding(read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))

@@ -12,9 +12,9 @@ import tiktoken
 from tiktoken_ext import openai_public
 from transformers import AutoTokenizer
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.lm import tokenizer as tokenizers
 from stages import encode
-from stages.common.problem import Problem
-from stages.nn import tokenizer as tokenizers
 
 RANKS = Path(__file__).parent.parent / "data" / "ranks" / "o200k_4096.tiktoken"
 TEXTS = [

@@ -11,24 +11,24 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GptOssForCausalLM
 
-from demo.local_router import Decision
-from stages.common.device import Device
+from crawl2cart.agent.agent import COULD_NOT, play_all
+from crawl2cart.agent.hf_writer import whole_characters
+from crawl2cart.agent.local_writer import OwnWriter, open_folder, writer_of
+from crawl2cart.core.device import Device
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.evaluation.baselines import BASELINES, by_keywords
+from crawl2cart.evaluation.rollouts import critical, passed_all, safety, trials
+from crawl2cart.evaluation.turn_metrics import summarise
+from crawl2cart.evaluation.win_rate import compare, length_controlled, win_rate
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.formats.save import save_model
+from crawl2cart.lm.models.gpt_oss import GptOss
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.router.local import Decision
+from crawl2cart.shop.tool_schemas import TOOLS
 from stages.evaluate import choose_turns, routed
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import save_model
-from stages.nn.gpt_oss import GptOss
-from stages.nn.initial import initialise
-from stages.shop import harmony
-from stages.shop.agent import COULD_NOT, play_all
-from stages.shop.answer import whole_characters
-from stages.shop.baselines import BASELINES, by_keywords
-from stages.shop.dialogues import turn_rows
-from stages.shop.maker import shop_lexicon
-from stages.shop.paired import compare, length_controlled, win_rate
-from stages.shop.schema import TOOLS
-from stages.shop.trials import critical, passed_all, safety, trials
-from stages.shop.verify import summarise
-from stages.shop.writer import OwnWriter, open_folder, writer_of
 from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 3, "width": 32, "heads": 4, "key_value_heads": 2, "head_size": 16, "expert_width": 24, "experts": 4,

@@ -10,11 +10,11 @@ import lxml.html
 import pytest
 import trafilatura
 
-from stages.crawl.extract import ENGLISH, TooDeep, careful_text, decode, depth, depth_bound, html_to_text, main_text
-from stages.crawl.labels import token_f1
-from stages.crawl.language import language, may_be
-from stages.crawl.render import Renderer
-from stages.crawl.sites import gold_text, read_sites
+from crawl2cart.crawl.embedded_web.html_pages import Renderer
+from crawl2cart.crawl.embedded_web.sites import gold_text, read_sites
+from crawl2cart.crawl.evaluate import token_f1
+from crawl2cart.crawl.extract.extract import ENGLISH, TooDeep, careful_text, decode, depth, depth_bound, html_to_text, main_text
+from crawl2cart.crawl.filters.language import language, may_be
 from tests.conftest import ROOT
 
 SENTENCES = {

@@ -17,15 +17,15 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.params import read_params
+from crawl2cart.core.stage import Stage, exclusive
+from crawl2cart.crawl.embedded_web.sites import gold_text, read_sites
+from crawl2cart.crawl.evaluate import COLUMNS
+from crawl2cart.crawl.executor import Task, run_tasks
+from crawl2cart.crawl.filters.decontaminate import read_held_out
+from crawl2cart.crawl.shards import KEPT_RUNS, prune
 from stages import download, filter
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.common.stage import Stage, exclusive
-from stages.crawl.decontaminate import read_held_out
-from stages.crawl.engine import Task, run_tasks
-from stages.crawl.labels import COLUMNS
-from stages.crawl.shards import KEPT_RUNS, prune
-from stages.crawl.sites import gold_text, read_sites
 from tests.conftest import ROOT
 from tests.test_crawl import RECORDS, http_block, members, warc_record
 
@@ -523,7 +523,7 @@ def test_the_waterfall_leads_from_all_pages_to_those_kept(workplace):
 def test_a_large_corpus_lies_in_several_files(workplace, monkeypatch):
     monkeypatch.setattr(filter, "SMALLEST_PART", 2000)
     monkeypatch.setattr(filter, "PARTS", 10**6)
-    monkeypatch.setattr("stages.crawl.shards.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("crawl2cart.crawl.shards.ROWS_AT_ONCE", 2)
     take_files(workplace, crawl=members([page(number) for number in range(40)]))
     run_both()
     files = sorted(Path("data/corpus/train").iterdir())
@@ -548,7 +548,7 @@ def test_ray_gives_the_same_bytes(workplace, tmp_path, sites, monkeypatch):
     assert digest(other) == whole
 
 
-@pytest.mark.parametrize(("module", "tells"), [("stages.crawl.engine", False), ("daft", True)])
+@pytest.mark.parametrize(("module", "tells"), [("crawl2cart.crawl.executor", False), ("daft", True)])
 def test_nothing_is_reported_to_the_makers_of_the_engine(module, tells):
     """Daft tells its makers of each import and start; imported through our module it must not."""
     code = ("import threading, urllib.request; asked = []; urllib.request.urlopen = lambda *words, **more: asked.append(words); "

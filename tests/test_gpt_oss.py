@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from stages.common.problem import Problem
-from stages.nn import attention as attention_module
-from stages.nn import experts as experts_module
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import exported_name, load_gpt_oss, save_model
-from stages.nn.generate import generate
-from stages.nn.gpt_oss import GptOss
-from stages.nn.initial import padded
-from stages.nn.openai_weights import load_openai, mxfp4
+from crawl2cart.core.errors import Problem
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats.from_openai import load_openai, mxfp4
+from crawl2cart.lm.formats.save import exported_name, load_gpt_oss, save_model
+from crawl2cart.lm.inference.engine import generate
+from crawl2cart.lm.models import attention as attention_module
+from crawl2cart.lm.models import moe as experts_module
+from crawl2cart.lm.models.gpt_oss import GptOss
+from crawl2cart.lm.models.init import padded
 from tests.small_models import VOCABULARY, make, shaken, small_tokenizer, some_tokens
 
 
@@ -116,7 +116,7 @@ def softmax_before_topk(_, monkeypatch):
         logits = F.linear(x, weight, bias)
         share, chosen = logits.softmax(-1).topk(k)
         return logits, chosen, share
-    monkeypatch.setattr("stages.nn.gpt_oss.route", route)
+    monkeypatch.setattr("crawl2cart.lm.models.gpt_oss.route", route)
 
 
 def lower_clamp_on_the_gate(_, monkeypatch):
@@ -130,13 +130,13 @@ def paired_rope(_, monkeypatch):
     def neighbours(x, cosine, sine):
         first, second = x[..., ::2], x[..., 1::2]
         return torch.stack([first * cosine - second * sine, second * cosine + first * sine], -1).flatten(-2)
-    monkeypatch.setattr("stages.nn.gpt_oss.rope", neighbours)
+    monkeypatch.setattr("crawl2cart.lm.models.gpt_oss.rope", neighbours)
 
 
 def swapped_query_groups(model, monkeypatch):
     def attention(q, k, v, *rest):
         return attention_module.attention(q, k.flip(1), v.flip(1), *rest)
-    monkeypatch.setattr("stages.nn.gpt_oss.attention", attention)
+    monkeypatch.setattr("crawl2cart.lm.models.gpt_oss.attention", attention)
 
 
 @pytest.mark.parametrize("damage", [off_by_one_window, swapped_parity, dropped_sink, untransposed_down, halved_gates,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import BASE, RUNS, SECTIONS
-from stages.common.params import read_params
+from crawl2cart.core.params import read_params
 from tests.conftest import ROOT
 
 

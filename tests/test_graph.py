@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.graph import definitions
+from crawl2cart.core.dvc_yaml import definitions
 from stages.report import DATA
 from tests.conftest import DVC, ENVIRONMENT, ROOT, dvc
 from tests.test_house import entry, reachable
@@ -99,7 +99,7 @@ def alone(finished: Path, folder: Path, name: str, drop: str = "", add: str = ""
     return said.returncode, {dep for dep in listed if not any(file == folder / dep or folder / dep in file.parents for file in opened)}
 
 
-RUBRIC = "stages/shop/rubric.md"  # a judge reads it when it is first asked
+RUBRIC = "crawl2cart/preferences/rubric.md"  # a judge reads it when it is first asked
 
 
 def not_opened(name: str) -> set[str]:
@@ -121,7 +121,7 @@ def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_pat
 
 
 def test_a_file_that_is_not_listed_and_one_that_is_not_opened_are_found(finished, tmp_path):
-    for number, missing in enumerate(("demo/local_router.py", "data/queries")):  # an import, and data
+    for number, missing in enumerate(("crawl2cart/router/local.py", "data/queries")):  # an import, and data
         assert alone(finished, tmp_path / str(number), "router", drop=missing)[0] != 0
     assert alone(finished, tmp_path / "native", "encode", drop="data/corpus")[0] != 0  # read by Arrow, not by Python
     assert alone(finished, tmp_path / "idle", "router", add="data/ranks")[1] == {"requirements.txt", "data/ranks"}

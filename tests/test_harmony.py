@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.files import read_jsonl
-from stages.nn import tokenizer as tokenizers
-from stages.shop import harmony
-from stages.shop.agent import api_messages
-from stages.shop.dialogues import turn_rows
-from stages.shop.schema import TOOLS, compact
+from crawl2cart.agent.agent import api_messages
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.shop.tool_schemas import TOOLS, compact
 from tests.conftest import ROOT, maker_of
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from crawl2cart.core.stage import Stage
 from stages import download
-from stages.common.stage import Stage
 from tests.conftest import ROOT, wait_for
 from tests.test_crawl import members
 from tests.test_filter import digest, page, run_both, set_params, sites, take_files, workplace  # noqa: F401

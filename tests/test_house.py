@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.common.graph import Definition, definitions
-from stages.common.params import read_params
+from crawl2cart.core.dvc_yaml import Definition, definitions
+from crawl2cart.core.params import read_params
 from tests.conftest import ROOT
 
 DVC = ROOT / ".venv" / "bin" / "dvc"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.crawl.blocklist import is_blocked, read_hosts, url_words
-from stages.crawl.judge import SHARD, Page, checks, judge
-from stages.crawl.warc import Record
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.params import read_params
+from crawl2cart.crawl.filters.blocklist import is_blocked, read_hosts, url_words
+from crawl2cart.crawl.filters.page_filters import SHARD, Page, checks, judge
+from crawl2cart.crawl.warc.records import Record
 from tests.conftest import ROOT
 from tests.test_crawl import PROSE
 

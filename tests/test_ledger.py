@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from setup import ledger as ledgers
-from setup import repro
-from stages.common.graph import definitions
-from stages.common.params import read_params
+from crawl2cart.core.dvc_yaml import definitions
+from crawl2cart.core.params import read_params
+from tools import costs as ledgers
+from tools import repro
 
 
 @pytest.fixture

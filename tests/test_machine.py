@@ -9,13 +9,13 @@ import psutil
 import pytest
 import torch
 
-from setup.needs import needs
-from stages.common import machine
-from stages.common.graph import definitions
-from stages.common.params import read_params
-from stages.nn.export import MODELS
+from crawl2cart.core import machine
+from crawl2cart.core.dvc_yaml import definitions
+from crawl2cart.core.params import read_params
+from crawl2cart.lm.formats.save import MODELS
 from tests.conftest import ROOT, copy_project
 from tests.local_server import listening
+from tools.estimate_resources import needs
 
 PARAMS = read_params(ROOT / "params.yaml")
 GPU = PARAMS.profiles.gpu
@@ -45,7 +45,7 @@ def asked(endpoint: str, folder, **more: str) -> str:
     """What hub_fault says of the base model, in a process of its own: huggingface_hub reads its settings when it is imported."""
     free = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment = free | {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder)} | more
-    code = f"from stages.common.machine import hub_fault; print(hub_fault({MODEL!r}, {REVISION!r}))"
+    code = f"from crawl2cart.core.machine import hub_fault; print(hub_fault({MODEL!r}, {REVISION!r}))"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -113,7 +113,7 @@ def test_the_gpu_profile_stops_in_words_before_its_first_stage(tmp_path):
         assert "Traceback" not in run.stderr
         return run.stdout + run.stderr
 
-    for words in (["setup.check", "gpu"], ["stages.download"]):
+    for words in (["tools.check", "gpu"], ["stages.download"]):
         text = said(*words)
         for sentence in ("torch finds no CUDA device", f"does not give {MODEL}", "warc.paths.gz can not be had"):
             assert sentence in text, (words, text)

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import dedup, filter
-from stages.common.files import write_json
-from stages.nn.data import batch, every_token_once, open_tokens
+from crawl2cart.core.files import write_json
+from crawl2cart.lm.training.data import batch, every_token_once, open_tokens
 from tests.conftest import ROOT
 from tests.test_filter import english
 
@@ -28,7 +28,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from stages import encode
-from stages.nn.tokenizer import encoding, read_ranks
+from crawl2cart.lm.tokenizer import encoding, read_ranks
 tokenizer = encoding(read_ranks(Path(sys.argv[2])))
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (held + int(sys.argv[3]) * 2**20,) * 2)

@@ -13,21 +13,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
-from stages.common.problem import Problem
-from stages.nn import attention as attention_module
-from stages.nn import experts as experts_module
-from stages.nn import losses
-from stages.nn.attention import rope, rope_table
-from stages.nn.data import STEPS_CARRIED, batch, carried, every_token_once
-from stages.nn.export import MODELS, load_model, save_model
-from stages.nn.generate import drawn, generate, stream
-from stages.nn.generate import main as generate_command
-from stages.nn.gpt_oss import EPSILON, rms_norm
-from stages.nn.initial import initialise, padded
-from stages.nn.losses import IGNORE, balance, bits_per_byte, cross_entropy, z_loss
-from stages.nn.optim import Muon, adamw, learning_rate, muon_and_adamw
-from stages.nn.sampling import choose
-from stages.nn.speed import flops_of_rows, flops_per_token
+from crawl2cart.core.errors import Problem
+from crawl2cart.lm.formats.save import MODELS, load_model, save_model
+from crawl2cart.lm.inference.engine import drawn, generate, stream
+from crawl2cart.lm.inference.engine import main as generate_command
+from crawl2cart.lm.inference.sampling import choose
+from crawl2cart.lm.models import attention as attention_module
+from crawl2cart.lm.models import moe as experts_module
+from crawl2cart.lm.models.attention import rope, rope_table
+from crawl2cart.lm.models.gpt_oss import EPSILON, rms_norm
+from crawl2cart.lm.models.init import initialise, padded
+from crawl2cart.lm.training import losses
+from crawl2cart.lm.training.data import STEPS_CARRIED, batch, carried, every_token_once
+from crawl2cart.lm.training.flops import flops_of_rows, flops_per_token
+from crawl2cart.lm.training.losses import IGNORE, balance, bits_per_byte, cross_entropy, z_loss
+from crawl2cart.lm.training.optim import Muon, adamw, learning_rate, muon_and_adamw
 from tests.conftest import ROOT
 from tests.small_models import VOCABULARY, make, shaken, small_tokenizer, some_tokens
 
@@ -284,7 +284,7 @@ def test_the_command_refuses_what_means_nothing(words, sentence, monkeypatch, ca
 
 def test_the_command_writes_each_token_as_soon_as_it_is_known(tokenizer, tmp_path):
     save_model(shaken(make("gru")), tmp_path, tokenizer)
-    command = [sys.executable, "-u", "-m", "stages.nn.generate", tmp_path, "The kettle", "--tokens", "100000", "--seed", "3"]
+    command = [sys.executable, "-u", "-m", "crawl2cart.lm.inference.engine", tmp_path, "The kettle", "--tokens", "100000", "--seed", "3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
         said = writing.stdout.read(20)   # comes long before the last token
         assert writing.poll() is None
@@ -293,7 +293,7 @@ def test_the_command_writes_each_token_as_soon_as_it_is_known(tokenizer, tmp_pat
 
 
 def test_the_command_says_which_folder_holds_no_model(tmp_path):
-    said = subprocess.run([sys.executable, "-m", "stages.nn.generate", tmp_path / "gru", "The kettle"], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-m", "crawl2cart.lm.inference.engine", tmp_path / "gru", "The kettle"], capture_output=True, text=True)
     assert said.returncode == 1
     assert str(tmp_path / "gru") in said.stderr
     assert "Traceback" not in said.stderr
@@ -486,8 +486,8 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from stages.nn.optim import Muon
-from stages.nn.parallel import ALONE, open_world, whole
+from crawl2cart.lm.training.optim import Muon
+from crawl2cart.lm.training.distributed import ALONE, open_world, whole
 
 def steps(world, held):
     random = torch.Generator().manual_seed(15)

@@ -1,6 +1,6 @@
 """The page in headless Chromium: a whole conversation with real tools, GPT-4 and the shopping model played by a server of ours.
 
-Screenshots go to runs/screenshots; demo/page.png, which the README shows, is its light.png.
+Screenshots go to runs/screenshots; crawl2cart/demo/page.png, which the README shows, is its light.png.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ import pytest
 import uvicorn
 from playwright.sync_api import Error, Page, expect
 
-from demo import cli
-from demo.conversation import DOWN
-from demo.gpt import Gpt
-from demo.local_router import LocalRouter
-from demo.page import listen
-from demo.router import Router
-from stages.common.files import read_jsonl
-from stages.common.params import read_params
+from crawl2cart.agent.agent import CHANGED
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.core.params import read_params
+from crawl2cart.demo import cli
+from crawl2cart.demo.conversation import DOWN
+from crawl2cart.demo.page import listen
+from crawl2cart.router.gpt4 import Gpt
+from crawl2cart.router.local import LocalRouter
+from crawl2cart.router.policy import Router
 from stages.router import train
-from stages.shop.agent import CHANGED
 from tests import scripted_assistant
 from tests.conftest import ROOT
 from tests.openai_server import Reply, Server, completion, serve

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
-from stages.common.problem import Problem
-from stages.shop.dialogues import turn_rows
-from stages.shop.maker import shop_lexicon
-from stages.shop.pair_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, PairJudge, judged
-from stages.shop.pairs import make_pair
-from stages.shop.schema import TOOLS
-from stages.shop.score import RIGHT
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.preferences.llm_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, PairJudge, judged
+from crawl2cart.preferences.pairs import make_pair
+from crawl2cart.preferences.reward import RIGHT
+from crawl2cart.shop.tool_schemas import TOOLS
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import KEY, Reply, Server, completion
 from tests.test_dpo import taught

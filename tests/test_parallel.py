@@ -12,8 +12,8 @@ from tests.conftest import ROOT, wait_for
 
 START = """
 import os, signal, sys, time, torch
-from stages.common.stage import die_with_parent, stop_on
-from stages.nn.parallel import open_world
+from crawl2cart.core.stage import die_with_parent, stop_on
+from crawl2cart.lm.training.distributed import open_world
 {before}
 signal.signal(signal.SIGTERM, stop_on)
 if "RANK" in os.environ: die_with_parent()

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from stages.crawl.labels import Span, measure_pii, read_labels, read_spans
-from stages.crawl.pii import (
+from crawl2cart.crawl.embedded_web.sites import Page, read_sites
+from crawl2cart.crawl.evaluate import Span, measure_pii, read_labels, read_spans
+from crawl2cart.crawl.filters.pii import (
     BRACKETED,
     CARD,
     EMAIL,
@@ -25,7 +26,6 @@ from stages.crawl.pii import (
     mask_phones,
     numbers,
 )
-from stages.crawl.sites import Page, read_sites
 from tests.conftest import ROOT
 
 SENTENCE = "Feel free to contact me at {} if the winch slips again."

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from stages.common.problem import Problem
+from crawl2cart.core.errors import Problem
+from crawl2cart.dialogues.entity_randomization import Renamer
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.tokenized import CALL, DECISION, OPENING, READ, REPLY, Row, encode
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.models.attention import rope, rope_table
+from crawl2cart.lm.models.embedding_init import families, spelled
+from crawl2cart.lm.models.gpt_oss import GptOss, rms_norm
+from crawl2cart.lm.models.induction_head_init import add_induction_heads
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
+from crawl2cart.lm.training.losses import IGNORE, cross_entropy
+from crawl2cart.shop.tool_schemas import TOOLS
 from stages.midtrain import beginning, cut, inputs_and_targets, plan, rows_of
-from stages.nn import tokenizer as tokenizers
-from stages.nn.attention import rope, rope_table
-from stages.nn.gpt_oss import GptOss, rms_norm
-from stages.nn.guidance import GuidedHeads, Places
-from stages.nn.induction import add_induction_heads
-from stages.nn.initial import initialise
-from stages.nn.losses import IGNORE, cross_entropy
-from stages.nn.spelling import families, spelled
-from stages.shop import harmony
-from stages.shop.maker import shop_lexicon
-from stages.shop.practice import CALL, DECISION, OPENING, READ, REPLY, Row, encode
-from stages.shop.rename import Renamer
-from stages.shop.schema import TOOLS
 from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 2, "head_size": 64, "expert_width": 32, "experts": 4,

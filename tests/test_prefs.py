@@ -8,19 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_jsonl, write_jsonl
+from crawl2cart.dialogues.generator import Maker, shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm.formats import harmony
+from crawl2cart.preferences.card import card
+from crawl2cart.preferences.from_feedback import feedback_slots, read_feedback
+from crawl2cart.preferences.pairs import cap_gold, chosen_longer, leaks, make_pair, options, plain, take, written
+from crawl2cart.preferences.reward import HELPFUL, RIGHT, TONE, WRONG, Score, helpfulness, score
+from crawl2cart.preferences.style_classifier import FAULTS, GOOD, ToneScorer, broken_rules, fit_with_accuracy
+from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.tool_schemas import TOOLS
 from stages.build_prefs import CALL_SHARE, choose_prompts, freshness, seen_by_sft, thumbs
-from stages.common.files import read_jsonl, write_jsonl
-from stages.common.problem import Problem
-from stages.shop import harmony
-from stages.shop.dialogues import turn_rows
-from stages.shop.feedback import feedback_slots, read_feedback
-from stages.shop.maker import Maker, shop_lexicon
-from stages.shop.pairs import cap_gold, chosen_longer, leaks, make_pair, options, plain, take, written
-from stages.shop.prefs_card import card
-from stages.shop.schema import TOOLS
-from stages.shop.score import HELPFUL, RIGHT, TONE, WRONG, Score, helpfulness, score
-from stages.shop.tone import FAULTS, GOOD, ToneScorer, broken_rules, fit_with_accuracy
-from stages.shop.verify import Lexicon
 from tests.conftest import ROOT, maker_of
 
 STORE = ROOT / "data" / "store"

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from crawl2cart.core.device import Device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.stage import Stage
+from crawl2cart.lm.formats.save import load_model
 from stages import compare, encode, pretrain
-from stages.common.device import Device
-from stages.common.problem import Problem
-from stages.common.stage import Stage
-from stages.nn.export import load_model
 from tests.conftest import ROOT
 
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
@@ -106,7 +106,7 @@ def test_validation_is_the_negative_log_likelihood_over_the_bytes(encoded):
     with torch.no_grad():
         logits = model.logits(model(ring)[0])[0]
     nats = F.cross_entropy(logits, torch.from_numpy(tokens.astype(np.int64)), reduction="sum").item()
-    from stages.nn import tokenizer as tokenizers
+    from crawl2cart.lm import tokenizer as tokenizers
     lengths = tokenizers.token_bytes(tokenizers.load(encoded / "data" / "tokenizer"))
     in_one_row = pretrain.validation(model, tokens, lengths, 1, 64, Device("cpu", torch.float32))
     assert in_one_row == pytest.approx(nats / np.log(2) / meta["val"]["text_bytes"], rel=1e-5)
@@ -232,7 +232,7 @@ def test_a_run_goes_on_with_another_number_of_processes(encoded, monkeypatch, sh
 
 DIES = """
 from stages import pretrain
-from stages.common.stage import Stage
+from crawl2cart.core.stage import Stage
 
 save = pretrain.Checkpoint.save
 

@@ -12,19 +12,19 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from crawl2cart.core.device import Device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_jsonl, write_json, write_jsonl
+from crawl2cart.core.params import read_params
+from crawl2cart.core.stage import Stage
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.formats.save import MODELS, save_model
+from crawl2cart.lm.models.gpt_oss import GptOss
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.lm.training.trl_utils import division, hub_tokenizer, row_bytes
 from stages import build_sft
-from stages.common.device import Device
-from stages.common.files import read_jsonl, write_json, write_jsonl
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.common.stage import Stage
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import MODELS, save_model
-from stages.nn.gpt_oss import GptOss
-from stages.nn.initial import initialise
-from stages.shop import harmony
-from stages.shop.dialogues import turn_rows
-from stages.shop.tuning import division, hub_tokenizer, row_bytes
 from tests.conftest import ROOT, copy_project
 
 CONFIGS = sorted((ROOT / "scale" / "accelerate").glob("*.yaml"))
@@ -126,7 +126,7 @@ def test_the_tokenizer_of_a_pointer_is_the_hub_s_with_our_template(tmp_path):
     pointer = {"hub_id": "openai/gpt-oss-20b", "revision": revision}
     write_json(tmp_path / "base/pointer.json", pointer)
     (tmp_path / "base/chat_template.jinja").write_text(harmony.TEMPLATE)
-    code = (f"from pathlib import Path; from stages.shop.tuning import {hub_tokenizer.__name__}; "
+    code = (f"from pathlib import Path; from crawl2cart.lm.training.trl_utils import {hub_tokenizer.__name__}; "
             f"t = hub_tokenizer(Path({str(tmp_path / 'base')!r}), {pointer!r}); print(len(t), len(t.chat_template))")
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
                           capture_output=True, text=True)

@@ -9,9 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stages.common.params import read_params
-from stages.crawl.extract import html_to_text
-from stages.crawl.quality import (
+from crawl2cart.core.params import read_params
+from crawl2cart.crawl.extract.extract import html_to_text
+from crawl2cart.crawl.filters.quality import (
     C4,
     FINEWEB,
     GOPHER_QUALITY,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from setup.readme import filled
 from tests.conftest import ENVIRONMENT, ROOT
+from tools.render_docs import filled
 
 README = (ROOT / "README.md").read_text()
 PLACEHOLDER = "/data/crawl/*.warc.gz"
@@ -20,7 +20,7 @@ COMMANDS = sorted({command for command in [*re.findall(r"`(dvc [^`]+)`", README)
 
 
 def test_generated_parts_are_those_of_metrics_and_data():
-    assert filled(README) == README, "run `python -m setup.readme`"
+    assert filled(README) == README, "run `python -m tools.render_docs`"
 
 
 def test_every_file_it_names_exists():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.nn import gru, lstm, rnn
+from crawl2cart.lm.models import gru, lstm, rnn
 from tests.small_models import make, shaken, some_tokens
 
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}

@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from setup import ledger, repro
-from stages.common.files import read_json, write_json, write_jsonl
-from stages.common.metrics import write_curve
-from stages.page import figures
-from stages.page.cards import MEASURED, ORIGINS
+from crawl2cart.core.files import read_json, write_json, write_jsonl
+from crawl2cart.core.metrics import write_curve
+from crawl2cart.evaluation.release_gates import Guard
+from crawl2cart.report import figures
+from crawl2cart.report.cards import MEASURED, ORIGINS
 from stages.report import agent_row, agents_of
-from stages.shop.guards import Guard
 from tests.conftest import ROOT
 from tests.local_server import listening
+from tools import costs as ledger
+from tools import repro
 
 SHARES = (*MEASURED, "decisions")
 FAILED = Guard("right_tool", before=0.8, after=0.7, least=0.75)
@@ -207,7 +208,7 @@ def checkpoint(reported) -> Path:
 
 
 def publish(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "stages.publish", *words], cwd=folder, capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "tools.publish", *words], cwd=folder, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(folder), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"} | environment)
 
 

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from openai import OpenAI
 
-from demo.conversation import DOWN, Conversation
-from demo.decisions import DecisionLog, replay
-from demo.gpt import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt
-from demo.local_router import Lexicon, LocalRouter, common_words, form, platt, words
-from demo.router import AGAIN, PROMPT_VERSION, SECONDS_TO_CLASSIFY, Route, Router
-from stages.common.files import read_jsonl
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.common.retry_after import retry_after
+from crawl2cart.agent.agent import Agent, Endpoint
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.core.params import read_params
+from crawl2cart.core.retry_after import retry_after
+from crawl2cart.demo.conversation import DOWN, Conversation
+from crawl2cart.router.gpt4 import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt
+from crawl2cart.router.local import Lexicon, LocalRouter, common_words, form, platt, words
+from crawl2cart.router.policy import AGAIN, PROMPT_VERSION, SECONDS_TO_CLASSIFY, Route, Router
+from crawl2cart.router.routing_log import DecisionLog, replay
+from crawl2cart.shop.data_model import Product, Review
+from crawl2cart.shop.db import open_store
+from crawl2cart.shop.loader import rows
+from crawl2cart.shop.tools import Session
 from stages.router import calibration_error, measure, read_lexicon, train, wordings
-from stages.shop.agent import Agent, Endpoint
-from stages.shop.folder import rows
-from stages.shop.records import Product, Review
-from stages.shop.store import open_store
-from stages.shop.tools import Session
 from tests.conftest import ROOT
 from tests.openai_server import KEY, Reply, completion, verdict
 

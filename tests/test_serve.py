@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.common.device import Device
-from stages.common.files import read_json, read_jsonl, write_json, write_jsonl
-from stages.common.problem import Problem
+from crawl2cart.agent.agent import Agent, open_writer
+from crawl2cart.core.device import Device
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.training.trl_utils import RESPONSE, save_merged
+from crawl2cart.shop.db import open_store
+from crawl2cart.shop.tool_schemas import TOOLS
+from crawl2cart.shop.tools import Session
 from stages.evaluate import open_agent
-from stages.nn import tokenizer as tokenizers
 from stages.router import train
-from stages.shop import harmony
-from stages.shop.agent import Agent, open_writer
-from stages.shop.maker import shop_lexicon
-from stages.shop.schema import TOOLS
-from stages.shop.store import open_store
-from stages.shop.tools import Session
-from stages.shop.tuning import RESPONSE, save_merged
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import Reply, completion, serve
 
@@ -53,9 +53,9 @@ def checkpoint(tmp_path_factory) -> Path:
     """A tiny GPT-OSS that knows one dialogue by heart, exported and merged as the stages do it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages.nn.export import save_model
-    from stages.nn.gpt_oss import GptOss
-    from stages.nn.initial import initialise
+    from crawl2cart.lm.formats.save import save_model
+    from crawl2cart.lm.models.gpt_oss import GptOss
+    from crawl2cart.lm.models.init import initialise
 
     table = tokenizers.encoding(tokenizers.read_ranks(ROOT / "data/ranks/o200k_4096.tiktoken"))
     sizes = {"layers": 2, "width": 64, "heads": 2, "key_value_heads": 1, "head_size": 32, "expert_width": 64, "experts": 2,
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_reaches_the_client_as_what_it_is(turn):
 # What the command says when there is nothing to speak with
 
 def command(place: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "stages.shop.agent", place, QUESTION], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "crawl2cart.agent.agent", place, QUESTION], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_folder_or_server_that_is_not_there_is_named_in_a_sentence(tmp_path):

@@ -15,20 +15,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route as Address
 from starlette.testclient import TestClient
 
-from demo.conversation import DOWN, Conversation
-from demo.feedback import Feedback
-from demo.gpt import Gpt, Spent, Unreachable, Unusable
-from demo.guard import MOST_BYTES, Guard
-from demo.render import chat_html
-from demo.router import Route
-from demo.routes import follow, routes
-from demo.sessions import Chat, Limits, Refused, Sessions
-from stages.common.files import read_jsonl
-from stages.shop import harmony
-from stages.shop.agent import CHANGED, COULD_NOT, Agent, Endpoint, Hear
-from stages.shop.schema import TOOLS
-from stages.shop.store import open_store
-from stages.shop.tools import Session
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint, Hear
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.demo.auth import MOST_BYTES, Guard
+from crawl2cart.demo.conversation import DOWN, Conversation
+from crawl2cart.demo.feedback import Feedback
+from crawl2cart.demo.render import chat_html
+from crawl2cart.demo.routes import follow, routes
+from crawl2cart.demo.sessions import Chat, Limits, Refused, Sessions
+from crawl2cart.lm.formats import harmony
+from crawl2cart.router.gpt4 import Gpt, Spent, Unreachable, Unusable
+from crawl2cart.router.policy import Route
+from crawl2cart.shop.db import open_store
+from crawl2cart.shop.tool_schemas import TOOLS
+from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT, wait_for
 from tests.openai_server import Reply, completion, serve, streamed
 from tests.test_shop import called, final
@@ -403,7 +403,7 @@ def test_gpt_is_heard_word_by_word_and_counted_as_when_it_is_not(monkeypatch):
 
 
 def test_a_local_model_is_heard_token_by_token(tmp_path):
-    from stages.shop.agent import open_writer
+    from crawl2cart.agent.agent import open_writer
     from tests.test_demo import tiny_model
 
     tiny_model(tmp_path / "model", None)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from setup import repro, reproduce, tolerances
-from setup.reproduce import differences, flat, metrics_below
-from stages.common.graph import definitions
-from stages.common.problem import Problem
+from crawl2cart.core.dvc_yaml import definitions
+from crawl2cart.core.errors import Problem
 from tests.conftest import ENVIRONMENT, ROOT
+from tools import repro, reproduce, tolerances
+from tools.reproduce import differences, flat, metrics_below
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def clone(tmp_path) -> Path:
     """A git repository with what the set-up reads, and no .venv."""
     folder = tmp_path / "clone"
     (folder / "setup").mkdir(parents=True)
-    for name in ("setup/bootstrap.py", "requirements.txt", "pyproject.toml"):
+    for name in ("tools/bootstrap.py", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q", folder], check=True)
     return folder
@@ -31,7 +31,7 @@ def clone(tmp_path) -> Path:
 
 def bootstrap(folder: Path, before: str = "", **environment: str) -> str:
     """What the set-up says on its way to failure. before: Python that makes the machine what it is to be."""
-    code = f"{before}\nimport runpy\nrunpy.run_path({str(folder / 'setup/bootstrap.py')!r}, run_name='__main__')"
+    code = f"{before}\nimport runpy\nrunpy.run_path({str(folder / 'tools/bootstrap.py')!r}, run_name='__main__')"
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT | environment, capture_output=True, text=True)
     assert said.returncode == 1, said.stdout + said.stderr
     assert "Traceback" not in said.stderr
@@ -127,19 +127,19 @@ def setup(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_check_says_what_the_profiles_need():
-    said = setup(ROOT, "setup.check", "smoke").stdout
+    said = setup(ROOT, "tools.check", "smoke").stdout
     for word in ("machine", "cores", "free memory", "free disk", "time", "fast bfloat16", "missing"):
         assert f"\n{word}" in said
-    said = setup(ROOT, "setup.check", "nothing")
+    said = setup(ROOT, "tools.check", "nothing")
     assert said.returncode == 1
     assert "no profile nothing in params.yaml; there are cpu, smoke, gpu" in said.stderr
 
 
 def test_choosing_a_profile_changes_one_line_and_an_unknown_one_nothing(project):
     before = (project / "params.yaml").read_text()
-    assert setup(project, "setup.choose", "cpu").returncode == 0
+    assert setup(project, "tools.set_profile", "cpu").returncode == 0
     assert (project / "params.yaml").read_text() == before.replace("\nprofile: smoke\n", "\nprofile: cpu\n")
-    said = setup(project, "setup.choose", "huge")
+    said = setup(project, "tools.set_profile", "huge")
     assert (said.returncode, said.stderr) == (1, "make: PROFILE=huge is not one of cpu, smoke, gpu.\n")
 
 
@@ -197,7 +197,7 @@ def test_seeds_that_are_measured_are_not_measured_again(project, monkeypatch):
 @pytest.mark.slow
 def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy):
     """`make reproduce`: the second run, in a fresh clone with an empty cache, must come to what the first committed."""
-    said = setup(copy, "setup.reproduce")
+    said = setup(copy, "tools.reproduce")
     assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
     assert "metrics within tolerance; dvc.lock and metrics are the same bytes" in said.stdout
     for stage in definitions(copy, "smoke"):   # none is taken for done, not even one whose outs are all in git
@@ -241,9 +241,9 @@ def test_a_stale_lock_is_found_and_a_clean_checkout_has_none(finished, tmp_path)
     folder = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", finished, folder], check=True)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    assert setup(folder, "setup.lock").returncode == 0
+    assert setup(folder, "tools.check_lock").returncode == 0
     code = folder / "stages" / "router.py"
     code.write_text(code.read_text() + "\n# edited\n")
-    said = setup(folder, "setup.lock")
+    said = setup(folder, "tools.check_lock")
     assert said.returncode == 1
     assert "dvc.lock is stale" in said.stderr

@@ -9,18 +9,18 @@ import torch
 import trl
 
 from benchmarks.sft import measure
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import write_json, write_jsonl
+from crawl2cart.core.stage import Stage
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.formats.save import save_model
+from crawl2cart.lm.models.gpt_oss import GptOss
+from crawl2cart.lm.models.init import initialise
+from crawl2cart.lm.training.losses import IGNORE
+from crawl2cart.shop.tool_schemas import TOOLS
 from stages import sft
-from stages.common.files import write_json, write_jsonl
-from stages.common.problem import Problem
-from stages.common.stage import Stage
-from stages.nn import tokenizer as tokenizers
-from stages.nn.export import save_model
-from stages.nn.gpt_oss import GptOss
-from stages.nn.initial import initialise
-from stages.nn.losses import IGNORE
-from stages.shop import harmony
-from stages.shop.maker import shop_lexicon
-from stages.shop.schema import TOOLS
 from tests.conftest import ROOT, maker_of
 
 SIZES = {"layers": 2, "width": 32, "heads": 2, "key_value_heads": 1, "head_size": 16, "expert_width": 24, "experts": 2,

@@ -9,20 +9,32 @@ import threading
 import pytest
 from openai import APITimeoutError, OpenAI
 
-from stages.common.files import read_jsonl
-from stages.nn import tokenizer as tokenizers
-from stages.shop import harmony
-from stages.shop.agent import CHANGED, COULD_NOT, MAX_CALLS, MAX_TOKENS, TOO_LONG, Agent, Endpoint, about_tokens, api_messages, play_all
-from stages.shop.consent import agrees, restates
-from stages.shop.dialogues import turn_rows
-from stages.shop.maker import shop_lexicon
-from stages.shop.records import Reply as Fragment
-from stages.shop.scene import Scene, Shops
-from stages.shop.schema import NAMES, TOOLS, WRITES, compact
-from stages.shop.speech import Speech
-from stages.shop.store import NoSuchProduct, Store, open_store
-from stages.shop.tools import Session, unsafe_writes
-from stages.shop.verify import DECLINES, judge, obeyed, same_arguments, summarise
+from crawl2cart.agent.agent import (
+    CHANGED,
+    COULD_NOT,
+    MAX_CALLS,
+    MAX_TOKENS,
+    TOO_LONG,
+    Agent,
+    Endpoint,
+    about_tokens,
+    api_messages,
+    play_all,
+)
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.templates import Speech
+from crawl2cart.evaluation.turn_metrics import DECLINES, summarise
+from crawl2cart.lm import tokenizer as tokenizers
+from crawl2cart.lm.formats import harmony
+from crawl2cart.shop.confirmation import agrees, restates
+from crawl2cart.shop.data_model import Reply as Fragment
+from crawl2cart.shop.db import NoSuchProduct, Store, open_store
+from crawl2cart.shop.env import Scene, Shops
+from crawl2cart.shop.graders import judge, obeyed, same_arguments
+from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
+from crawl2cart.shop.tools import Session, unsafe_writes
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import Reply, completion, serve
 

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from setup.prose import names_of, runs, short, unique_share, words
-from setup.sizes import SPLITS, sizes, sizes_table
-from stages.common.files import read_jsonl
-from stages.shop.consent import agrees, restates
-from stages.shop.folder import read_departments, read_one, read_policy, rows
-from stages.shop.maker import CASES, SLOTLESS
-from stages.shop.records import (
+from crawl2cart.core.files import read_jsonl
+from crawl2cart.dialogues.generator import CASES, SLOTLESS
+from crawl2cart.shop.confirmation import agrees, restates
+from crawl2cart.shop.data_model import (
     ORDER_INTENTS,
     Customer,
     FollowUp,
@@ -32,11 +29,14 @@ from stages.shop.records import (
     Slots,
     Wording,
 )
-from stages.shop.scene import Shops
-from stages.shop.store import open_store
-from stages.shop.tools import Session
+from crawl2cart.shop.db import open_store
+from crawl2cart.shop.env import Shops
+from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
+from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT
 from tests.invented import real_domains, real_names
+from tools.data_stats import SPLITS, sizes, sizes_table
+from tools.text_stats import names_of, runs, short, unique_share, words
 
 STORE, QUERIES, WEB = ROOT / "data/store", ROOT / "data/queries", ROOT / "data/web"
 TONES = ("good", "cold", "wordy", "pushy", "over_apologetic")

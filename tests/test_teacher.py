@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from stages.common.problem import Problem
-from stages.shop.check_speech import words
-from stages.shop.consent import holds
-from stages.shop.maker import Maker, shop_lexicon
-from stages.shop.scene import Scene
-from stages.shop.teacher import Rejected, Teacher, add_wordings, dialogue_fault, further_dialogues, plain, repeats, wording_fault
+from crawl2cart.core.errors import Problem
+from crawl2cart.dialogues.generator import Maker, shop_lexicon
+from crawl2cart.dialogues.teacher import Rejected, Teacher, add_wordings, dialogue_fault, further_dialogues, plain, repeats, wording_fault
+from crawl2cart.dialogues.validate import words
+from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.env import Scene
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import KEY, Reply, Server, completion
 

@@ -11,15 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.params import read_params
+from crawl2cart.core.stage import Stage
+from crawl2cart.crawl.embedded_web.sites import gold_text, read_sites
+from crawl2cart.crawl.evaluate import read_labels, read_topics
+from crawl2cart.crawl.filters.page_filters import Page, checks, judge
+from crawl2cart.crawl.filters.topic_classifier import INVERSE_PENALTY, LEAST_PAGES, Weights, learn_topic, topic_score, topic_words
+from crawl2cart.crawl.shards import shard_key
 from stages import filter
-from stages.common.params import read_params
-from stages.common.problem import Problem
-from stages.common.stage import Stage
-from stages.crawl.judge import Page, checks, judge
-from stages.crawl.labels import read_labels, read_topics
-from stages.crawl.shards import shard_key
-from stages.crawl.sites import gold_text, read_sites
-from stages.crawl.topic import INVERSE_PENALTY, LEAST_PAGES, Weights, learn_topic, topic_score, topic_words
 from tests.conftest import ROOT
 from tests.test_filter import corpus, digest, make_workplace, rejects, run_both, set_params
 from tests.test_judge import HOSTS, LIMITS, record

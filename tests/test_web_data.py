@@ -11,16 +11,16 @@ from pathlib import Path
 import brotli
 import pytest
 
-from setup.prose import names_of, runs, unique_share, words, xz_ratio
-from setup.sizes import crawl_table, prose_sizes, prose_table, written
-from stages.crawl.labels import COLUMNS, Label, Span, read_labels, read_spans
-from stages.crawl.render import Renderer, Response
-from stages.crawl.sites import Page, gold_text, read_sites
+from crawl2cart.crawl.embedded_web.html_pages import Renderer, Response
+from crawl2cart.crawl.embedded_web.sites import Page, gold_text, read_sites
+from crawl2cart.crawl.evaluate import COLUMNS, Label, Span, read_labels, read_spans
+from crawl2cart.shop.data_model import Customer, Product
+from crawl2cart.shop.loader import rows
 from stages.download import warc_response
-from stages.shop.folder import rows
-from stages.shop.records import Customer, Product
 from tests.conftest import ROOT
 from tests.invented import real_domains, real_names
+from tools.data_stats import crawl_table, prose_sizes, prose_table, written
+from tools.text_stats import names_of, runs, unique_share, words, xz_ratio
 
 STORE, WEB = ROOT / "data/store", ROOT / "data/web"
 REASONS = ["adult_spam", "blocked_host", "code_dump", "duplicate", "error_page", "keyword_stuffing", "language", "legal_boilerplate",

@@ -1,0 +1,168 @@
+"""The embedded web as a server sends it: HTML in eight hands, HTTP headers, and the oddities a page asks for.
+
+The layout stands in data/web/designs/<design>.html.j2. Nothing here is random: the same page gives the same bytes.
+"""
+
+import hashlib
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import brotli
+import jinja2
+from markupsafe import Markup
+
+from crawl2cart.core.errors import Problem
+from crawl2cart.crawl.embedded_web.sites import Page, Spoken, markdown, plain_text
+
+CRAWL_DAY = "2026-05-18"
+CHUNK_BYTES = 1800
+REASONS = {200: "OK", 301: "Moved Permanently", 302: "Found", 403: "Forbidden", 404: "Not Found", 410: "Gone",
+           500: "Internal Server Error", 503: "Service Unavailable"}
+SERVERS = {"magazine": "nginx", "blog": "Apache/2.4.41 (Ubuntu)", "forum": "Apache/2.2.15 (CentOS)", "shop": "nginx",
+           "news": "openresty", "docs": "GitPages", "personal": "Apache/1.3.27 (Unix)", "community": "lighttpd/1.4.35"}
+
+
+@dataclass(frozen=True)
+class Response:
+    """What comes over the wire for one page. body: bytes after the transfer coding. record_id, date: of its record."""
+
+    url: str
+    record_id: UUID
+    date: str
+    status_line: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def head(self) -> bytes:
+        lines = [self.status_line, *(f"{name}: {value}" for name, value in self.headers), "", ""]
+        return "\r\n".join(lines).encode("latin-1", "replace")
+
+
+class Renderer:
+    """Renders pages with the designs of one folder; `pages` fills their lists of other stories."""
+
+    def __init__(self, designs: Path, pages: list[Page]):
+        self.designs = designs
+        self.neighbours: dict[str, list[Page]] = {}
+        for page in pages:
+            if page.front.serve.status == 200 and page.front.serve.content_type == "text/html":
+                self.neighbours.setdefault(page.host, []).append(page)
+        self.environment = jinja2.Environment(loader=jinja2.FileSystemLoader(designs), autoescape=True,
+                                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        self.environment.filters["html"] = to_html
+
+    def document(self, page: Page) -> str:
+        """The page as an HTML document, before any oddity but the declared charset."""
+        try:
+            template = self.environment.get_template(f"{page.site.design}.html.j2")
+        except jinja2.TemplateError as error:
+            raise Problem(f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}.") from error
+        others = [other for other in self.neighbours.get(page.host, []) if other is not page]
+        start = number_of(page.url) % max(1, len(others))
+        serve = page.front.serve
+        return template.render(
+            site=page.site, page=page.front, host=page.host, url=page.url, body=page.body, posts=page.posts,
+            comments=page.comments, crumbs=breadcrumbs(page), others=(others[start:] + others[:start])[:6],
+            charset=serve.declared_charset or serve.charset, number=number_of(page.url), summary=summary(page))
+
+    def response(self, page: Page) -> Response:
+        """The page as it is served, with status, headers, charset and transfer coding."""
+        serve = page.front.serve
+        as_html = serve.content_type in ("text/html", "application/xhtml+xml")
+        text = self.document(page) if as_html else page.body + "\n"
+        if as_html and serve.broken_tags:
+            text = break_tags(text)
+        if serve.pad_to_bytes:
+            text = pad(text, serve.pad_to_bytes)
+        body = text.encode(serve.charset, "xmlcharrefreplace")
+        number = number_of(page.url)
+        headers = [("Date", http_date(number)), ("Server", SERVERS[page.site.design]),
+                   ("Content-Type", f"{serve.content_type}; charset={serve.declared_charset or serve.charset}")]
+        if serve.redirect:
+            headers.append(("Location", serve.redirect))
+        if serve.transfer in ("gzip", "brotli"):
+            body = gzip(body) if serve.transfer == "gzip" else brotli.compress(body, quality=5)
+            headers.append(("Content-Encoding", {"gzip": "gzip", "brotli": "br"}[serve.transfer]))
+        if serve.transfer == "chunked":
+            body = chunked(body)
+            headers.append(("Transfer-Encoding", "chunked"))
+        else:
+            headers.append(("Content-Length", str(len(body))))
+        headers += [("ETag", f'"{number % 16**8:08x}"'), ("Connection", "close")]
+        reason = REASONS.get(serve.status, "Unknown")
+        return Response(page.url, uuid5(NAMESPACE_URL, page.url), f"{CRAWL_DAY}T{clock(number)}Z",
+                        f"HTTP/1.1 {serve.status} {reason}", tuple(headers), body)
+
+
+def to_html(body: str | Spoken) -> Markup:
+    """Markdown as HTML. markdown-it escapes what was HTML in it."""
+    return Markup(markdown.render(body.body if isinstance(body, Spoken) else body).rstrip("\n"))
+
+
+def number_of(url: str) -> int:
+    """A number that belongs to a URL, for what a real server would draw or count."""
+    return int.from_bytes(hashlib.sha256(url.encode()).digest()[:6])
+
+
+def clock(number: int) -> str:
+    seconds = number % 86400
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def http_date(number: int) -> str:
+    return f"Mon, 18 May 2026 {clock(number)} GMT"
+
+
+def breadcrumbs(page: Page) -> list[tuple[str, str]]:
+    """The folders above a page as (name, path), `/guides/lamps/x.html` -> Guides, Lamps."""
+    folders = [folder for folder in page.front.url.split("?")[0].split("/")[1:-1] if folder]
+    return [(folder.replace("-", " ").replace("_", " ").capitalize(), "/" + "/".join(folders[:depth]) + "/")
+            for depth, folder in enumerate(folders, 1)]
+
+
+def summary(page: Page) -> str:
+    """The start of the page for its meta description: at most 150 characters, whole words."""
+    start = plain_text(page.body)[:150].replace("\n", " ")
+    return start.rsplit(" ", 1)[0] if len(start) == 150 else start
+
+
+def break_tags(text: str) -> str:
+    """The markup of a hand that never validated: every second </p> and all </li>, </td>, </tr> missing, bold and
+    italics closed in the wrong order, a </span> that nothing opened and a <font> that nothing closes."""
+    seen = 0
+
+    def every_second(match: re.Match) -> str:
+        nonlocal seen
+        seen += 1
+        return "" if seen % 2 else match[0]
+
+    text = re.sub(r"</p>", every_second, text)
+    text = re.sub(r"</(li|td|tr|dd|dt)>", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"<(strong|em)>(.*?)</\1>", r"<b><i>\2</b></i>", text)
+    return text.replace("<h2>", '</span><font size="+1"><h2>', 1)
+
+
+def pad(text: str, size: int) -> str:
+    """The text grown to `size` characters by the kind of data that page builders leave in a page."""
+    missing = size - len(text.encode())
+    if missing <= 0:
+        return text
+    rows = (hashlib.sha256(str(row).encode()).hexdigest() for row in range(missing // 65 + 1))
+    filling = "\n".join(rows)[:max(0, missing - len("<!--\n\n-->\n"))]
+    before, close, after = text.rpartition("</")
+    return f"{before}<!--\n{filling}\n-->\n{close}{after}" if close else text + filling
+
+
+def gzip(body: bytes) -> bytes:
+    packer = zlib.compressobj(6, wbits=31)
+    return packer.compress(body) + packer.flush()
+
+
+def chunked(body: bytes) -> bytes:
+    """HTTP/1.1 chunked transfer coding, RFC 9112 section 7.1."""
+    chunks = [body[start:start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"

@@ -1,0 +1,44 @@
+"""What the spelling of tokens says before anything is learnt: `F` and ` F` begin alike, and a capital, a digit, a sign are known as such.
+
+In a cut table every letter and most short pieces of words stand twice, with a space before them and without, and many again with a capital.
+To copy a name from a sentence (` F`, `en`, …) into a call (`"`, `F`, `en`, …) a model must know that they are one.
+"""
+
+import torch
+from tiktoken import Encoding
+from torch import Tensor
+
+from crawl2cart.lm.tokenizer import rank_bytes
+
+# Parts of an embedding's variance: what tokens share that differ in the space before them, or in that and in case; and a token's own.
+LETTERS, CASELESS, OWN = 0.35, 0.35, 0.30
+# Size of what tokens share that begin with a space, a capital, a digit, a sign.
+MARK = 0.3
+
+
+def families(tokenizer: Encoding, rows: int, caseless: bool = False) -> Tensor:
+    """(rows,) The number of each id's family: tokens spelled alike but for a space before them, and with `caseless` for case.
+
+    Special tokens, and ids that stand for nothing, are families of one.
+    """
+    numbers: dict[bytes | int, int] = {}
+    letters: list[bytes | int] = [word.lstrip(b" ") or word for word in rank_bytes(tokenizer)]
+    letters = [word.lower() for word in letters] if caseless else letters
+    letters += range(len(letters), rows)
+    return torch.tensor([numbers.setdefault(word, len(numbers)) for word in letters])
+
+
+def spelled(tokenizer: Encoding, rows: int, width: int, seed: int) -> Tensor:
+    """(rows, width) Embeddings to start from, of deviation 1: random, and the more alike the more their spellings are."""
+    spellings = [*rank_bytes(tokenizer), *[b""] * (rows - len(rank_bytes(tokenizer)))]
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(count: int) -> Tensor:
+        return torch.randn(count, width, generator=generator)
+
+    marks = torch.tensor([(word[:1] == b" ", first.isupper(), first.isdigit(), bool(first) and not first.isalnum())
+                          for word in spellings for first in [word.lstrip(b" ")[:1]]]).float()
+    embedding = OWN ** 0.5 * random(rows) + MARK * (marks - marks.mean(0)) / marks.std(0) @ random(marks.size(1))
+    for share, family in ((LETTERS, families(tokenizer, rows)), (CASELESS, families(tokenizer, rows, caseless=True))):
+        embedding += share ** 0.5 * random(rows)[family]
+    return embedding / embedding.std()

@@ -1,0 +1,65 @@
+"""How fast a training run is, and what share of the machine's products it uses."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from crawl2cart.core.memory import peak_memory_bytes
+from crawl2cart.lm.models.init import rule_of
+
+PRODUCT_SIZE, PRODUCTS = 2048, 4
+
+
+def matrix_parameters(model: nn.Module) -> float:
+    """Weights by which a token is multiplied: matrices, the head included, and of the experts only those it is sent to."""
+    used = {"gate_up", "down"} & set(model.RULES)
+    share = model.config["experts_per_token"] / model.config["experts"] if used else 1.0
+    return sum(parameter.numel() * (share if name.rpartition(".")[2] in used else 1.0)
+               for name, parameter in model.named_parameters() if rule_of(model, name).decay)
+
+
+def flops_per_token(model: nn.Module, context: int) -> float:
+    """Floating-point operations of one token in training, forward and backward.
+
+    6 for each weight that multiplies it, and 12 · heads · head size for each key it looks at, min(context, window) of them in
+    a layer, without halving for causality. Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B. The lookup of an
+    embedding, norms and activations are not counted.
+    """
+    attention = 0
+    if hasattr(model, "blocks"):
+        keys = sum(min(context, block.window or context) for block in model.blocks)
+        attention = 12 * model.config["heads"] * model.config["head_size"] * keys
+    return 6 * matrix_parameters(model) + attention
+
+
+def flops_of_rows(model: nn.Module, lengths: Sequence[int], prefix: int = 0) -> float:
+    """Floating-point operations of training on rows of so many tokens each, behind a prefix of so many that they share.
+
+    Counted as in flops_per_token, where a row's tokens look at the prefix as well. The prefix is read once, without a backward pass,
+    which is two thirds, and without the head.
+    """
+    reading = prefix * (flops_per_token(model, prefix) / 3 - 2 * model.head.numel())
+    return reading + sum(rows * length * flops_per_token(model, prefix + length) for length, rows in Counter(lengths).items())
+
+
+def product_rate(kind: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of large matrix products on this device: the best of a few."""
+    x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype, device=kind)
+    seconds = []
+    for _ in range(PRODUCTS):
+        started = time.perf_counter()
+        x @ x
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * PRODUCT_SIZE**3 / min(seconds)
+
+
+def peak_memory(kind: str) -> float:
+    """Most GiB held at once so far: on the GPU by tensors, on a CPU by the process."""
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return peak_memory_bytes() / 2**30

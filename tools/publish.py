@@ -1,0 +1,75 @@
+"""Push a checkpoint and its model card to a hub. Not part of the graph: it runs only when asked.
+
+  python -m tools.publish dpo somebody/shopping-agent              # says what it would push, and pushes nothing
+  python -m tools.publish dpo somebody/shopping-agent --push       # pushes; private, unless --public
+
+in   models/{pretrain/gpt_oss,sft,dpo}, metrics/cards
+out  a model repository of the hub at HF_ENDPOINT (huggingface.co, if it is not set); the token comes from HF_TOKEN
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+
+from crawl2cart.core.errors import Problem
+from crawl2cart.core.files import files_below
+from crawl2cart.core.model_folder import check_model
+
+FOLDERS = {"pretrained": Path("models/pretrain/gpt_oss"), "sft": Path("models/sft"), "dpo": Path("models/dpo")}
+# What trained the merged model is no part of it.
+LEFT_OUT = ("adapter", "samples.json")
+
+
+def prepared(name: str, folder: Path) -> list[Path]:
+    """Copies a checkpoint and its card, as README.md, into an empty folder and returns the files.
+
+    Raises Problem if either is missing or damaged.
+    """
+    check_model(FOLDERS[name])
+    card = Path("metrics/cards") / f"{name}.md"
+    if not card.is_file():
+        raise Problem(f"{card} is missing. `dvc repro report` writes it.")
+    shutil.copytree(FOLDERS[name], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copy(card, folder / "README.md")
+    return files_below(folder)
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Uploads a folder in one commit and returns the commit's address. Raises Problem with the hub's answer if it refuses."""
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart").commit_url)
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise Problem(f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name.") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.publish", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=FOLDERS, help="which checkpoint")
+    parser.add_argument("repository", help="owner/name on the hub")
+    parser.add_argument("--push", action="store_true", help="really push")
+    parser.add_argument("--public", action="store_true", help="for everybody to see")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for file in prepared(words.name, Path(folder)):
+            print(f"{file.relative_to(folder)}  {file.stat().st_size:,} bytes")
+        if words.push:
+            print(push(Path(folder), words.repository, private=not words.public))
+        else:
+            print(f"Nothing was pushed. `--push` sends these files to {words.repository}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(f"publish: {problem}")
