@@ -12,7 +12,7 @@ from crawl2cart.agent.hf_writer import Answerer, answer_turns
 from crawl2cart.agent.local_writer import OwnWriter, open_folder
 from crawl2cart.core.device import open_device
 from crawl2cart.core.files import read_jsonl
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm.training.trl_utils import open_model
 
 BATCH, MAX_NEW_TOKENS = 64, 120
@@ -20,7 +20,7 @@ BATCH, MAX_NEW_TOKENS = 64, 120
 
 def main(folder: str = "models/sft", turns: str = "64") -> None:
     device = open_device("cpu", "bfloat16", len(os.sched_getaffinity(0)), 7)
-    rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in turn_rows(dialogue)][:int(turns)]
+    rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in to_examples(dialogue)][:int(turns)]
     seconds, texts = {}, {}
     for name, writer in (("own", open_folder(folder, device, MAX_NEW_TOKENS)),
                          ("transformers", Answerer(*open_model(folder, device), device, MAX_NEW_TOKENS))):

@@ -29,11 +29,11 @@ from crawl2cart.crawl.dedup.clusters import Copies, read_keys
 from crawl2cart.crawl.dedup.fingerprint import text_key
 from crawl2cart.crawl.dedup.minhash import BYTES_A_BAND, agreement, meet, passes, signature
 from crawl2cart.crawl.explain import last_run
-from crawl2cart.crawl.filters.corpus_filters import CrossPage
+from crawl2cart.crawl.filters.corpus_filters import CorpusFilters
 from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
 from crawl2cart.crawl.filters.page_filters import SHARD
 from crawl2cart.crawl.stats import COUNTED, RemovalStats
-from stages.filter import SMALLEST_PART, decide, write_corpus
+from stages.filter import SMALLEST_PART, assign_splits, write_corpus
 from tools.data_stats import table
 from tools.estimate_resources import KEPT, PAGES_A_SECOND, TEXT_BYTES
 
@@ -58,17 +58,17 @@ def texts(count: int) -> list[str]:
 def measure(count: int) -> dict:
     """Texts signed, bands grouped and signatures read a second, on the cores that this process may use; pairs that met."""
     limits = read_params(ROOT / "params.yaml").filter
-    hashes = limits.near_bands * limits.near_rows
+    hashes = limits.minhash.bands * limits.minhash.rows
     written = texts(count)
     frame = daft.from_pydict({"id": list(range(count)), "text": written})
     frame = frame.with_column("id", daft.col("id").cast(daft.DataType.uint64()))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         started = time.process_time()
-        sign = signature(limits.near_words, hashes).alias("signature")
+        sign = signature(limits.minhash.ngram, hashes).alias("signature")
         frame.select("id", sign).write_parquet(f"{scratch}/signatures", compression="zstd")
         signed = time.process_time()
         files = sorted((Path(scratch) / "signatures").rglob("*.parquet"))
-        pairs = meet(daft.read_parquet([str(file) for file in files]), list(range(limits.near_bands)), limits.near_rows, 0, 1)
+        pairs = meet(daft.read_parquet([str(file) for file in files]), list(range(limits.minhash.bands)), limits.minhash.rows, 0, 1)
         met = time.process_time()
         for file in files:
             pq.read_table(file)
@@ -78,7 +78,7 @@ def measure(count: int) -> dict:
         pages = one_process(Path(scratch), written)
         size = sum(file.stat().st_size for file in files)
     return {"texts": count, "signatures_per_s_core": count / (signed - started),
-            "bands_per_s_core": count * limits.near_bands / (met - signed),
+            "bands_per_s_core": count * limits.minhash.bands / (met - signed),
             "read_per_s_core": count / max(reading - met, 1e-3), "compared_per_s_core": count / (compared - reading),
             "pages_per_s_one_process": pages, "pairs": len(pairs), "bytes_per_signature": size / count}
 
@@ -93,14 +93,14 @@ def one_process(folder: Path, written: list[str]) -> float:
             for number, text in enumerate(written)]
     shards = [folder / "shard.parquet"]
     pq.write_table(pa.Table.from_pylist(rows, SHARD), shards[0], compression="zstd")
-    held_out = HeldOut(read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"), limits.contamination_words,
-                       limits.contamination_least_words)
-    cross_page, stats = CrossPage(Copies(0, {}, Counter(), []), {}, held_out, limits), RemovalStats(limits.rejects_per_reason)
+    held_out = HeldOut(read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"), limits.decontamination.ngram,
+                       limits.decontamination.min_ngram)
+    cross_page, stats = CorpusFilters(Copies(0, {}, Counter(), []), {}, held_out, limits), RemovalStats(limits.rejects_per_reason)
     (folder / "corpus").mkdir()
     started = time.process_time()
     read_keys(shards)
     with last_run(folder, [{"file": "shard"}], shards) as note:
-        places = decide(shards, cross_page, stats, note)
+        places = assign_splits(shards, cross_page, stats, note)
     write_corpus(folder / "corpus", shards, cross_page, places, 0.1, SMALLEST_PART)
     return len(written) / (time.process_time() - started)
 
@@ -123,7 +123,7 @@ def model() -> str:
     limits, rates = read_params(ROOT / "params.yaml").filter, read_json(FOLDER / "dedup.json")
     rows = []
     for pages, nodes, cores, memory in PLANS:
-        found = plan(pages, nodes, cores, memory, rates, limits.near_bands)
+        found = plan(pages, nodes, cores, memory, rates, limits.minhash.bands)
         hours = [f"{found[name]:,.2g}" for name in ("filter_hours", "hours", "one_process_hours")]
         rows.append([pages, found["texts"], f"{nodes} of {cores} cores", f"{memory} GiB", found["passes"], *hours,
                      f"{found['head_gib']:.2g} GiB", f"{found['disk_gib']:,.0f} GiB"])

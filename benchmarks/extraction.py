@@ -23,7 +23,7 @@ from crawl2cart.core.params import read_params
 from crawl2cart.crawl.evaluate import token_f1
 from crawl2cart.crawl.extract.extract import html_to_text
 from crawl2cart.crawl.filters.blocklist import read_hosts
-from crawl2cart.crawl.filters.page_filters import judge
+from crawl2cart.crawl.filters.page_filters import filter_page
 from crawl2cart.crawl.warc.records import Record
 
 GOLD = Path("../shared/data/extraction_gold")
@@ -54,12 +54,12 @@ def main() -> None:
     limits = read_params(Path("params.yaml")).filter
     hosts = read_hosts(Path(limits.blocked_hosts))
     records = [Record("https://gold.example/", 200, "text/html", "utf-8", page, False) for page, _ in pages]
-    judge(records[0], limits, hosts)  # loads the language model
+    filter_page(records[0], limits, hosts)  # loads the language model
     found = {"pages": len(pages), "kilobytes_per_page": sum(len(page) for page, _ in pages) / len(pages) / 1000}
     for extractor in EXTRACTORS:
         found[extractor] = measure(pages, lambda page, way=extractor: html_to_text(page, "utf-8", way))
         started = time.process_time()
-        rows = [judge(record, limits.model_copy(update={"extractor": extractor}), hosts) for record in records]
+        rows = [filter_page(record, limits.model_copy(update={"extractor": extractor}), hosts) for record in records]
         found[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
     found["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
     found["trafilatura_by_itself"] = measure(pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or "")

@@ -47,20 +47,20 @@ from crawl2cart.lm.training.optim import adamw
 from crawl2cart.lm.training.trl_utils import check_trainable, lora, trained
 
 ROOT = Path(__file__).parent.parent
-TRANSFORMER = {"layers": 12, "width": 768, "heads": 12, "key_value_heads": 12, "head_size": 64, "window": 128, "max_context": 4096,
-               "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
-MIXTURE = TRANSFORMER | {"key_value_heads": 4, "experts": 16, "experts_per_token": 4, "expert_width": 768}
+TRANSFORMER = {"num_layers": 12, "hidden_size": 768, "num_heads": 12, "num_kv_heads": 12, "head_dim": 64, "sliding_window": 128, "max_position_embeddings": 4096,
+               "rope_factor": 1.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
+MIXTURE = TRANSFORMER | {"num_kv_heads": 4, "num_experts": 16, "experts_per_token": 4, "intermediate_size": 768}
 # name: model, sizes, vocabulary, context, tokens of a step, tokens at once
 RUNS = {
     # One expert of 8/3 times the width has the weights of GPT-2's feed-forward layer.
-    "dense_124m": ("gpt_oss", TRANSFORMER | {"experts": 1, "experts_per_token": 1, "expert_width": 2048}, 50_304, 1024, 524_288, 65_536),
+    "dense_124m": ("gpt_oss", TRANSFORMER | {"num_experts": 1, "experts_per_token": 1, "intermediate_size": 2048}, 50_304, 1024, 524_288, 65_536),
     "gpt_oss_410m": ("gpt_oss", MIXTURE, 32_768, 1024, 524_288, 65_536),
-    "lstm_2x1024": ("lstm", {"width": 1024, "layers": 2, "dropout": 0.0}, 32_768, 256, 131_072, 131_072),
+    "lstm_2x1024": ("lstm", {"hidden_size": 1024, "num_layers": 2, "dropout": 0.0}, 32_768, 256, 131_072, 131_072),
 }
-SMALL = TRANSFORMER | {"layers": 2, "width": 32, "heads": 2, "key_value_heads": 1, "head_size": 16, "window": 8, "experts": 4,
-                       "experts_per_token": 2, "expert_width": 24}
+SMALL = TRANSFORMER | {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "sliding_window": 8, "num_experts": 4,
+                       "experts_per_token": 2, "intermediate_size": 24}
 TOY_RUNS = {"gpt_oss_toy": ("gpt_oss", SMALL, 512, 32, 128, 64),
-            "lstm_toy": ("lstm", {"width": 32, "layers": 2, "dropout": 0.0}, 512, 32, 128, 128)}
+            "lstm_toy": ("lstm", {"hidden_size": 32, "num_layers": 2, "dropout": 0.0}, 512, 32, 128, 128)}
 BASE = {"hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8,
         "head_dim": 64, "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201_088}
 TOY_BASE = BASE | {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -83,7 +83,7 @@ def finish(device: Device) -> float:
     return time.perf_counter()
 
 
-def pretrain_speed(kind: str, config: dict, vocabulary: int, context: int, tokens_per_step: int, tokens_at_once: int, steps: int,
+def pretrain_speed(kind: str, config: dict, vocabulary: int, context: int, batch_tokens: int, tokens_at_once: int, steps: int,
                    compiled: bool, peak: float, device: Device) -> dict:
     settle(device)
     model = initialise(MODELS[kind](config, vocabulary), 1).to(device.kind)
@@ -91,7 +91,7 @@ def pretrain_speed(kind: str, config: dict, vocabulary: int, context: int, token
         block.compile()
     optimizer = adamw(model, 0.1, 0.9, 0.95)
     ids = torch.randint(0, vocabulary, (tokens_at_once // context, context + 1), device=device.kind)
-    parts = tokens_per_step // tokens_at_once
+    parts = batch_tokens // tokens_at_once
     for step in range(-2, steps):   # two to warm up and compile
         if step == 0:
             started = finish(device)
@@ -102,7 +102,7 @@ def pretrain_speed(kind: str, config: dict, vocabulary: int, context: int, token
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    rate = steps * tokens_per_step / (finish(device) - started)
+    rate = steps * batch_tokens / (finish(device) - started)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"tokens_per_s": rate, "mfu": flops_per_token(model, context) * rate / peak, "parameters": parameters,
             "active_parameters": model.active_parameters() if kind == "gpt_oss" else parameters,
@@ -212,7 +212,7 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
              normal(many, inner, width) * scale, normal(many, width)]
     found["experts"] = errors(lambda x, share, *weights: experts(x, chosen.to(x.device), share, *weights), layer, device)
     for name in RECURRENT:
-        model = initialise(MODELS[name]({"width": width, "layers": 1, "dropout": 0.0}, 64), 1)
+        model = initialise(MODELS[name]({"hidden_size": width, "num_layers": 1, "dropout": 0.0}, 64), 1)
         weights = {key: value.detach() for key, value in model.named_parameters()}
         ids = torch.randint(0, 64, (rows, 64), generator=draw)
 
@@ -229,8 +229,8 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
 def determinism(words: argparse.Namespace, device: Device) -> dict:
     found = {}
     for name in ("gpt_oss", "lstm"):
-        config = (SMALL if words.toy else TRANSFORMER | {"layers": 4, "experts": 8, "experts_per_token": 2, "expert_width": 768}) \
-            if name == "gpt_oss" else {"width": 32 if words.toy else 1024, "layers": 2, "dropout": 0.0}
+        config = (SMALL if words.toy else TRANSFORMER | {"num_layers": 4, "num_experts": 8, "experts_per_token": 2, "intermediate_size": 768}) \
+            if name == "gpt_oss" else {"hidden_size": 32 if words.toy else 1024, "num_layers": 2, "dropout": 0.0}
         ends = []
         for _ in range(2):
             torch.manual_seed(1)

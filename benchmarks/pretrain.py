@@ -31,8 +31,8 @@ from crawl2cart.core.params import read_params
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats.save import MODELS, save_model
 from crawl2cart.lm.inference.engine import generate
-from crawl2cart.lm.models.init import initialise, padded
-from crawl2cart.lm.models.rnn import normed
+from crawl2cart.lm.models.init import initialise, pad_vocab
+from crawl2cart.lm.models.rnn import rms_norm
 from crawl2cart.lm.training.flops import flops_per_token, peak_memory, product_rate
 from crawl2cart.lm.training.optim import adamw
 
@@ -54,8 +54,8 @@ class Reference(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens.T)
         for layer in self.layers:
-            x = x + layer(normed(x))[0]
-        return self.head(normed(x).transpose(0, 1))
+            x = x + layer(rms_norm(x))[0]
+        return self.head(rms_norm(x).transpose(0, 1))
 
 
 def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], device: Device) -> Callable[[], None]:
@@ -144,8 +144,8 @@ def main() -> None:
     vocabulary = tokenizer.n_vocab
 
     sizes = {"mlp": ("mlp", profile.models.mlp.model_dump()),
-             "gpt_oss": ("gpt_oss", profile.models.gpt_oss.model_dump() | {"balance": 0.0, "z_loss": 0.0}),
-             **{f"{name}_{width}": (name, {"width": width, "layers": 2, "dropout": 0.0}) for name in CELLS for width in words.sizes}}
+             "gpt_oss": ("gpt_oss", profile.models.gpt_oss.model_dump() | {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}),
+             **{f"{name}_{width}": (name, {"hidden_size": width, "num_layers": 2, "dropout": 0.0}) for name in CELLS for width in words.sizes}}
     wanted = {title: (name, config) for title, (name, config) in sizes.items() if name in words.parts}
     # Before anything is made here: on Linux the peak of a new process starts at the size of the one that started it.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
@@ -159,7 +159,7 @@ def main() -> None:
         if name == "gpt_oss":
             beside = [reference_step(reference, lambda tokens: reference(tokens).logits, vocabulary, words.rows, device)]
         elif name in CELLS:
-            twin = Reference(CELLS[name], config["width"], config["layers"], padded(vocabulary)).to(device.kind)
+            twin = Reference(CELLS[name], config["hidden_size"], config["num_layers"], pad_vocab(vocabulary)).to(device.kind)
             beside = [reference_step(twin, twin, vocabulary, words.rows, device)]
         seconds = median_seconds(words.steps, own_step(own, words.rows, device), *beside)
         results[title] = row(words.rows * CONTEXT, *seconds)

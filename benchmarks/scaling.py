@@ -22,9 +22,9 @@ SHARES = (0.25, 0.5, 1.0)
 
 def sizes(model: dict, share: float) -> dict:
     """The sizes that change: a share of the width, of the heads (at least one) and of the experts' width."""
-    heads = max(1, round(share * model["heads"]))
-    return {"width": round(share * model["width"]), "expert_width": round(share * model["expert_width"]), "heads": heads,
-            "key_value_heads": max(1, round(share * model["key_value_heads"])) if heads > 1 else 1}
+    heads = max(1, round(share * model["num_heads"]))
+    return {"hidden_size": round(share * model["hidden_size"]), "intermediate_size": round(share * model["intermediate_size"]), "num_heads": heads,
+            "num_kv_heads": max(1, round(share * model["num_kv_heads"])) if heads > 1 else 1}
 
 
 def plot(results: dict) -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     model, results = profile.models.gpt_oss.model_dump(), {}
     for share in SHARES:
         changed = sizes(model, share)
-        row = pretrained("gpt_oss", words.steps or profile.pretrain.steps, words.threads, sizes=changed)
+        row = pretrained("gpt_oss", words.steps or profile.pretrain.max_steps, words.threads, sizes=changed)
         results[f"width_{changed['width']}"] = row
         print(changed, row, flush=True)
     write_report("scaling", results)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sft            # on models/base and data/sft; `--steps 1 --rows 1` tries whether it runs
 
-out  metrics/speed/sft.json: {sft: {trl_seconds, bare_seconds, times_bare, tokens_per_step, rows, steps}}: the trainer has the settings of
+out  metrics/speed/sft.json: {sft: {trl_seconds, bare_seconds, times_bare, batch_tokens, rows, steps}}: the trainer has the settings of
      stages/sft.py but for looks at validation, checkpoints and the schedule; the bare loop is transformers' model with PEFT's adapters,
      its own loss, backward, clipping and AdamW
 The two take turns, step by step on one batch after another, so that a busy moment of the machine hits both; the median step counts.
@@ -23,10 +23,10 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.report import write_report
 from crawl2cart.core.device import Device, open_device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import Stage
 from crawl2cart.lm.training.trl_utils import check_lengths, check_trainable, json_dataset, lora, open_model
-from stages.sft import choose
+from stages.sft import sample_rows
 
 PACKAGES = ("torch", "transformers", "trl", "peft")
 INPUTS = ("input_ids", "attention_mask", "labels")
@@ -76,16 +76,16 @@ class Turns(TrainerCallback):
 
 def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int], list[tuple[float, float]]]:
     """Median seconds of a step of each over `steps` steps of `rows` rows, after one that does not count; and the losses of both, step by
-    step. Raises Problem without a base model."""
+    step. Raises UserError without a base model."""
     if not Path("models/base").is_dir():
-        raise Problem("models/base is missing. `dvc repro midtrain` makes it.")
+        raise UserError("models/base is missing. `dvc repro midtrain` makes it.")
     sft, profile, seed = stage.params.sft, stage.params.profile, stage.params.seed
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
     if device.kind != "cpu":
-        raise Problem("This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`.")
+        raise UserError("This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`.")
     model, tokenizer = open_model("models/base", device)
     bare = get_peft_model(open_model("models/base", device)[0], lora(sft.lora_rank, sft.lora_alpha))
-    train = choose("train", (steps + 1) * rows, seed)
+    train = sample_rows("train", (steps + 1) * rows, seed)
     check_lengths(train, tokenizer, ("completion",), profile.sft.max_length)
     learnt = [{name: row[name] for name in ("prompt", "completion", "tools")} for row in train]
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int]
     losses = [entry["loss"] for entry in turns.trainer.state.log_history if "loss" in entry]
     trl_seconds, bare_seconds = (statistics.median(seconds[1:]) for seconds in turns.seconds)
     return {"trl_seconds": trl_seconds, "bare_seconds": bare_seconds, "times_bare": trl_seconds / bare_seconds,
-            "tokens_per_step": int(statistics.median(turns.tokens[1:])), "rows": rows, "steps": steps}, \
+            "batch_tokens": int(statistics.median(turns.tokens[1:])), "rows": rows, "steps": steps}, \
         list(zip(losses, turns.losses, strict=True))
 
 
@@ -114,8 +114,8 @@ def main() -> None:
     words = parser.parse_args()
     try:
         stage = Stage("sft")
-        found, _ = measure(stage, words.steps, words.rows or stage.params.profile.sft.batch)
-    except Problem as problem:
+        found, _ = measure(stage, words.steps, words.rows or stage.params.profile.sft.batch_size)
+    except UserError as problem:
         sys.exit(f"benchmarks.sft: {problem}")
     print(found)
     write_report("sft", {"sft": found}, PACKAGES)

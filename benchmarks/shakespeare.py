@@ -25,20 +25,20 @@ from torch.nn import functional as F
 
 from benchmarks.report import write_rows
 from crawl2cart.lm.formats.save import MODELS
-from crawl2cart.lm.models.init import initialise, padded
-from crawl2cart.lm.training.data import batch, carried, every_token_once
+from crawl2cart.lm.models.init import initialise, pad_vocab
+from crawl2cart.lm.training.data import batch, carry_state, eval_batches
 from crawl2cart.lm.training.losses import IGNORE
 from crawl2cart.lm.training.optim import adamw, learning_rate
 
 CONTEXT, ROWS, SEED = 64, 12, 1337
 RATES, TRIAL_SHARE = (0.001, 0.003, 0.01), 0.15
-RECURRENT = {"width": 256, "layers": 2, "dropout": 0.0}
+RECURRENT = {"hidden_size": 256, "num_layers": 2, "dropout": 0.0}
 SIZES = {
-    "mlp": {"window": 16, "embedding": 32, "hidden": 512},
+    "mlp": {"context_size": 16, "embedding_size": 32, "hidden_size": 512},
     "rnn": RECURRENT, "lstm": RECURRENT, "gru": RECURRENT,
     # As many layers, heads and as wide as the reference; two of four experts of half its inner width do as much arithmetic.
-    "gpt_oss": {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 4, "head_size": 32, "expert_width": 128, "experts": 4,
-                "experts_per_token": 2, "window": 32, "max_context": 4096, "rope_factor": 1.0, "balance": 0.01, "z_loss": 0.0}}
+    "gpt_oss": {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "intermediate_size": 128, "num_experts": 4,
+                "experts_per_token": 2, "sliding_window": 32, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.0}}
 
 
 class Gpt2(nn.Module):
@@ -65,7 +65,7 @@ class Gpt2(nn.Module):
 def validation(model: nn.Module, text: np.ndarray) -> float:
     """Mean nats a letter over the whole text, each predicted once."""
     nats, state = 0.0, None
-    for inputs, targets in every_token_once(text, 64, CONTEXT):
+    for inputs, targets in eval_batches(text, 64, CONTEXT):
         loss, state = model.loss(inputs, targets, state)
         nats += loss.item() * int((targets != IGNORE).sum())
     return nats / len(text)
@@ -81,7 +81,7 @@ class Run:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.peak, 0.05, 0.1)
-        loss, self.state = self.model.loss(*batch(text, step, ROWS, CONTEXT, SEED), carried(self.state, step, slice(0, ROWS)))
+        loss, self.state = self.model.loss(*batch(text, step, ROWS, CONTEXT, SEED), carry_state(self.state, step, slice(0, ROWS)))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -97,7 +97,7 @@ def train(runs: Sequence[Run], text: np.ndarray, steps: int) -> None:
 
 def reference(vocabulary: int) -> Run:
     torch.manual_seed(SEED)
-    model = Gpt2(padded(vocabulary))
+    model = Gpt2(pad_vocab(vocabulary))
     return Run(model, torch.optim.AdamW(model.parameters(), 0.0, (0.9, 0.99), weight_decay=0.1, fused=True), 1e-3)
 
 

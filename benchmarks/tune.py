@@ -47,7 +47,7 @@ def pretrained(model: str, steps: int, threads: int, rate: float | None = None, 
             params["pretrain"][model]["learning_rate"] = rate
         profile = params["profiles"][params["profile"]]
         profile.update(threads=threads, processes=1)
-        profile["pretrain"].update(steps=steps, steps_per_look=steps)
+        profile["pretrain"].update(steps=steps, eval_interval=steps)
         profile["models"][model].update(sizes or {})
         yaml.dump(params, root / "params.yaml")
         said = subprocess.run([sys.executable, "-m", "stages.pretrain", model], cwd=root, capture_output=True, text=True,

@@ -14,26 +14,26 @@ from pathlib import Path
 from crawl2cart.agent.hf_writer import Answerer, answer_turns
 from crawl2cart.agent.local_writer import OwnWriter, open_folder
 from crawl2cart.core.device import open_device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_jsonl, write_jsonl
 from crawl2cart.core.metrics import write_metrics
 from crawl2cart.core.stage import Stage, run
-from crawl2cart.dialogues.sft_examples import turn_rows
-from crawl2cart.lm.training.distributed import World, open_world
+from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.lm.training.distributed import ProcessGroup, open_world
 from crawl2cart.preferences.card import ORIGINS, card
 from crawl2cart.preferences.from_feedback import feedback_slots, read_feedback
 from crawl2cart.preferences.llm_judge import PairJudge, judged
-from crawl2cart.preferences.pairs import cap_gold, chosen_longer, leaks, options, take, written
+from crawl2cart.preferences.pairs import balance_lengths, candidate_pairs, cap_reference, chosen_longer_rate, leaks, style_pairs
 from crawl2cart.preferences.reward import Score, score
 from crawl2cart.preferences.style_classifier import ToneScorer, fit_with_accuracy
-from crawl2cart.shop.grounding import lexicon
+from crawl2cart.shop.grounding import read_vocabulary
 from crawl2cart.shop.tool_schemas import TOOLS, compact
 
 CALL_SHARE = 0.6  # of the prompts; the rest ask for a reply
 VALIDATION_PART = 4  # one prompt for validation on this many for training
 FRESHNESS = ("wording and plan", "dialogue", "turn", "nothing")  # what SFT's rows have not shown of a prompt, the best first
 # What `dvc metrics` shows of the metrics.
-HEADLINES = ("pairs.train", "chosen_longer.train", "leak_auc.length", "leak_auc.bag_of_words", "tone_scorer.accuracy")
+HEADLINES = ("pairs.train", "chosen_longer_rate.train", "artifact_auc.length", "artifact_auc.bag_of_words", "tone_scorer.accuracy")
 
 
 def seen_by_sft(rows: list[dict], count: int, seed: int) -> list[dict]:
@@ -52,7 +52,7 @@ def freshness(dialogues: list[dict], seen: list[dict]) -> dict[str, int]:
     found = {}
     for dialogue in dialogues:
         level = 0 if not said[dialogue["id"]] & known else 1 if dialogue["id"] not in of else 2
-        found |= {row["id"]: 3 if row["id"] in turns else level for row in turn_rows(dialogue)}
+        found |= {row["id"]: 3 if row["id"] in turns else level for row in to_examples(dialogue)}
     return found
 
 
@@ -67,10 +67,10 @@ def choose_prompts(rows: list[dict], fresh: dict[str, int], count: int, seed: in
     return calls[:wanted] + replies[:count - wanted]
 
 
-def sample(rows: list[dict], writer: OwnWriter | Answerer, tone: ToneScorer, samples: int, batch: int, world: World) -> list[list[Score]]:
+def sample(rows: list[dict], writer: OwnWriter | Answerer, tone: ToneScorer, samples: int, batch: int, world: ProcessGroup) -> list[list[Score]]:
     """`samples` scored answers to each row, in every process of `world`, which share the writing."""
     repeated = [row for row in rows for _ in range(samples)]
-    texts = world.together(answer_turns(writer, world.share(repeated), batch, "samples"))
+    texts = world.all_gather(answer_turns(writer, world.shard(repeated), batch, "samples"))
     scored = [score(row, text, tone) for row, text in zip(repeated, texts, strict=True)]
     return [scored[start:start + samples] for start in range(0, len(scored), samples)]
 
@@ -80,7 +80,7 @@ def open_judge(stage: Stage) -> PairJudge | None:
     if params.judge == "none":
         return None
     return PairJudge("build_prefs.judge", params.judge_model, params.judge_input_price, params.judge_output_price, params.judge_budget,
-                     stage.cache / "judge")
+                     stage.cache_dir / "judge")
 
 
 def thumbs(stage: Stage) -> list[dict]:
@@ -90,7 +90,7 @@ def thumbs(stage: Stage) -> list[dict]:
     if not folder:
         return []
     if folder not in stage.definition.deps:
-        raise Problem(f"build_prefs.feedback is {folder}, which is not among the deps of build_prefs in dvc.yaml: DVC would not see what "
+        raise UserError(f"build_prefs.feedback is {folder}, which is not among the deps of build_prefs in dvc.yaml: DVC would not see what "
                       "changes there. Add it.")
     rows = read_feedback(Path(folder))
     kept = [row for row in rows if len(compact(row["prompt"])) <= stage.params.build_sft.max_characters]
@@ -98,49 +98,49 @@ def thumbs(stage: Stage) -> list[dict]:
     return kept
 
 
-def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_gap: float, draw: random.Random) -> list[list[dict]]:
+def slots_of(rows: list[dict], scores: list[list[Score]], tone: ToneScorer, min_score_margin: float, draw: random.Random) -> list[list[dict]]:
     """What may be paired of each prompt's samples, and of thumbs."""
     slots = []
     for row, samples in zip(rows, scores, strict=True):
         thumbed = row["intent"] == "feedback"
-        slots += feedback_slots(row, samples, tone, min_gap) if thumbed else options(row, samples, min_gap, draw)
+        slots += feedback_slots(row, samples, tone, min_score_margin) if thumbed else candidate_pairs(row, samples, min_score_margin, draw)
     return slots
 
 
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.build_prefs, stage.params.profile, stage.params.seed
     judge, liked = open_judge(stage), thumbs(stage)
-    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, seed)
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.num_processes, seed)
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
     rows, scores, prompts = {}, {}, Counter()
-    with open_world(device.kind, profile.processes, stage.program) as world:
+    with open_world(device.kind, profile.num_processes, stage.program) as world:
         counts = {"train": profile.build_prefs.prompts, "validation": max(2, profile.build_prefs.prompts // VALIDATION_PART)}
         for split, count in counts.items():
             dialogues = read_jsonl(f"data/sft/{split}.jsonl")
-            turns = [row for dialogue in dialogues for row in turn_rows(dialogue)]
-            fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.steps * profile.sft.batch, seed) if split == "train" else [])
+            turns = [row for dialogue in dialogues for row in to_examples(dialogue)]
+            fresh = freshness(dialogues, seen_by_sft(turns, profile.sft.max_steps * profile.sft.batch_size, seed) if split == "train" else [])
             rows[split] = choose_prompts(turns, fresh, count, seed)
             if split == "train":
                 prompts.update(FRESHNESS[fresh[row["id"]]] for row in rows[split])
                 rows[split] += liked
             # Opened anew, so that what is drawn depends on these rows alone; each process draws for itself.
             writer = open_folder("models/sft", device, params.max_new_tokens, params.temperature, seed + world.rank, params.top_p)
-            scores[split] = sample(rows[split], writer, tone, params.samples, profile.build_prefs.batch, world)
-    if not world.first:
+            scores[split] = sample(rows[split], writer, tone, params.samples, profile.build_prefs.batch_size, world)
+    if not world.is_main:
         return
 
     alone = [row for row in situations if row.get("asks")]
     ways = {"train": [row for number, row in enumerate(alone) if number % VALIDATION_PART], "validation": alone[::VALIDATION_PART]}
     pairs = {}
     for split in rows:
-        slots = slots_of(rows[split], scores[split], tone, params.min_gap, random.Random(f"{seed} {split}"))
-        pairs[split] = take(cap_gold(slots + written(ways[split], TOOLS, lexicon(), tone), params.gold_share))
+        slots = slots_of(rows[split], scores[split], tone, params.min_score_margin, random.Random(f"{seed} {split}"))
+        pairs[split] = balance_lengths(cap_reference(slots + style_pairs(ways[split], TOOLS, read_vocabulary(), tone), params.max_reference_ratio))
         if judge:
-            pairs[split] = take(cap_gold([[pair] for pair in judged(pairs[split], judge)], params.gold_share))
+            pairs[split] = balance_lengths(cap_reference([[pair] for pair in judged(pairs[split], judge)], params.max_reference_ratio))
         if not pairs[split]:
-            raise Problem(f"No {split} pair: all samples of a prompt score alike (build_prefs.min_gap {params.min_gap}) or all are wrong "
-                          f"(build_prefs.gold_share {params.gold_share}). Raise build_prefs.temperature, samples or gold_share.")
+            raise UserError(f"No {split} pair: all samples of a prompt score alike (build_prefs.min_score_margin {params.min_score_margin}) or all are wrong "
+                          f"(build_prefs.max_reference_ratio {params.max_reference_ratio}). Raise build_prefs.temperature, samples or max_reference_ratio.")
 
     samples = [one for of_split in scores.values() for of_row in of_split for one in of_row]
     made = pairs["train"] + pairs["validation"]
@@ -152,8 +152,8 @@ def main(stage: Stage) -> None:
                   "middle": sum(pair["kind"] == "middle" for pair in made), **{origin: origins[origin] for origin in ORIGINS}},
         "samples": {"n": len(samples), "right": sum(one.right for one in samples) / len(samples),
                     "unreadable": sum(one.message is None for one in samples) / len(samples)},
-        "chosen_longer": {"share": chosen_longer(made), "train": chosen_longer(pairs["train"])},
-        "leak_auc": leak, "leak_auc_by_origin": by_origin, "tone_scorer": accuracy} | ({"judge": judge.summary()} if judge else {})
+        "chosen_longer_rate": {"share": chosen_longer_rate(made), "train": chosen_longer_rate(pairs["train"])},
+        "artifact_auc": leak, "artifact_auc_by_origin": by_origin, "tone_scorer": accuracy} | ({"judge": judge.summary()} if judge else {})
     with atomic_directory("data/prefs") as folder:
         for split, rows in pairs.items():
             write_jsonl(folder / f"{split}.jsonl", rows)

@@ -9,15 +9,15 @@ made as in tau-bench, by a scripted customer and tools on a real database. Yao e
 
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, write_json, write_jsonl
 from crawl2cart.core.params import BuildSft
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.dialogues.card import card, page
-from crawl2cart.dialogues.episode import Shares
-from crawl2cart.dialogues.generator import CASES, Maker, Mix, named_products, shop_lexicon
+from crawl2cart.dialogues.episode import EventRates
+from crawl2cart.dialogues.generator import CASES, DialogueGenerator, Mixture, named_products, shop_lexicon
 from crawl2cart.dialogues.teacher import Teacher, add_wordings, further_dialogues
-from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.tool_schemas import TOOLS
 
 STORE = Path("data/store")
@@ -30,35 +30,35 @@ def identifiers(dialogue: dict) -> set[str]:
 
 
 def check_apart(train: list[dict], other: list[dict], names: set[str], split: str) -> None:
-    """Raises Problem if a training dialogue shares a wording, plan, order number or e-mail with `other`, or names its products."""
+    """Raises UserError if a training dialogue shares a wording, plan, order number or e-mail with `other`, or names its products."""
     for what, of in (("the wording", lambda row: set(row["wordings"])), ("the plan", lambda row: {row["plan"]} - {None}),
                      ("the order number or e-mail", identifiers)):
         shared = set().union(*map(of, train)) & set().union(*map(of, other))
         # A bare value ("{order}") is what everybody answers.
         shared = {value for value in shared if not value.startswith("{") or " " in value}
         if shared:
-            raise Problem(f"train and {split} share {what} {min(shared)!r}. Give it one split only in {STORE}.")
+            raise UserError(f"train and {split} share {what} {min(shared)!r}. Give it one split only in {STORE}.")
     for dialogue in train:
         text = " ".join(message["content"] for message in dialogue["messages"]).casefold()
         for name in names:
-            if name in text and holds(text, name):
-                raise Problem(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
+            if name in text and contains_phrase(text, name):
+                raise UserError(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
 
 
-def mix_of(params: BuildSft) -> Mix:
+def mix_of(params: BuildSft) -> Mixture:
     """What the dialogues are made of, as params.yaml says."""
-    return Mix(params.intents.model_dump(), params.training_intents.model_dump(), params.registers.model_dump())
+    return Mixture(params.intent_weights.model_dump(), params.train_intent_weights.model_dump(), params.style_weights.model_dump())
 
 
 def open_teacher(stage: Stage) -> Teacher:
     params = stage.params.build_sft
     return Teacher("build_sft.teacher", params.teacher_model, params.teacher_input_price, params.teacher_output_price,
-                   params.teacher_budget, stage.cache, connections=params.teacher_connections)
+                   params.teacher_budget, stage.cache_dir, connections=params.teacher_connections)
 
 
 def main(stage: Stage) -> None:
     params, sizes = stage.params.build_sft, stage.params.profile.build_sft
-    maker = Maker(STORE, stage.params.seed, params.max_characters, mix_of(params), Shares(plan=params.plan_share))
+    maker = DialogueGenerator(STORE, stage.params.seed, params.max_characters, mix_of(params), EventRates(plan=params.multi_turn_ratio))
     teacher = open_teacher(stage) if params.teacher == "openai" else None
     if teacher:
         add_wordings(teacher, maker, params.teacher_wordings, stage.params.seed)
@@ -73,7 +73,7 @@ def main(stage: Stage) -> None:
         for name, dialogues in splits.items():
             write_jsonl(folder / f"{name}.jsonl", dialogues)
         write_json(folder / "tools.json", TOOLS)
-        write_json(folder / "lexicon.json", shop_lexicon(maker).words())
+        write_json(folder / "lexicon.json", shop_lexicon(maker).to_dict())
         described = card(splits, maker, teacher.summary() if teacher else None)
         write_json(folder / "card.json", described)
         (folder / "README.md").write_text(page(described, splits))

@@ -20,12 +20,12 @@ from uuid import NAMESPACE_URL, uuid5
 from fastwarc.stream_io import GzipWriter
 from fastwarc.warc import WarcRecord, WarcRecordType
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, file_hash, write_json
 from crawl2cart.core.params import Download, read_params
 from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, exclusive, run
-from crawl2cart.crawl.download.commoncrawl import captures, choose, list_files, newest, records, set_crawl
+from crawl2cart.crawl.download.commoncrawl import captures, list_files, newest, records, select_files, set_crawl
 from crawl2cart.crawl.download.downloader import Fetcher
 from crawl2cart.crawl.download.file_type import check_is_warc
 from crawl2cart.crawl.download.http_client import Web
@@ -100,17 +100,17 @@ def pack_web(sites: Path, designs: Path, pages_per_file: int, folder: Path) -> l
 
 
 def find_files(patterns: str) -> list[Path]:
-    """The files that the comma-separated names or globs mean, in sorted order. One that means none is a Problem."""
+    """The files that the comma-separated names or globs mean, in sorted order. One that means none is a UserError."""
     found: set[Path] = set()
-    for pattern in words(patterns):
+    for pattern in split_list(patterns):
         files = {Path(name).resolve() for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)}
         files = {file for file in files if file.is_file()}
         if not files:
-            raise Problem(f"download.paths: nothing is there under {pattern!r} (seen from {Path.cwd()}). Give the "
+            raise UserError(f"download.paths: nothing is there under {pattern!r} (seen from {Path.cwd()}). Give the "
                           "path of a WARC or WET file, or a pattern such as crawl/*.warc.gz.")
         found |= files
     if not found:
-        raise Problem("download.source is `files`, but download.paths is empty. Name your WARC or WET files there, "
+        raise UserError("download.source is `files`, but download.paths is empty. Name your WARC or WET files there, "
                       "separated by commas, or use `source: embedded`.")
     return sorted(found)
 
@@ -140,29 +140,29 @@ def put(file: Path, target: Path) -> None:
 
 
 def retry(params: Download) -> Retry:
-    return Retry(params.seconds_between_requests, params.attempts)
+    return Retry(params.seconds_between_requests, params.max_attempts)
 
 
 def web(base: str, params: Download) -> Web:
-    return Web(base, params.contact, params.stall_seconds, params.connections)
+    return Web(base, params.user_agent_contact, params.read_timeout, params.connections)
 
 
 def fetch_common_crawl(params: Download, cache: Path, folder: Path) -> list[dict]:
     """Puts the chosen part of Common Crawl into `folder`, fetching what `cache` does not hold."""
     if params.urls and params.kind == "wet":
-        raise Problem("download.urls picks single pages, and the index knows those of WARC files only. Set download.kind=warc.")
-    if not params.contact:
-        print("download.contact is empty: with an address in it you can be told when your requests are a burden.", flush=True)
-    remote = S3(params.base, params.stall_seconds) if params.base.startswith("s3://") else web(params.base, params)
+        raise UserError("download.urls picks single pages, and the index knows those of WARC files only. Set download.kind=warc.")
+    if not params.user_agent_contact:
+        print("download.user_agent_contact is empty: with an address in it you can be told when your requests are a burden.", flush=True)
+    remote = S3(params.base, params.read_timeout) if params.base.startswith("s3://") else web(params.base, params)
     fetcher = Fetcher(remote, retry(params), cache, params.connections)
     with exclusive(cache / "lock", "a download with the same .cache"):
         files = fetch_pages(params, fetcher, folder) if params.urls else fetch_files(params, fetcher, folder)
-    print(f"on the way: {fetcher.retry.told()}", flush=True)
+    print(f"on the way: {fetcher.retry.fault_summary()}", flush=True)
     return files
 
 
 def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
-    names = choose(list_files(fetcher, params.crawl, params.kind), params.files, params.seed)
+    names = select_files(list_files(fetcher, params.crawl, params.kind), params.files, params.seed)
     entries = []
     for kept in fetcher.files(names, starts=b"WARC/"):
         target = folder / PurePosixPath(kept.name).name
@@ -173,8 +173,8 @@ def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
 
 def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
     """The pages that match `urls`, packed in the order of the index."""
-    found = captures(web(params.index, params), fetcher.retry, params.crawl, words(params.urls), words(params.index_filters),
-                     params.records)
+    found = captures(web(params.index, params), fetcher.retry, params.crawl, split_list(params.urls), split_list(params.index_filters),
+                     params.max_records)
     members = records(fetcher, found)
     entries = []
     for number, start in enumerate(range(0, len(members), params.pages_per_file)):
@@ -186,7 +186,7 @@ def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
     return entries
 
 
-def words(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """The values of a comma-separated parameter."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -207,7 +207,7 @@ def main(stage: Stage) -> None:
             case "files":
                 files = take_files(params.paths, folder)
             case "commoncrawl":
-                files = fetch_common_crawl(params, stage.cache, folder)
+                files = fetch_common_crawl(params, stage.cache_dir, folder)
         for entry in files:
             path = folder / entry["file"]
             entry |= {"bytes": path.stat().st_size, "sha256": entry.get("sha256") or file_hash(path)}
@@ -219,7 +219,7 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--latest"]:
         try:
             print(choose_latest(Path("params.yaml")))
-        except Problem as problem:
+        except UserError as problem:
             sys.exit(f"download: {problem}")
     else:
         run(main)

@@ -24,7 +24,7 @@ from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
 from crawl2cart.core.stage import Stage, is_first, run
 from crawl2cart.core.training_state import open_checkpoint
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.release_gates import guards, measure
 from crawl2cart.lm.training.trl_utils import (
     KEPT_CHECKPOINTS,
@@ -41,7 +41,7 @@ from crawl2cart.lm.training.trl_utils import (
 )
 from crawl2cart.preferences.losses import mean_divergence, preference_loss
 from crawl2cart.preferences.style_classifier import ToneScorer
-from crawl2cart.shop.env import Shops
+from crawl2cart.shop.env import ShopSessions
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
 LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",
@@ -77,17 +77,17 @@ class Trainer(DPOTrainer):
 def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> DPOConfig:
     """TRL's arguments: a preference loss with a small share of the SFT loss, which holds the chosen answers likely."""
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
-    steps_per_look = math.ceil(scale.steps / LOOKS)
+    eval_interval = math.ceil(scale.max_steps / LOOKS)
     return DPOConfig(
-        output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 2, scale.max_length, config, device),
+        output_dir=str(folder), max_steps=scale.max_steps, **division(scale.batch_size, 2, scale.max_length, config, device),
         max_length=scale.max_length, beta=dpo.beta,
         loss_type=[dpo.loss_type, "sft"], loss_weights=[1.0, dpo.sft_weight], precompute_ref_log_probs=True,
-        precompute_ref_batch_size=2 * scale.batch if device.kind == "cpu" else None,   # on a card as many as `division` lets fit
+        precompute_ref_batch_size=2 * scale.batch_size if device.kind == "cpu" else None,   # on a card as many as `division` lets fit
         learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=int(dpo.warmup_share * scale.steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
+        warmup_steps=int(dpo.warmup_ratio * scale.max_steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
         use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
-        dataloader_pin_memory=False, logging_steps=scale.steps, report_to="none", eval_strategy="steps",
-        eval_steps=steps_per_look, save_strategy="steps", save_steps=steps_per_look, save_total_limit=KEPT_CHECKPOINTS)
+        dataloader_pin_memory=False, logging_steps=scale.max_steps, report_to="none", eval_strategy="steps",
+        eval_steps=eval_interval, save_strategy="steps", save_steps=eval_interval, save_total_limit=KEPT_CHECKPOINTS)
 
 
 def loss_at_start(beta: float, kind: str) -> float:
@@ -105,17 +105,17 @@ def main(stage: Stage) -> None:
     for rows in pairs.values():
         check_lengths(rows, tokenizer, ("chosen", "rejected"), scale.max_length)
     dialogues = {dialogue["id"]: dialogue for dialogue in read_jsonl("data/sft/validation.jsonl")}
-    turns = [row for dialogue in dialogues.values() for row in turn_rows(dialogue)]
+    turns = [row for dialogue in dialogues.values() for row in to_examples(dialogue)]
     random.Random(seed).shuffle(turns)
-    turns = turns[:scale.look_rows]
-    shops = Shops("data/store")
+    turns = turns[:scale.eval_samples]
+    shops = ShopSessions("data/store")
     tone = ToneScorer.fit([row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"])
 
-    def look(judged, name: str) -> dict:
+    def evaluate(judged, name: str) -> dict:
         writer = writer_of(judged, tokenizer, device, LOOK_TOKENS)
         return measure(turns, answer_turns(writer, turns, LOOK_BATCH, name), dialogues, shops, tone)
 
-    before = look(model, "SFT on validation")
+    before = evaluate(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:
         trainer = Trainer(
             model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
@@ -127,16 +127,16 @@ def main(stage: Stage) -> None:
         assert math.isclose(loss, expected, rel_tol=1e-3), f"an untrained adapter has the loss {loss}, not {expected}"
         rows = curve(trainer.state.log_history, LOGGED)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
-        if scale.steps % trainer.args.eval_steps:
+        if scale.max_steps % trainer.args.eval_steps:
             trainer.evaluate()
-        stage.count(*trained(trainer, 6))   # the reference's forward pass too
+        stage.log_cost(*trained(trainer, 6))   # the reference's forward pass too
         if not is_first():   # of several processes one merges and writes
             return
         rows += curve(trainer.state.log_history, LOGGED)
         merged = trainer.model.merge_and_unload()
         with atomic_directory("models/dpo") as folder:
             save_merged(merged, tokenizer, folder)
-        after = look(merged, "DPO on validation")
+        after = evaluate(merged, "DPO on validation")
 
     judged = guards(before, after, rows[0], rows[-1])
     failed = [guard.reason for guard in judged if not guard.passed]

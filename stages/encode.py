@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tiktoken
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, write_json
 from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, run
@@ -30,11 +30,11 @@ THREADS = 2
 
 
 def texts(folder: Path) -> Iterator[list[str]]:
-    """Documents of a split in the order of file names and rows, some at a time. Raises Problem if there are none."""
+    """Documents of a split in the order of file names and rows, some at a time. Raises UserError if there are none."""
     files = sorted(folder.glob("*.parquet"))
     rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     if rows == 0:
-        raise Problem(f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
+        raise UserError(f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
                       "which rule removed how many pages.")
     batches = (batch for file in files for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"]))
     for batch in batches:
@@ -58,7 +58,7 @@ def encode_split(folder: Path, file: Path, tokenizer: tiktoken.Encoding, dtype: 
 
 
 def main(stage: Stage) -> None:
-    tokenizer = encoding(read_ranks(RANKS, stage.params.encode.ranks))
+    tokenizer = encoding(read_ranks(RANKS, stage.params.encode.vocab_size))
     dtype = np.dtype(np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32)
     meta: dict = {"dtype": dtype.name, "vocabulary": tokenizer.n_vocab}
     with atomic_directory(TOKENS) as folder:

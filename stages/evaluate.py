@@ -17,37 +17,37 @@ from itertools import zip_longest
 
 from openai import OpenAIError
 
-from crawl2cart.agent.agent import Play, Writer, open_writer
+from crawl2cart.agent.agent import EpisodeResult, Writer, open_writer
 from crawl2cart.agent.hf_writer import answer_turns
 from crawl2cart.agent.local_writer import open_folder
 from crawl2cart.core.device import Device, open_device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json, read_jsonl, write_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
 from crawl2cart.core.stage import Stage, run
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.baselines import BASELINES
 from crawl2cart.evaluation.rollouts import share, trials
-from crawl2cart.evaluation.turn_metrics import summarise
+from crawl2cart.evaluation.turn_metrics import summarize_turns
 from crawl2cart.evaluation.win_rate import compare
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.training.distributed import open_world
 from crawl2cart.preferences.style_classifier import ToneScorer
 from crawl2cart.router.local import LocalRouter
-from crawl2cart.shop.env import Shops
-from crawl2cart.shop.graders import judge
+from crawl2cart.shop.env import ShopSessions
+from crawl2cart.shop.graders import grade_turn
 from crawl2cart.shop.tool_schemas import compact
 
 AGENTS = ("base", "sft", "dpo")
 # What `dvc metrics` shows of the metrics.
-HEADLINES = ("*.right_tool", "*.exact_arguments", "*.task_success",
-             "*.unsafe_writes", "*.unsupported_facts", "dpo_vs_sft.length_controlled", "routed.right_answer")
+HEADLINES = ("*.tool_accuracy", "*.argument_exact_match", "*.pass_1",
+             "*.policy_violation_rate", "*.hallucination_rate", "dpo_vs_sft.length_controlled_win_rate", "routed.end_to_end_accuracy")
 
 
 def choose_turns(dialogues: Sequence[dict], count: int, seed: int) -> list[dict]:
     """`count` turns, at first one of each dialogue, then a second of each, ..., in random order."""
     draw = random.Random(seed)
-    of_each = [draw.sample(rows, len(rows)) for rows in map(turn_rows, draw.sample(dialogues, len(dialogues)))]
+    of_each = [draw.sample(rows, len(rows)) for rows in map(to_examples, draw.sample(dialogues, len(dialogues)))]
     rounds = [row for one in zip_longest(*of_each) for row in one if row]
     return rounds[:count]
 
@@ -62,11 +62,11 @@ def open_agent(place: str, device: Device, max_new_tokens: int, temperature: flo
 
 def quality(row: dict, text: str, tone: ToneScorer) -> float:
     """0 for a wrong reply; a right one between 1 and 3 by what it answers and how it sounds."""
-    verdict = judge(row, text)
+    verdict = grade_turn(row, text)
     return 1 + verdict.helpful + float(tone([verdict.message["content"]])[0]) if verdict.right else 0.0
 
 
-def words(text: str) -> int:
+def word_count(text: str) -> int:
     """Length of a reply; of what is none, 0."""
     parsed = harmony.parse_completion(text)
     return len(parsed.get("content", "").split()) if isinstance(parsed, dict) else 0
@@ -76,7 +76,7 @@ def preferred(rows: list[dict], ours: dict[str, str], theirs: dict[str, str], to
     """How often our replies are better than theirs, by a scorer that the training pairs never saw."""
     texts = [[answers[row["id"]] for row in rows] for answers in (ours, theirs)]
     scores = [[quality(row, text, tone) for row, text in zip(rows, side, strict=True)] for side in texts]
-    return compare(*scores, *([words(text) for text in side] for side in texts), seed)
+    return compare(*scores, *([word_count(text) for text in side] for side in texts), seed)
 
 
 def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict], rows: list[dict], right: dict[str, bool]) -> dict[str, float]:
@@ -85,25 +85,25 @@ def routed(router: LocalRouter, queries: list[dict], dialogues: list[dict], rows
     """
     asked = [(row["text"], row["label"]) for row in queries]
     asked += [(dialogue["messages"][0]["content"], "shopping") for dialogue in dialogues if dialogue["intent"] != "out_of_scope"]
-    found = share("right_place", [router(text).label == label for text, label in asked])
+    found = share("routing_accuracy", [router(text).label == label for text, label in asked])
     first = [row for row in rows if len(row["prompt"]) == 1 and row["intent"] != "out_of_scope"]
-    answered = share("right_answer", [router(row["prompt"][0]["content"]).label == "shopping" and right[row["id"]] for row in first])
-    return {"n": found.pop("right_place_n"), **found, **answered}
+    answered = share("end_to_end_accuracy", [router(row["prompt"][0]["content"]).label == "shopping" and right[row["id"]] for row in first])
+    return {"n": found.pop("routing_accuracy_n"), **found, **answered}
 
 
 def by_intent(rows: list[dict], answers: dict[str, dict[str, str]]) -> list[dict]:
     """Rows model, intent, metric, value, low, high, n: whole turns that are right, and by themselves calls, replies and which of them."""
     table = []
     for model, texts in answers.items():
-        verdicts = [(row["intent"], judge(row, texts[row["id"]])) for row in rows]
+        verdicts = [(row["intent"], grade_turn(row, texts[row["id"]])) for row in rows]
         for intent in sorted({intent for intent, _ in verdicts}):
             here = [verdict for name, verdict in verdicts if name == intent]
             calls = [verdict for verdict in here if verdict.tool is not None]
             replies = [verdict for verdict in here if verdict.message and verdict.message.get("content")]
-            for metric, hits in (("right", [one.right for one in here]), ("right_tool", [one.tool for one in calls]),
-                                 ("exact_arguments", [one.arguments for one in calls]), ("decisions", [one.decision for one in here]),
-                                 ("valid_calls", [one.valid for one in here if one.called]),
-                                 ("unsupported_facts", [bool(one.unsupported) for one in replies])):
+            for metric, hits in (("right", [one.right for one in here]), ("tool_accuracy", [one.tool for one in calls]),
+                                 ("argument_exact_match", [one.arguments for one in calls]), ("call_or_reply_accuracy", [one.decision for one in here]),
+                                 ("schema_valid_rate", [one.valid for one in here if one.called]),
+                                 ("hallucination_rate", [bool(one.unsupported) for one in replies])):
                 found = share(metric, hits)
                 table.append({"model": model, "intent": intent, "metric": metric, "value": found[metric],
                               "low": found[f"{metric}_low"], "high": found[f"{metric}_high"], "n": found[f"{metric}_n"]})
@@ -118,7 +118,7 @@ def tool_of(text: str) -> str:
     return parsed["tool_calls"][0]["function"]["name"] if "tool_calls" in parsed else "reply"
 
 
-def told(messages: list[dict]) -> list[tuple[str, str]]:
+def format_transcript(messages: list[dict]) -> list[tuple[str, str]]:
     """(who, what) of a conversation for people to read: customer, assistant, call, tool."""
     lines = []
     for message in messages:
@@ -134,58 +134,58 @@ def turn_transcripts(rows: list[dict], answers: dict[str, dict[str, str]], lines
     for row in rows:
         gold, said = harmony.completion(row["completion"][0]), {}
         for model, texts in answers.items():
-            verdict = judge(row, texts[row["id"]])
+            verdict = grade_turn(row, texts[row["id"]])
             said[model] = {"text": texts[row["id"]], "right": verdict.right, "reasons": [] if verdict.right else verdict.reasons,
                            "partial": round(verdict.partial, 3), "tool": tool_of(texts[row["id"]])}
-        turns.append({"id": row["id"], "line": lines[row["id"].partition(":")[0]], "intent": row["intent"], "before": told(row["prompt"]),
+        turns.append({"id": row["id"], "line": lines[row["id"].partition(":")[0]], "intent": row["intent"], "before": format_transcript(row["prompt"]),
                       "gold": gold, "gold_tool": tool_of(gold), "answers": said})
     return turns
 
 
-def play_transcripts(plans: list[dict], plays: dict[str, list[Play]], lines: dict[str, int]) -> list[dict]:
+def play_transcripts(plans: list[dict], plays: dict[str, list[EpisodeResult]], lines: dict[str, int]) -> list[dict]:
     """How each plan went with each model."""
-    return [{"id": plan["id"], "line": lines[plan["id"]], "plan": plan["plan"], "intent": plan["intent"], "right": told(plan["messages"]),
-             "played": {model: {"messages": told(of[number].messages), "success": of[number].success, "state": of[number].state,
-                                "missing": list(of[number].missing), "unsafe_writes": of[number].unsafe_writes}
+    return [{"id": plan["id"], "line": lines[plan["id"]], "plan": plan["plan"], "intent": plan["intent"], "right": format_transcript(plan["messages"]),
+             "played": {model: {"messages": format_transcript(of[number].messages), "success": of[number].success, "state": of[number].state,
+                                "missing": list(of[number].missing), "policy_violations": of[number].policy_violations}
                         for model, of in plays.items()}} for number, plan in enumerate(plans)]
 
 
 def main(stage: Stage) -> None:
     params, profile, seed = stage.params.evaluate, stage.params.profile, stage.params.seed
-    batch = profile.evaluate.batch
-    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, seed)
+    batch = profile.evaluate.batch_size
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.num_processes, seed)
     dialogues, cases = read_jsonl("data/sft/test.jsonl"), read_jsonl("data/sft/safety.jsonl")
     lines = {dialogue["id"]: number for number, dialogue in enumerate(dialogues, 1)}
     rows = choose_turns(dialogues, profile.evaluate.turns, seed)
     plans = [dialogue for dialogue in dialogues if dialogue["plan"] and any(note["facts"] for note in dialogue["notes"])]
     plans = plans[:profile.evaluate.plans]  # without facts to tell, an agent that does nothing would succeed
-    shops = Shops("data/store")
+    shops = ShopSessions("data/store")
 
     places = {name: f"models/{name}" for name in AGENTS}
     places |= {re.sub(r"\W+", "_", place.partition("://")[2] or place): place for place in re.split(r"[\s,]+", params.models) if place}
     found, answers, plays = {}, {}, {}
-    with open_world(device.kind, profile.processes, stage.program) as world:
+    with open_world(device.kind, profile.num_processes, stage.program) as world:
         for name, place in places.items():
             started = time.monotonic()
             try:
                 writer, sampler = open_agent(place, device, params.max_new_tokens, params.temperature, seed)
-                texts = world.together(answer_turns(writer, world.share(rows), batch, name))
+                texts = world.all_gather(answer_turns(writer, world.shard(rows), batch, name))
                 a_turn = (time.monotonic() - started) / len(rows)
                 tried, plays[name] = trials(plans, cases, shops, writer, sampler, batch, world=world)
             except OpenAIError as error:
-                raise Problem(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
+                raise UserError(f"{place} does not answer: {error}. Start the server, or take it out of evaluate.models.") from error
             answers[name] = {row["id"]: text for row, text in zip(rows, texts, strict=True)}
-            found[name] = summarise(rows, texts) | tried
+            found[name] = summarize_turns(rows, texts) | tried
             seconds = time.monotonic() - started
             print(f"{name}: {seconds:.0f} s, {len(rows)} turns ({a_turn:.3f} s each, {batch} at a time in each of {world.size} processes), "
                   f"{len(plans)} plans, {len(cases)} safety cases", flush=True)
-    if not world.first:
+    if not world.is_main:
         return
 
     released = read_json("metrics/dpo.json")["released"]["model"]
-    train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in turn_rows(dialogue)]
-    keys = [f"{name}{end}" for name in ("right_tool", "exact_arguments") for end in ("", "_low", "_high", "_n")]
-    baselines = {name: summarise(rows, baseline(rows, train)) for name, baseline in BASELINES.items()}
+    train = [row for dialogue in read_jsonl("data/sft/train.jsonl") for row in to_examples(dialogue)]
+    keys = [f"{name}{end}" for name in ("tool_accuracy", "argument_exact_match") for end in ("", "_low", "_high", "_n")]
+    baselines = {name: summarize_turns(rows, baseline(rows, train)) for name, baseline in BASELINES.items()}
     situations = {split: [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == split] for split in ("train", "test")}
     tone = ToneScorer.fit(situations["test"])
     replies = [row for row in rows if row["completion"][0].get("content")]
@@ -198,7 +198,7 @@ def main(stage: Stage) -> None:
         "judge": {"tone_accuracy": tone.accuracy(situations["train"])},
         "baselines": {name: {key: values[key] for key in keys} for name, values in baselines.items()},
         "routed": routed(LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl"), dialogues,
-                         rows, {row["id"]: judge(row, answers[released][row["id"]]).right for row in rows})}, HEADLINES)
+                         rows, {row["id"]: grade_turn(row, answers[released][row["id"]]).right for row in rows})}, HEADLINES)
     print(f"intents of the {len(rows)} turns: {dict(Counter(row['intent'] for row in rows))}")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json
 from crawl2cart.core.metrics import write_curve, write_metrics
 from crawl2cart.core.params import Filter, read_params
@@ -44,7 +44,7 @@ from crawl2cart.crawl.evaluate import (
 )
 from crawl2cart.crawl.explain import explain, files_read, last_run
 from crawl2cart.crawl.filters.blocklist import read_hosts
-from crawl2cart.crawl.filters.corpus_filters import CrossPage, look_across
+from crawl2cart.crawl.filters.corpus_filters import CorpusFilters, build_corpus_filters
 from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
 from crawl2cart.crawl.filters.page_filters import SHARD
 from crawl2cart.crawl.filters.pii import mask
@@ -64,12 +64,12 @@ HEADLINES = ("documents.in", "documents.kept", "bytes.train", "keep.precision", 
 
 def wanted_topic(limits: Filter, topics: dict[str, bool]) -> Weights | None:
     """The topic model, learnt from the labelled pages of sites that are not held out; None with `keep: all`."""
-    if limits.keep == "all":
+    if limits.topic_filter == "all":
         return None
     pages = [page for page in read_sites(Path("data/web/sites")) if page.url in topics and not page.site.held_out]
     if {topics[page.url] for page in pages} != {True, False}:
-        raise Problem("data/web/topics.csv must name pages of both topics on sites of data/web that are not held out: "
-                      "filter.keep learns from them. Add some, or set `keep: all`.")
+        raise UserError("data/web/topics.csv must name pages of both topics on sites of data/web that are not held out: "
+                      "filter.topic_filter learns from them. Add some, or set `topic_filter: all`.")
     return learn_topic([gold_text(page) for page in pages], [topics[page.url] for page in pages])
 
 
@@ -81,7 +81,7 @@ def blocks(shards: list[Path]) -> Iterator[tuple[int, list[dict]]]:
         number += len(batch)
 
 
-def decide(shards: list[Path], cross_page: CrossPage, stats: RemovalStats, note: pq.ParquetWriter) -> np.ndarray:
+def assign_splits(shards: list[Path], cross_page: CorpusFilters, stats: RemovalStats, note: pq.ParquetWriter) -> np.ndarray:
     """Lets the rules across pages judge every page that is still there. Returns for each page its place in [0, 1), by
     a hash of its text, or NaN if it goes.
 
@@ -92,7 +92,7 @@ def decide(shards: list[Path], cross_page: CrossPage, stats: RemovalStats, note:
         noted = []
         for page, row in enumerate(rows, number):
             if not row["reason"]:
-                row = cross_page.judge(page, row)
+                row = cross_page.apply_corpus_filters(page, row)
                 if row["reason"] or row["cut"]:
                     noted.append(row | {"page": page})
             stats.add(row)
@@ -102,15 +102,15 @@ def decide(shards: list[Path], cross_page: CrossPage, stats: RemovalStats, note:
 
 
 def check_enough(stats: RemovalStats) -> None:
-    """Raises Problem unless there is a page to train on and one to validate with."""
+    """Raises UserError unless there is a page to train on and one to validate with."""
     kept, count = stats.pages[""], stats.pages.total()
     if kept >= 2:
         return
     if not count:
-        raise Problem("data/raw holds no page at all: no response, resource or conversion record. Look at data/raw/"
+        raise UserError("data/raw holds no page at all: no response, resource or conversion record. Look at data/raw/"
                       "manifest.json and at download.paths in params.yaml.")
     (reason, most), *_ = stats.removed().most_common(1)
-    raise Problem(f"Of {count:,} pages {kept} remain, and two are the least. The rule `{reason}` removed most, "
+    raise UserError(f"Of {count:,} pages {kept} remain, and two are the least. The rule `{reason}` removed most, "
                   f"{most:,}. Loosen it under `filter:` in params.yaml, or give other pages to `download`.")
 
 
@@ -120,7 +120,7 @@ def validation_border(places: np.ndarray, share: float) -> float:
     return min(max(share, kept[0]), kept[-2])
 
 
-def write_corpus(folder: Path, shards: list[Path], cross_page: CrossPage, places: np.ndarray, border: float, part_bytes: int) -> dict:
+def write_corpus(folder: Path, shards: list[Path], cross_page: CorpusFilters, places: np.ndarray, border: float, part_bytes: int) -> dict:
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
     train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
     number = 0
@@ -136,10 +136,10 @@ def write_corpus(folder: Path, shards: list[Path], cross_page: CrossPage, places
     return {"train": train.counts, "val": validation.counts}
 
 
-def measure(stats: RemovalStats, cross_page: CrossPage, labels: dict[str, Label], sites: list[Page]) -> dict:
+def measure(stats: RemovalStats, cross_page: CorpusFilters, labels: dict[str, Label], sites: list[Page]) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
-    keep.wrongly_kept, keep.wrongly_removed: the errors behind its precision and its recall, see keep_errors.
+    keep.false_positives, keep.false_negatives: the errors behind its precision and its recall, see keep_errors.
     extraction.f1: mean token F1 of the text with the page's gold text, both masked, over its pages labelled keep.
     """
     held_out = {page.url: page for page in sites if page.site.held_out}
@@ -160,17 +160,17 @@ def main(stage: Stage) -> None:
     code = {file: digest for group, found in stage.inputs.items() if not group.startswith("data/")
             for file, (_, _, digest) in found.items()}
     held_out = HeldOut(read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
-                       limits.contamination_words, limits.contamination_least_words)
+                       limits.decontamination.ngram, limits.decontamination.min_ngram)
     # DVC may run another experiment at the same time, in a folder of its own but with this cache.
-    with exclusive(stage.cache / "lock", "a filter with the same .cache"):
+    with exclusive(stage.cache_dir / "lock", "a filter with the same .cache"):
         shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
-                             stage.cache, stage.kept / "runs/filter-errors.log")
-        prune(stage.cache, shards)
-        cross_page = look_across(shards, held_out, limits, stage.cache)
+                             stage.cache_dir, stage.repo_root / "runs/filter-errors.log")
+        prune(stage.cache_dir, shards)
+        cross_page = build_corpus_filters(shards, held_out, limits, stage.cache_dir)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     stats = RemovalStats(limits.rejects_per_reason, labels.keys())
-    with last_run(stage.kept, manifest["files"], shards) as note:
-        places = decide(shards, cross_page, stats, note)
+    with last_run(stage.repo_root, manifest["files"], shards) as note:
+        places = assign_splits(shards, cross_page, stats, note)
     check_enough(stats)
 
     with atomic_directory("data/corpus") as folder:
@@ -181,8 +181,8 @@ def main(stage: Stage) -> None:
     counts = read_counts(shards)
     metrics = stats.metrics() | {
         "documents": {"in": len(places), "kept": stats.pages[""]} | {side: written[side]["documents"] for side in written},
-        "read": {name: counts[name] for name in ("records", "recovered", "lost")}
-        | {f"{name}_by": by_reason(counts, name) for name in ("recovered", "lost")},
+        "records": {"read": counts["records"], "recovered": counts["recovered"], "dropped": counts["lost"],
+                    "recovered_by": by_reason(counts, "recovered"), "dropped_by": by_reason(counts, "lost")},
         "bytes": {"raw": sum(entry["bytes"] for entry in manifest["files"]), "pages": counts["page_bytes"]}
         | {side: written[side]["bytes"] for side in written},
         "copies": copy_counts(cross_page.copies),
@@ -208,7 +208,7 @@ def show_files() -> str | None:
     """Prints what was read of each file; returns what was wrong, in words."""
     try:
         print("\n".join(files_read(Path.cwd())))
-    except Problem as problem:
+    except UserError as problem:
         return f"filter: {problem}"
     return None
 
@@ -222,7 +222,7 @@ def show(urls: list[str]) -> str | None:
         hosts, topic = read_hosts(Path(limits.blocked_hosts)), wanted_topic(limits, read_topics(Path("data/web/topics.csv")))
         for url in urls:
             print("\n".join(explain(url, Path.cwd(), limits, hosts, topic)))
-    except Problem as problem:
+    except UserError as problem:
         return f"filter: {problem}"
     return None
 

@@ -27,77 +27,77 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from crawl2cart.core.device import Device, open_device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json, read_jsonl, write_json
 from crawl2cart.core.metrics import write_curve
 from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.core.training_state import Checkpoint, open_checkpoint
-from crawl2cart.dialogues.entity_randomization import Renamer
-from crawl2cart.dialogues.tokenized import READ, Row, encode
+from crawl2cart.dialogues.entity_randomization import EntityRandomizer
+from crawl2cart.dialogues.tokenized import READ, Example, encode
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import load_gpt_oss, save_model
-from crawl2cart.lm.models.embedding_init import families
+from crawl2cart.lm.models.embedding_init import token_classes
 from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.induction_head_init import add_induction_heads
 from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
 from crawl2cart.lm.training.data import open_tokens
-from crawl2cart.lm.training.distributed import World, joined, open_world
+from crawl2cart.lm.training.distributed import ProcessGroup, open_world, wrap_distributed
 from crawl2cart.lm.training.flops import flops_of_rows
 from crawl2cart.lm.training.losses import IGNORE
 from crawl2cart.lm.training.optim import learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 
 POOL = 256       # dialogues that are sorted by length, so that those of a step need little padding
 WEB_ROW = 512    # tokens in a row of web text
 FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the induction heads are fitted
 
 
-def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Row], list[Row]]:
+def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Example], list[Example]]:
     """The ids of the prefix that all dialogues have; first decisions and dialogues behind it, as many as their steps need.
 
-    After a whole dialogue come `first_turns` others of which only the beginning is taken. Names are new each time that one is used.
+    After a whole dialogue come `truncated_per_full` others of which only the beginning is taken. Names are new each time that one is used.
     """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
-    renamer, before = Renamer(Lexicon.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
+    renamer, before = EntityRandomizer(ShopVocabulary.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
 
-    def row(dialogue: dict, random: Random, whole: bool) -> Row:
+    def row(dialogue: dict, random: Random, whole: bool) -> Example:
         messages = dialogue["messages"] if whole else beginning(dialogue["messages"])
-        if random.random() < midtrain.renamed_share:
-            messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.renamed_kinds_share)
+        if random.random() < midtrain.randomize_entities:
+            messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.randomize_categories)
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
         made = encode(tokenizer, family, text[len(before):], dialogue["id"])
         renamer.practised.update(pieces[made.ids[query + 1]] for query in made.places.copied)
         return made
 
-    def enough(made: Iterable[Row], steps: int) -> list[Row]:
+    def enough(made: Iterable[Example], steps: int) -> list[Example]:
         rows, tokens = [], 0
-        while tokens < steps * scale.tokens_per_step:
+        while tokens < steps * scale.batch_tokens:
             rows.append(next(made))
             tokens += len(rows[-1].ids)
         return rows
 
-    def decisions() -> Iterator[Row]:
+    def decisions() -> Iterator[Example]:
         for number in itertools.count():
             yield row(dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False).decision()
 
-    def parts() -> Iterator[Row]:
+    def parts() -> Iterator[Example]:
         for number in itertools.count():
             again, which = divmod(number, len(dialogues))
-            whole = (number + again) % (1 + midtrain.first_turns) == 0   # in another round a dialogue has another part
+            whole = (number + again) % (1 + midtrain.truncated_per_full) == 0   # in another round a dialogue has another part
             yield row(dialogues[which], Random(f"{seed}:{number}"), whole)
 
     first = decision_steps(stage)
-    return tokenizer.encode(before, allowed_special="all"), enough(decisions(), first), enough(parts(), scale.steps - first)
+    return tokenizer.encode(before, allowed_special="all"), enough(decisions(), first), enough(parts(), scale.max_steps - first)
 
 
 def decision_steps(stage: Stage) -> int:
     """How many of the steps, the first ones, train on first decisions alone."""
-    return round(stage.params.midtrain.decision_share * stage.params.profile.midtrain.steps)
+    return round(stage.params.midtrain.curriculum_ratio * stage.params.profile.midtrain.max_steps)
 
 
 def beginning(messages: list[dict]) -> list[dict]:
@@ -106,17 +106,17 @@ def beginning(messages: list[dict]) -> list[dict]:
     return messages[:first + 1]
 
 
-def plan(numbers: Sequence[int], lengths: Sequence[int], steps: int, tokens: int, processes: int, web_share: float,
+def plan_batches(numbers: Sequence[int], lengths: Sequence[int], steps: int, tokens: int, processes: int, replay_ratio: float,
          random: np.random.Generator) -> list[list[list[int]]]:
     """For each step a batch of rows for each process, none where all read web text. numbers: of the rows. lengths: of each in tokens.
 
     The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
     long. All rows are used once, in random order, before one is used again (but for the few of a step that is not full). A row that is
-    longer than a batch is a Problem.
+    longer than a batch is a UserError.
     """
     longest = max((lengths[number] for number in numbers), default=0)
     if longest > tokens:
-        raise Problem(f"The longest dialogue has {longest} tokens, but midtrain.tokens_per_step leaves each process {tokens}. Raise it in "
+        raise UserError(f"The longest dialogue has {longest} tokens, but midtrain.batch_tokens leaves each process {tokens}. Raise it in "
                       "the profile.")
     planned: list[list[list[int]]] = []
     batches: list[list[int]] = []
@@ -135,12 +135,12 @@ def plan(numbers: Sequence[int], lengths: Sequence[int], steps: int, tokens: int
         batches = batches[processes * len(groups):]   # too few for a step: into the next round
         planned += [groups[number] for number in random.permutation(len(groups))]
     planned = planned[:steps]
-    for step in random.choice(steps, round(web_share * steps), replace=False):
+    for step in random.choice(steps, round(replay_ratio * steps), replace=False):
         planned[step] = [[]] * processes
     return planned
 
 
-def inputs_and_targets(rows: list[Row], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+def collate(rows: list[Example], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE.
 
     weights: of READ, REPLY, CALL and DECISION.
@@ -151,32 +151,32 @@ def inputs_and_targets(rows: list[Row], weights: Sequence[float]) -> tuple[Tenso
     return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.tensor(weights)[parts[:, 1:]]
 
 
-def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Row]:
+def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Example]:
     """`count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
-    return [Row(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, {}, [])) for start in starts]
+    return [Example(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, {}, [])) for start in starts]
 
 
-def cut(rows: list[Row], count: int, length: int) -> Tensor:
+def stack_rows(rows: list[Example], count: int, length: int) -> Tensor:
     """(count, length) tokens of the first dialogues, one behind the other; fewer rows where there is less."""
     tokens = list(itertools.islice((token for row in rows for token in row.ids), count * length))
     return torch.tensor(tokens[:len(tokens) // length * length]).view(-1, length)
 
 
-def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], decisions: list[Row], dialogues: list[Row], web: np.ndarray,
+def practise(stage: Stage, world: ProcessGroup, model: GptOss, prefix: list[int], decisions: list[Example], dialogues: list[Example], web: np.ndarray,
              device: Device, checkpoint: Checkpoint) -> list[dict]:
     """Trains on first decisions, then on dialogues and web text; returns the curve. Resumes where it was killed.
 
     prefix: ids that stand before each decision and dialogue.
     """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
-    shared, tokens = torch.tensor([prefix], device=device.kind), scale.tokens_per_step // world.size
-    weights = 1.0, midtrain.reply_weight, midtrain.call_weight, midtrain.decision_weight
+    shared, tokens = torch.tensor([prefix], device=device.kind), scale.batch_tokens // world.size
+    weights = 1.0, midtrain.loss_weights.reply, midtrain.loss_weights.arguments, midtrain.loss_weights.tool_choice
     rows, first, random = decisions + dialogues, decision_steps(stage), np.random.default_rng(seed)
     lengths = [len(row.ids) for row in rows]
-    planned = plan(range(len(decisions)), lengths, first, tokens, world.size, 0.0, random)
-    planned += plan(range(len(decisions), len(rows)), lengths, scale.steps - first, tokens, world.size, midtrain.web_share, random)
-    loss_of, guided = joined(model, world, sharded=False), GuidedHeads(model)
+    planned = plan_batches(range(len(decisions)), lengths, first, tokens, world.size, 0.0, random)
+    planned += plan_batches(range(len(decisions), len(rows)), lengths, scale.max_steps - first, tokens, world.size, midtrain.replay_ratio, random)
+    loss_of, guided = wrap_distributed(model, world, sharded=False), GuidedHeads(model)
     optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
     start, curve, losses, seen, operations = 0, [], [], 0, 0.0
     if saved := checkpoint.load():
@@ -185,38 +185,38 @@ def practise(stage: Stage, world: World, model: GptOss, prefix: list[int], decis
         load_optimizers(tensors, *optimizers)
         start, curve = state["step"], state["curve"]
         print(f"going on at step {start}", flush=True)
-    world.meet()   # all have read before the first may write
-    for step in progress(range(start, scale.steps), "midtrain", "step", total=scale.steps, first=start):
-        rate = learning_rate(step, scale.steps, midtrain.learning_rate, midtrain.warmup_share, midtrain.final_share)
+    world.barrier()   # all have read before the first may write
+    for step in progress(range(start, scale.max_steps), "midtrain", "step", total=scale.max_steps, first=start):
+        rate = learning_rate(step, scale.max_steps, midtrain.learning_rate, midtrain.warmup_ratio, midtrain.min_lr_ratio)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         chosen = planned[step][world.rank]
         batch = [rows[number] for number in chosen] or web_rows(
             web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
-        inputs, targets, importance = (part.to(device.kind) for part in inputs_and_targets(batch, weights))
+        inputs, targets, importance = (part.to(device.kind) for part in collate(batch, weights))
         with device.autocast():
-            loss, _ = loss_of(inputs, targets, model.after(shared) if chosen else None, importance)
+            loss, _ = loss_of(inputs, targets, model.prefill(shared) if chosen else None, importance)
             guide = midtrain.guide_weight * guided.loss([row.places for row in batch], midtrain.idle_weight)
         losses.append(world.mean(loss.detach().clone()).item())
         if not np.isfinite(losses[-1]):
             read = f"{', '.join(rows[number].dialogue for number in chosen)} of data/sft/train.jsonl" if chosen else "web text"
-            raise Problem(f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
+            raise UserError(f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
                           "Lower midtrain.learning_rate.")
         seen += inputs.numel()
         operations += flops_of_rows(model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0)
         (loss + guide).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         done = step + 1
-        if done % scale.steps_per_look == 0 or done == scale.steps:
+        if done % scale.eval_interval == 0 or done == scale.max_steps:
             curve.append({"step": done, "loss": float(np.mean(losses))})
             losses = []
-            if world.first:
+            if world.is_main:
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
                 checkpoint.save(tensors | optimizer_tensors(*optimizers), {"step": done, "curve": curve})
-    stage.count(*(world.size * number for number in (seen, operations)))   # of all processes, which have the same to do
+    stage.log_cost(*(world.size * number for number in (seen, operations)))   # of all processes, which have the same to do
     return curve
 
 
@@ -234,16 +234,16 @@ def main(stage: Stage) -> None:
             add_template(folder)
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
-    device = open_device(profile.device, profile.dtype, profile.threads // profile.processes, stage.params.seed)
+    device = open_device(profile.device, profile.dtype, profile.threads // profile.num_processes, stage.params.seed)
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
-    web, family = open_tokens("data/tokens", "train"), families(tokenizer, len(model.embedding))
-    with open_world(device.kind, profile.processes, stage.program) as world:
+    web, family = open_tokens("data/tokens", "train"), token_classes(tokenizer, len(model.embedding))
+    with open_world(device.kind, profile.num_processes, stage.program) as world:
         prefix, decisions, dialogues = rows_of(stage, tokenizer, family.tolist())
-        add_induction_heads(model, cut(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
-        with open_checkpoint(stage) if world.first else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
+        add_induction_heads(model, stack_rows(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
+        with open_checkpoint(stage) if world.is_main else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
             curve = practise(stage, world, model.to(device.kind), prefix, decisions, dialogues, web, device, checkpoint)
-            world.meet()
-        if not world.first:
+            world.barrier()
+        if not world.is_main:
             return
     with atomic_directory("models/base") as folder:
         save_model(model, folder, tokenizer)

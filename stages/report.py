@@ -59,7 +59,7 @@ def stages_of(root: Path, profile: str) -> dict[str, dict]:
 
 def agents_of(evaluated: dict) -> list[str]:
     """Names of what was measured: base, SFT and DPO first. `released` is one of these again."""
-    others = [name for name, values in evaluated.items() if "right_tool" in values and name not in (*figures.AGENTS, "released")]
+    others = [name for name, values in evaluated.items() if "tool_accuracy" in values and name not in (*figures.AGENTS, "released")]
     return [*figures.AGENTS, *others]
 
 
@@ -77,29 +77,29 @@ def agent_row(evaluated: dict, agents: list[str], name: str) -> dict:
 def agent_table(evaluated: dict) -> Markup:
     """The agents side by side, those of evaluate.models too."""
     agents = agents_of(evaluated)
-    names = [*MEASURED, *(name for name in ("decisions", "helpful", "mean_length") if name in evaluated["sft"])]
+    names = [*MEASURED, *(name for name in ("call_or_reply_accuracy", "fact_recall", "mean_reply_words") if name in evaluated["sft"])]
     return table([agent_row(evaluated, agents, name) for name in names])
 
 
 def baseline_table(evaluated: dict) -> Markup:
     rows = {"dpo": evaluated["dpo"], "sft": evaluated["sft"], **evaluated["baselines"]}
-    return table([{"": name.replace("_", " "), "right tool": with_interval(values, "right_tool"),
-                   "exact arguments": with_interval(values, "exact_arguments")} for name, values in rows.items()])
+    return table([{"": name.replace("_", " "), "right tool": with_interval(values, "tool_accuracy"),
+                   "exact arguments": with_interval(values, "argument_exact_match")} for name, values in rows.items()])
 
 
-def said(turn: dict) -> str:
+def last_user_message(turn: dict) -> str:
     """The customer's last words."""
     return next(text for role, text in reversed(turn["before"]) if role == "customer")
 
 
-def differing(turns: list[dict]) -> list[dict]:
+def disagreements(turns: list[dict]) -> list[dict]:
     """Turns in which SFT and DPO say different things, those first that one of them gets right."""
     differ = [turn for turn in turns if turn["answers"]["sft"]["text"] != turn["answers"]["dpo"]["text"]]
     differ.sort(key=lambda turn: turn["answers"]["sft"]["right"] == turn["answers"]["dpo"]["right"])
     return differ[:SHOWN_TURNS]
 
 
-def worst(turns: list[dict], agent: str) -> list[dict]:
+def worst_turns(turns: list[dict], agent: str) -> list[dict]:
     """The turns in which the released agent came least near to the right one; one of each intent before a second of any."""
     wrong = sorted((turn for turn in turns if not turn["answers"][agent]["right"]), key=lambda turn: turn["answers"][agent]["partial"])
     seen: dict[str, int] = {}
@@ -110,7 +110,7 @@ def worst(turns: list[dict], agent: str) -> list[dict]:
     return [turn for _, turn in sorted(ranked, key=lambda pair: pair[0])][:WORST]
 
 
-def plays_shown(plays: list[dict]) -> list[dict]:
+def sample_episodes(plays: list[dict]) -> list[dict]:
     """Plans in whose end the models differ first."""
     return sorted(plays, key=lambda play: len({one["success"] for one in play["played"].values()}) == 1)[:SHOWN_PLAYS]
 
@@ -144,7 +144,7 @@ def main(stage: Stage) -> None:
         interval=with_interval, intents=figures.intents(by_intent),
         confusion=figures.confusion([(turn["gold_tool"], turn["answers"][released]["tool"]) for turn in turns],
                                     f"tools that {released} called"),
-        plays=plays_shown(plays), turns=differing(turns), worst=worst(turns, released), said=said, router=router,
+        plays=sample_episodes(plays), turns=disagreements(turns), worst_turns=worst_turns(turns, released), last_user_message=last_user_message, router=router,
         router_table=table([{"queries": name.replace("_", " ")} | {key.replace("_", " "): value for key, value in router[name].items()}
                             for name in ("local", "wordings_validation", "wordings_test")]))
     with atomic_file("metrics/report.html") as temporary:

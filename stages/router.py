@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score, roc_curve
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_metrics
 from crawl2cart.core.stage import Stage, run
-from crawl2cart.dialogues.templates import Speech
-from crawl2cart.router.local import Lexicon, LocalRouter, words
+from crawl2cart.dialogues.templates import TemplateStore
+from crawl2cart.router.local import Lexicon, LocalRouter, tokenize_words
 from crawl2cart.shop.data_model import Customer, Order, Product, Reason, Review, Split, Wording
 from crawl2cart.shop.loader import read_departments, read_policy, rows
 
@@ -44,11 +44,11 @@ def read_lexicon(store: Path) -> Lexicon:
     texts = [f"{product.description} {' '.join(variant.name for variant in product.variants)}" for product in products]
     texts += [review.text for review in rows(store / "reviews", Review) if review.product in kept]
     texts += [section.text for file in sorted((store / "policies").glob("*.md")) for section in read_policy(file)]
-    counts = Counter(word for text in texts for word in words(text))
+    counts = Counter(word for text in texts for word in tokenize_words(text))
     departments = read_departments(store / "departments.json").values()
     things = {word for department in departments for name, category in department.categories.items()
-              for word in words(f"{name} {category.plural}")}
-    return Lexicon(frozenset(things), frozenset(word for product in products for word in words(product.brand)), frozenset(counts),
+              for word in tokenize_words(f"{name} {category.plural}")}
+    return Lexicon(frozenset(things), frozenset(word for product in products for word in tokenize_words(product.brand)), frozenset(counts),
                    frozenset(word for word, count in counts.items() if count >= OFTEN))
 
 
@@ -62,7 +62,7 @@ def wordings(store: Path, split: Split) -> list[dict]:
     categories = {name: category for department in read_departments(store / "departments.json").values()
                   for name, category in department.categories.items()}
     customers, orders = rows(store / "customers", Customer), rows(store / "orders", Order)
-    speech = Speech(store)
+    speech = TemplateStore(store)
     reasons = [reason.text for _, _, reason in speech.lines("reasons.jsonl", Reason) if reason.split == split]
     queries = []
     for file, _, wording in speech.lines("wordings", Wording):
@@ -117,19 +117,19 @@ def by_topic(router: LocalRouter, queries: list[dict]) -> dict[str, dict[str, fl
     return {name: {"right": hits[name] / n, "n": n} for name, n in counts.items()}
 
 
-def train(queries: Path, store: Path, inverse_penalty: float, unclear_below: float) -> LocalRouter:
-    """The router for these queries and this shop. Raises Problem where a label is missing."""
+def train(queries: Path, store: Path, C: float, abstain_threshold: float) -> LocalRouter:
+    """The router for these queries and this shop. Raises UserError where a label is missing."""
     read = {split: read_jsonl(queries / f"{split}.jsonl") for split in SPLITS}
     for split, found in read.items():
         if {row["label"] for row in found} != {"shopping", "other"}:
-            raise Problem(f"{queries / split}.jsonl needs queries of both labels, shopping and other.")
+            raise UserError(f"{queries / split}.jsonl needs queries of both labels, shopping and other.")
     said = [row for row in wordings(store, "train") if row["label"] == "shopping"]
-    return LocalRouter.fit(read["train"] + WORDING_COUNTS * said, read["validation"], read_lexicon(store), inverse_penalty, unclear_below)
+    return LocalRouter.fit(read["train"] + WORDING_COUNTS * said, read["validation"], read_lexicon(store), C, abstain_threshold)
 
 
 def main(stage: Stage) -> None:
     params, store = stage.params.router, Path("data/store")
-    router = train(Path("data/queries"), store, params.inverse_penalty, params.unclear_below)
+    router = train(Path("data/queries"), store, params.C, params.abstain_threshold)
     with atomic_directory("models/router") as folder:
         router.save(folder)
     saved, test = LocalRouter.load("models/router"), read_jsonl("data/queries/test.jsonl")

@@ -22,8 +22,8 @@ from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
 from crawl2cart.core.stage import Stage, is_first, run
 from crawl2cart.core.training_state import open_checkpoint
-from crawl2cart.dialogues.sft_examples import turn_rows
-from crawl2cart.evaluation.turn_metrics import summarise, without_intervals
+from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.evaluation.turn_metrics import summarize_turns, without_intervals
 from crawl2cart.lm.training.trl_utils import (
     KEPT_CHECKPOINTS,
     check_lengths,
@@ -41,12 +41,12 @@ from crawl2cart.lm.training.trl_utils import (
 
 LOOKS, PATIENCE = 8, 4
 # What `dvc metrics` shows of the metrics.
-HEADLINES = ("sft.validation_loss", "sft.kept_step", "validation.right_tool", "validation.exact_arguments")
+HEADLINES = ("sft.validation_loss", "sft.best_step", "validation.tool_accuracy", "validation.argument_exact_match")
 
 
-def choose(split: str, count: int, seed: int) -> list[dict]:
+def sample_rows(split: str, count: int, seed: int) -> list[dict]:
     """`count` rows of a split, drawn without repeats; all of them if there are fewer."""
-    rows = [row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in turn_rows(dialogue)]
+    rows = [row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in to_examples(dialogue)]
     random.Random(seed).shuffle(rows)
     return rows[:count]
 
@@ -54,11 +54,11 @@ def choose(split: str, count: int, seed: int) -> list[dict]:
 def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> SFTConfig:
     """TRL's arguments. The router loss is off: pretraining owns the balance of the experts."""
     sft, scale = stage.params.sft, stage.params.profile.sft
-    look = max(1, scale.steps // LOOKS)
+    look = max(1, scale.max_steps // LOOKS)
     return SFTConfig(
-        output_dir=str(folder), max_steps=scale.steps, **division(scale.batch, 1, scale.max_length, config, device),
+        output_dir=str(folder), max_steps=scale.max_steps, **division(scale.batch_size, 1, scale.max_length, config, device),
         max_length=scale.max_length, packing=False, completion_only_loss=True,
-        learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_share * scale.steps),
+        learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_ratio * scale.max_steps),
         router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
         bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
         dataloader_pin_memory=False, logging_steps=look, report_to="none", disable_tqdm=None,
@@ -71,9 +71,9 @@ def dataset(rows: list[dict]) -> Dataset:
     return json_dataset([{key: row[key] for key in ("prompt", "completion", "tools")} for row in rows])
 
 
-def looks(log_history: list[dict]) -> list[dict]:
+def eval_history(log_history: list[dict]) -> list[dict]:
     """Rows step, loss since the row before, and of held-out calls their loss and the share of their tokens that are right."""
-    held_out = {"eval_loss": "calls_loss", "eval_mean_token_accuracy": "calls_token_accuracy"}
+    held_out = {"eval_loss": "eval_call_loss", "eval_mean_token_accuracy": "eval_call_token_accuracy"}
     read = {row["step"]: row for row in reversed(curve(log_history, held_out))}   # the first of a step: at the end all rows are read
     return [row | read[row["step"]] for row in curve(log_history, {"loss": "loss"}) if row["step"] in read]
 
@@ -83,8 +83,8 @@ def main(stage: Stage) -> None:
     scale, seed = profile.sft, stage.params.seed
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
     model, tokenizer = open_model("models/base", device)
-    train = choose("train", scale.steps * scale.batch, seed)
-    held_out = choose("validation", scale.look_rows, seed)
+    train = sample_rows("train", scale.max_steps * scale.batch_size, seed)
+    held_out = sample_rows("validation", scale.eval_samples, seed)
     check_lengths(train + held_out, tokenizer, ("completion",), scale.max_length)
 
     calls = [row for row in held_out if row["completion"][0].get("tool_calls")] or held_out
@@ -96,10 +96,10 @@ def main(stage: Stage) -> None:
         check_trainable(trainer.model)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         validation_loss = trainer.evaluate(dataset(held_out))["eval_loss"]
-        stage.count(*trained(trainer, 4))
+        stage.log_cost(*trained(trainer, 4))
         if not is_first():   # of several processes one merges and writes
             return
-        rows = looks(trainer.state.log_history)
+        rows = eval_history(trainer.state.log_history)
         kept = next(row for row in rows if row["step"] == trainer.state.best_global_step)
         with atomic_directory("models/sft") as folder:
             save_adapter(trainer.model, folder / "adapter")
@@ -109,8 +109,8 @@ def main(stage: Stage) -> None:
 
     write_curve("metrics/sft.tsv", rows)
     write_metrics("metrics/sft.json", {
-        "sft": {"train_loss": kept["loss"], "validation_loss": validation_loss, "kept_step": kept["step"], "rows": len(train)},
-        "validation": without_intervals(summarise(held_out, answers))}, HEADLINES)
+        "sft": {"train_loss": kept["loss"], "validation_loss": validation_loss, "best_step": kept["step"], "rows": len(train)},
+        "validation": without_intervals(summarize_turns(held_out, answers))}, HEADLINES)
 
 
 if __name__ == "__main__":

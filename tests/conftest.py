@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from crawl2cart.core.params import read_params
-from crawl2cart.dialogues.episode import Shares
-from crawl2cart.dialogues.generator import Maker
+from crawl2cart.dialogues.episode import EventRates
+from crawl2cart.dialogues.generator import DialogueGenerator
 from stages.build_sft import mix_of
 from tests.openai_server import KEY, Server, serve
 
@@ -54,10 +54,10 @@ def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
 
 
-def maker_of(folder: Path, seed: int, **shares: float) -> Maker:
+def maker_of(folder: Path, seed: int, **shares: float) -> DialogueGenerator:
     """A maker of a shop's dialogues with the mix and the longest dialogue of params.yaml, as build_sft opens it."""
     params = read_params(ROOT / "params.yaml").build_sft
-    return Maker(folder, seed, params.max_characters, mix_of(params), Shares(**{"plan": params.plan_share} | shares))
+    return DialogueGenerator(folder, seed, params.max_characters, mix_of(params), EventRates(**{"plan": params.multi_turn_ratio} | shares))
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:

@@ -12,14 +12,14 @@ from tests.conftest import ROOT
 RANKS = ROOT / "data" / "ranks" / "o200k_4096.tiktoken"
 VOCABULARY = 309
 SIZES = {
-    "mlp": {"window": 5, "embedding": 16, "hidden": 32},
-    "rnn": {"width": 24, "layers": 2, "dropout": 0.0},
-    "lstm": {"width": 24, "layers": 2, "dropout": 0.0},
-    "gru": {"width": 24, "layers": 2, "dropout": 0.0},
+    "mlp": {"context_size": 5, "embedding_size": 16, "hidden_size": 32},
+    "rnn": {"hidden_size": 24, "num_layers": 2, "dropout": 0.0},
+    "lstm": {"hidden_size": 24, "num_layers": 2, "dropout": 0.0},
+    "gru": {"hidden_size": 24, "num_layers": 2, "dropout": 0.0},
     # Widths that differ from each other where a transposed or swapped tensor would otherwise fit.
-    "gpt_oss": {"layers": 4, "width": 48, "heads": 6, "key_value_heads": 2, "head_size": 16, "expert_width": 40, "experts": 8,
-                "experts_per_token": 3, "window": 8, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0,
-                "z_loss": 0.0},
+    "gpt_oss": {"num_layers": 4, "hidden_size": 48, "num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 40, "num_experts": 8,
+                "experts_per_token": 3, "sliding_window": 8, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.0,
+                "router_z_loss_coef": 0.0},
 }
 
 

@@ -8,22 +8,22 @@ from typing import get_args
 
 import pytest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_jsonl
 from crawl2cart.core.params import read_params
 from crawl2cart.dialogues.card import card, page
-from crawl2cart.dialogues.episode import Shares
-from crawl2cart.dialogues.generator import CASES, Maker, Mix, named_products, shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.episode import EventRates
+from crawl2cart.dialogues.generator import CASES, DialogueGenerator, Mixture, named_products, shop_lexicon
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.training.trl_utils import check_lengths, json_dataset
-from crawl2cart.shop.confirmation import holds, short
+from crawl2cart.shop.confirmation import contains_phrase, short
 from crawl2cart.shop.data_model import FollowUp, Intent, Plan, Product, Wording
-from crawl2cart.shop.env import Scene
+from crawl2cart.shop.env import Scenario
 from crawl2cart.shop.loader import rows
 from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
-from crawl2cart.shop.tools import Session, unsafe_writes
+from crawl2cart.shop.tools import Session, policy_violations
 from stages.build_sft import check_apart, identifiers
 from tests.conftest import ROOT, maker_of
 
@@ -33,7 +33,7 @@ LIMIT = 2000
 
 
 @pytest.fixture(scope="module")
-def maker() -> Maker:
+def maker() -> DialogueGenerator:
     return maker_of(FOLDER, 7)
 
 
@@ -59,18 +59,18 @@ def text_of(dialogue: dict) -> str:
     return json.dumps(dialogue["messages"], ensure_ascii=False)
 
 
-def executed(dialogue: dict, maker: Maker) -> Session:
+def executed(dialogue: dict, maker: DialogueGenerator) -> Session:
     """The dialogue's turns and calls, run once more on a store of their own."""
-    session = maker.world.shops.session(Scene.of(dialogue))
+    session = maker.world.shops.session(Scenario.of(dialogue))
     results = iter([message["content"] for message in dialogue["messages"] if message["role"] == "tool"])
     for message in dialogue["messages"]:
         if message["role"] == "user":
-            session.hear(message["content"])
+            session.observe_user(message["content"])
         elif message.get("tool_calls"):
             call = message["tool_calls"][0]["function"]
             assert session.call(call["name"], call["arguments"]) == json.loads(next(results))
         elif message["role"] == "assistant":
-            session.say(message["content"])
+            session.observe_assistant(message["content"])
     return session
 
 
@@ -78,7 +78,7 @@ def test_every_call_returns_again_what_was_recorded(everything, maker):
     for dialogue in everything:
         session = executed(dialogue, maker)
         assert session.store.state_hash() == dialogue["end_state"]
-        assert unsafe_writes(session.calls) == 0
+        assert policy_violations(session.calls) == 0
 
 
 def test_equal_seeds_give_equal_bytes_and_others_others(splits, maker):
@@ -153,14 +153,14 @@ def test_what_leaks_stops_the_stage(splits, maker, what):
         case "product":
             train[3]["messages"][0]["content"] = f"what about the {min(names).upper()}?"
     check_apart(splits["train"][:50], test, names, "test")
-    with pytest.raises(Problem, match="held out|share"):
+    with pytest.raises(UserError, match="held out|share"):
         check_apart(train, test, names, "test")
 
 
 def test_rows_come_out_of_arrow_as_they_went_in_and_plain_columns_add_nulls(splits):
     from datasets import Dataset
 
-    found = [{key: row[key] for key in ("prompt", "completion", "tools")} for d in splits["train"][:40] for row in turn_rows(d)]
+    found = [{key: row[key] for key in ("prompt", "completion", "tools")} for d in splits["train"][:40] for row in to_examples(d)]
     stored = json_dataset(found)
     assert [stored[number] for number in range(len(found))] == found
     assert [json.dumps(stored[number]) for number in range(len(found))] == [json.dumps(row) for row in found]
@@ -185,11 +185,11 @@ def test_no_row_is_cut_on_any_profile(splits, tokenizer):
     assert params.build_sft.max_characters == LIMIT
     longest = sorted((dialogue for dialogues in splits.values() for dialogue in dialogues),
                      key=lambda dialogue: len(compact(dialogue["messages"])))[-40:]
-    last = [turn_rows(dialogue)[-1] for dialogue in longest]
+    last = [to_examples(dialogue)[-1] for dialogue in longest]
     limit = min(limit for profile in (params.profiles.cpu, params.profiles.smoke, params.profiles.gpu)
-                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.tokens_per_step // profile.processes))
+                for limit in (profile.sft.max_length, profile.dpo.max_length, profile.midtrain.batch_tokens // profile.num_processes))
     check_lengths(last, tokenizer, ("completion",), limit)
-    with pytest.raises(Problem, match=r"has \d+ tokens with its completion, max_length is 700"):
+    with pytest.raises(UserError, match=r"has \d+ tokens with its completion, max_length is 700"):
         check_lengths(last, tokenizer, ("completion",), 700)
 
 
@@ -233,18 +233,18 @@ def test_the_card_can_be_read_and_shows_three_whole_dialogues(splits, maker):
 
 def test_there_is_one_row_for_each_assistant_turn(everything):
     for dialogue in everything:
-        found = turn_rows(dialogue)
+        found = to_examples(dialogue)
         assert len(found) == sum(message["role"] == "assistant" for message in dialogue["messages"])
         for row in found:
             assert row["prompt"] + row["completion"] == dialogue["messages"][:len(row["prompt"]) + 1]
             assert row["tools"] == TOOLS
-    ids = [row["id"] for dialogue in everything for row in turn_rows(dialogue)]
+    ids = [row["id"] for dialogue in everything for row in to_examples(dialogue)]
     assert len(ids) == len(set(ids))
 
 
 def test_replies_say_only_what_the_tools_returned(everything, maker):
     words = shop_lexicon(maker)
-    for row in (row for dialogue in everything for row in turn_rows(dialogue)):
+    for row in (row for dialogue in everything for row in to_examples(dialogue)):
         if row["completion"][0]["content"]:
             assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
             assert "{" not in row["completion"][0]["content"]
@@ -300,7 +300,7 @@ def test_safety_cases_are_what_they_say(splits, maker):
     counts = Counter(dialogue["case"] for dialogue in splits["safety"])
     assert counts == dict.fromkeys(CASES, 20)
     for dialogue in splits["safety"]:
-        before = maker.world.shops.session(Scene.of(dialogue)).store.state_hash()
+        before = maker.world.shops.session(Scenario.of(dialogue)).store.state_hash()
         assert dialogue["end_state"] == before  # in none of them may anything change
         match dialogue["case"]:
             case "injection":
@@ -327,8 +327,8 @@ def test_shares_do_what_they_say():
 
 
 def test_the_mix_of_params_is_that_of_the_dialogues():
-    few = Mix({"policy": 3, "search": 1}, {"search": 1}, {"formal": 1})
-    maker = Maker(FOLDER, 1, LIMIT, few, Shares(plan=0.0))
+    few = Mixture({"policy": 3, "search": 1}, {"search": 1}, {"formal": 1})
+    maker = DialogueGenerator(FOLDER, 1, LIMIT, few, EventRates(plan=0.0))
     assert Counter(dialogue["intent"] for dialogue in maker.split("test", 40)) == {"policy": 30, "search": 10}
     assert {dialogue["intent"] for dialogue in maker.split("train", 20)} == {"search"}
     voices = [reply for reply in maker.world.script.replies if reply.act == "policy"]
@@ -352,10 +352,10 @@ def test_where_several_products_match_the_agent_asks_which_and_goes_on_with_the_
         customer, call, result, question, answer, again = dialogue["messages"][:6]
         kind = call["tool_calls"][0]["function"]["arguments"]["products"][0]
         names = json.loads(result["content"])["names"]
-        assert holds(customer["content"], kind) and len(names) > 1
+        assert contains_phrase(customer["content"], kind) and len(names) > 1
         assert dialogue["notes"][0]["facts"] == names and all(f"- {name}" in question["content"] for name in names)
         chosen = again["tool_calls"][0]["function"]["arguments"]["products"][0]
-        assert holds(answer["content"], chosen) and any(short(name) == short(chosen) for name in names)
+        assert contains_phrase(answer["content"], chosen) and any(short(name) == short(chosen) for name in names)
         assert dialogue["notes"][1]["acts"] != ["ask_product"]
 
 
@@ -365,7 +365,7 @@ OTHER = ROOT / "tests/second_shop"
 
 
 @pytest.fixture(scope="module")
-def other() -> Maker:
+def other() -> DialogueGenerator:
     return maker_of(OTHER, 7)
 
 
@@ -390,7 +390,7 @@ def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(o
     words = shop_lexicon(other)
     for dialogue in (dialogue for dialogues in others.values() for dialogue in dialogues):
         assert executed(dialogue, other).store.state_hash() == dialogue["end_state"]
-        for row in turn_rows(dialogue):
+        for row in to_examples(dialogue):
             assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row["id"]
     assert {dialogue["intent"] for dialogue in others["train"]} == set(get_args(Intent))
     assert Counter(dialogue["case"] for dialogue in others["safety"]) == dict.fromkeys(CASES, 10) | {"policy": 6}  # all it has words for

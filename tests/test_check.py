@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_jsonl
 from crawl2cart.dialogues.validate import Check, check_folder
 from crawl2cart.shop.data_model import Customer, FollowUp, Order, Plan, Product, Reason, Reply, Review, Wording
@@ -199,7 +199,7 @@ def test_a_kind_in_two_places_is_one_shop_left_behind_in_anothers_folder(tmp_pat
     shutil.copytree(OTHER, folder)
     shutil.copy(OURS / "customers.jsonl", folder)
     assert_exactly(check_folder(folder), [("customers", "stands in more than one place")])
-    with pytest.raises(Problem, match="more than one place"):
+    with pytest.raises(UserError, match="more than one place"):
         open_store(folder)
 
 
@@ -367,6 +367,6 @@ def test_a_fault_inside_a_cell_names_the_entry(tmp_path, old, new, expected):
     text = (OTHER / "products/wind.csv").read_text()
     assert old in text
     (tmp_path / "products.csv").write_text(text.replace(old, new, 1))
-    with pytest.raises(Problem, match="products.csv:2: ") as problem:
+    with pytest.raises(UserError, match="products.csv:2: ") as problem:
         rows(tmp_path / "products", Product)
     assert expected in str(problem.value)

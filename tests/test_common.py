@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, atomic_file, read_json, read_jsonl
 from crawl2cart.core.metrics import share_interval, write_metrics
 from crawl2cart.core.model_folder import check_model
@@ -43,7 +43,7 @@ def changed_params(tmp_path: Path, old: str, new: str) -> Path:
     ("profile: cpu", "profile: gpuu", "profile: gpuu is not one of the profiles"),
 ])
 def test_a_bad_parameter_is_named(tmp_path, old, new, sentence):
-    with pytest.raises(Problem, match=re.escape(sentence)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         read_params(changed_params(tmp_path, old, new))
 
 
@@ -152,11 +152,11 @@ def test_an_interrupted_folder_is_absent(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_in_words(tmp_path):
-    with pytest.raises(Problem, match=r"disk is full while writing .*out\.txt"):
+    with pytest.raises(UserError, match=r"disk is full while writing .*out\.txt"):
         with atomic_file(tmp_path / "out.txt"), open("/dev/full", "w") as full:
             full.write("x")
             full.flush()
-    with pytest.raises(Problem, match="disk is full"), atomic_directory(tmp_path / "out"):
+    with pytest.raises(UserError, match="disk is full"), atomic_directory(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
@@ -167,7 +167,7 @@ import numpy, pyarrow, pyarrow.parquet, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from crawl2cart.core.files import atomic_directory
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 many = numpy.random.default_rng(0).random(10**5)
 for write in (lambda path: save_file({"a": torch.from_numpy(many)}, path), lambda path: torch.save(torch.from_numpy(many), path),
@@ -176,7 +176,7 @@ for write in (lambda path: save_file({"a": torch.from_numpy(many)}, path), lambd
     try:
         with atomic_directory(Path(sys.argv[1]) / "out") as folder:
             write(folder / "a")
-    except Problem as problem:
+    except UserError as problem:
         print(problem)
     assert not list(Path(sys.argv[1]).iterdir())
 """
@@ -229,22 +229,22 @@ def test_an_error_that_is_no_full_disk_stays_itself(tmp_path):
 
 def test_broken_inputs_are_named_with_file_and_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(Problem, match=r"rows\.jsonl:2: not valid JSON"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: not valid JSON"):
         read_jsonl(tmp_path / "rows.jsonl")
-    with pytest.raises(Problem, match="is missing"):
+    with pytest.raises(UserError, match="is missing"):
         read_json(tmp_path / "none.json")
 
 
 def test_metrics_must_be_finite(tmp_path):
-    with pytest.raises(Problem, match="nan"):
+    with pytest.raises(UserError, match="nan"):
         write_metrics(tmp_path / "m.json", {"model": {"loss": float("nan")}})
 
 
 def test_headlines_stand_in_a_file_of_their_own_and_what_was_not_measured_is_left_out(tmp_path):
-    values = {"sft": {"right_tool": 0.7123456, "n": 300}, "dpo": {"right_tool": 0.5, "loss": 1.0}, "compared": {"n": 3}}
-    write_metrics(tmp_path / "m.json", values, ("*.right_tool", "dpo.loss", "compared.p"))
-    assert read_json(tmp_path / "m.json")["sft"] == {"right_tool": 0.71235, "n": 300}
-    assert read_json(tmp_path / "headlines" / "m.json") == {"sft": {"right_tool": 0.71235}, "dpo": {"right_tool": 0.5, "loss": 1.0}}
+    values = {"sft": {"tool_accuracy": 0.7123456, "n": 300}, "dpo": {"tool_accuracy": 0.5, "loss": 1.0}, "compared": {"n": 3}}
+    write_metrics(tmp_path / "m.json", values, ("*.tool_accuracy", "dpo.loss", "compared.p"))
+    assert read_json(tmp_path / "m.json")["sft"] == {"tool_accuracy": 0.71235, "n": 300}
+    assert read_json(tmp_path / "headlines" / "m.json") == {"sft": {"tool_accuracy": 0.71235}, "dpo": {"tool_accuracy": 0.5, "loss": 1.0}}
 
 
 def test_what_dvc_shows_are_few_of_the_metrics_and_all_of_them_there():
@@ -265,12 +265,12 @@ def test_interval_of_a_share_is_wilsons():
 
 
 def test_a_missing_or_damaged_model_is_named(tmp_path):
-    with pytest.raises(Problem, match=r"model\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
         check_model(tmp_path)
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00 not a checkpoint")
-    with pytest.raises(Problem, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         check_model(tmp_path)
 
 
@@ -288,20 +288,20 @@ def small_project(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_key_depends_on_inputs_and_listed_parameters_alone(small_project):
-    key = Stage("download").key
+    key = Stage("download").fingerprint
     text = (small_project / "params.yaml").read_text()
     (small_project / "params.yaml").write_text("# a comment\n" + text.replace("min_words: 50", "min_words: 51"))
-    assert Stage("download").key == key
+    assert Stage("download").fingerprint == key
     (small_project / "params.yaml").write_text(text.replace("seed: 7", "seed: 8"))
-    assert Stage("download").key != key
+    assert Stage("download").fingerprint != key
     (small_project / "params.yaml").write_text(text)
     (small_project / "data" / "in" / "page").write_text("edit")
-    assert Stage("download").key != key
+    assert Stage("download").fingerprint != key
 
 
 def test_what_changes_during_a_run_is_found(small_project):
     stage = Stage("download")
-    assert stage.key
+    assert stage.fingerprint
     stage.check_unchanged()
     os.utime(small_project / "data" / "in" / "page")  # touched, not changed
     stage.check_unchanged()
@@ -309,7 +309,7 @@ def test_what_changes_during_a_run_is_found(small_project):
     (small_project / "data" / "in" / "new").write_text("new")
     text = (small_project / "params.yaml").read_text()
     (small_project / "params.yaml").write_text(text.replace("seed: 7", "seed: 8"))
-    with pytest.raises(Problem, match="seed, data/in/new, data/in/page changed while download was running"):
+    with pytest.raises(UserError, match="seed, data/in/new, data/in/page changed while download was running"):
         stage.check_unchanged()
 
 
@@ -329,7 +329,7 @@ def test_a_checkpoint_comes_back_exactly_and_goes_when_done(small_project):
 
 
 def test_a_damaged_checkpoint_stops_and_names_itself(small_project):
-    with pytest.raises(Problem, match=r"checkpoint .* is damaged .* Delete"):
+    with pytest.raises(UserError, match=r"checkpoint .* is damaged .* Delete"):
         with open_checkpoint(Stage("download")) as checkpoint:
             checkpoint.save({"w": torch.zeros(9)}, {"step": 1})
             weights = checkpoint.directory / "last" / "tensors.safetensors"
@@ -339,7 +339,7 @@ def test_a_damaged_checkpoint_stops_and_names_itself(small_project):
 
 def test_a_second_trainer_is_refused(small_project):
     with open_checkpoint(Stage("download")):
-        with pytest.raises(Problem, match="Another process is running download"):
+        with pytest.raises(UserError, match="Another process is running download"):
             with open_checkpoint(Stage("download")):
                 pass
 

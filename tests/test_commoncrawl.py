@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import read_params
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.core.stage import exclusive
@@ -46,7 +46,7 @@ def server() -> Server:
 @pytest.fixture
 def place(workplace, server) -> Path:  # noqa: F811
     """A workplace that fetches from the server, without waits."""
-    choose(workplace, source="commoncrawl", crawl=CRAWL, base=server.url, index=server.url, seconds_between_requests=0.0, stall_seconds=5.0)
+    choose(workplace, source="commoncrawl", crawl=CRAWL, base=server.url, index=server.url, seconds_between_requests=0.0, read_timeout=5.0)
     return workplace
 
 
@@ -121,7 +121,7 @@ def test_a_finished_file_is_kept_and_linked_and_not_fetched_again(place, server)
 def test_sizes_are_asked_for_once_though_a_run_ends_early(place, server):
     choose(place, files=3)
     server.misbehave = lambda request: Wrong(status=403) if request.method == "GET" and "/warc/" in request.path else None
-    with pytest.raises(Problem, match="403"):
+    with pytest.raises(UserError, match="403"):
         run_stage()
     server.misbehave = lambda request: None
     assert fetched() == WARCS[:3]
@@ -154,7 +154,7 @@ def test_requests_keep_their_distance(place, server):
 
 def refused(place: Path, **values: object) -> str:
     choose(place, **values)
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(UserError) as problem:
         read_params(place / "params.yaml")
     return str(problem.value)
 
@@ -166,7 +166,7 @@ def test_a_choice_of_files_that_means_nothing_is_named(files, place):
 
 def test_more_files_than_there_are_is_a_problem(place):
     choose(place, files='"5-9"')
-    with pytest.raises(Problem, match="the crawl has 6 files"):
+    with pytest.raises(UserError, match="the crawl has 6 files"):
         run_stage()
 
 
@@ -195,7 +195,7 @@ def test_what_fails_for_now_is_asked_again_until_it_is_right(wrongs, place, serv
 def test_what_always_fails_is_an_error_in_words(path, wrong, place, server):
     server.misbehave = lambda request: wrong if request.path.endswith(path) and request.method == "GET" else None
     choose(place, attempts=4)
-    with pytest.raises(Problem, match=rf"{path}: .*(attempt 4 of 4|came twice with the same bytes)"):
+    with pytest.raises(UserError, match=rf"{path}: .*(attempt 4 of 4|came twice with the same bytes)"):
         run_stage()
     assert not Path("data/raw").exists()
 
@@ -204,30 +204,30 @@ def test_a_forbidden_address_is_left_alone_at_once(place, server):
     choose(place, files=6)
     server.misbehave = lambda request: Wrong(status=403, body=b"<Error><Code>AccessDenied</Code><Message>Rate limited</Message></Error>") \
         if request.path.endswith("00001.warc.gz") else None
-    with pytest.raises(Problem, match="403 Forbidden: .*stop"):
+    with pytest.raises(UserError, match="403 Forbidden: .*stop"):
         run_stage()
     assert len(server.asked("00001.warc.gz", "HEAD")) == 1 and not server.asked("00001.warc.gz")
     server.misbehave = lambda request: Wrong(status=403, body=b"<html><h1>Too many requests</h1> from your network.</html>")
     shutil.rmtree(place / ".cache")
-    with pytest.raises(Problem, match="403 Forbidden: Too many requests from your network"):
+    with pytest.raises(UserError, match="403 Forbidden: Too many requests from your network"):
         run_stage()
 
 
 def test_a_file_cut_on_the_server_is_not_asked_for_for_ever(place, server):
     server.files[first(server)] = WARCS[0][:-100]
-    with pytest.raises(Problem, match="ends in the middle of a gzip member.*twice with the same bytes"):
+    with pytest.raises(UserError, match="ends in the middle of a gzip member.*twice with the same bytes"):
         run_stage()
     assert len(server.asked(first(server))) == 2
 
 
 def test_an_empty_file_is_never_a_crawl(place, server):
     server.files[first(server)] = b""
-    with pytest.raises(Problem, match="after 0 bytes.*twice"):
+    with pytest.raises(UserError, match="after 0 bytes.*twice"):
         run_stage()
 
 
 def test_two_downloads_do_not_write_to_one_part(place):
-    with exclusive(place / ".cache/download/lock", "another"), pytest.raises(Problem, match="Another process is running a download"):
+    with exclusive(place / ".cache/download/lock", "another"), pytest.raises(UserError, match="Another process is running a download"):
         run_stage()
 
 
@@ -267,7 +267,7 @@ def test_attempts_that_bring_much_are_no_failures(place, server):
 
 
 def test_ctrl_c_ends_it_at_once_though_a_server_is_silent(place, server):
-    choose(place, files=4, stall_seconds=60.0)
+    choose(place, files=4, read_timeout=60.0)
     server.misbehave = lambda request: Wrong(silent=True) if request.method == "GET" and "/warc/" in request.path else None
     process = subprocess.Popen([sys.executable, "-m", "stages.download"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while len(server.asked(".warc.gz")) < 4:
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_it_at_once_though_a_server_is_silent(place, server):
 
 @pytest.mark.parametrize("wrong", [Wrong(silent=True), Wrong(drip=0.02)], ids=["silent", "drip"])
 def test_a_connection_that_stalls_is_given_up(wrong, place, server):
-    choose(place, stall_seconds=0.3)
+    choose(place, read_timeout=0.3)
     server.misbehave = only(first(server), wrong, wrong)
     started = time.monotonic()
     assert fetched() == WARCS[:1]
@@ -313,34 +313,34 @@ def test_retry_after_is_seconds_or_a_date_or_nothing():
 
 def test_a_server_that_wants_to_be_left_alone_for_long_is(place, server):
     server.misbehave = lambda request: later(503, "86400")
-    with pytest.raises(Problem, match="left alone for 24.0 hours"):
+    with pytest.raises(UserError, match="left alone for 24.0 hours"):
         run_stage()
     assert len(server.requests) == 1
 
 
 def test_a_crawl_that_does_not_exist_is_named(place):
     choose(place, crawl="CC-MAIN-2099-01")
-    with pytest.raises(Problem, match="CC-MAIN-2099-01.*404.*--latest"):
+    with pytest.raises(UserError, match="CC-MAIN-2099-01.*404.*--latest"):
         run_stage()
 
 
 def test_nobody_there(place):
     choose(place, base="http://127.0.0.1:9/", attempts=2)
-    with pytest.raises(Problem, match="no answer .*attempt 2 of 2"):
+    with pytest.raises(UserError, match="no answer .*attempt 2 of 2"):
         run_stage()
 
 
 def test_a_full_disk_is_known_before_anything_is_fetched(place, server):
     choose(place, files=2)
     server.misbehave = lambda request: Wrong(length=10**16) if request.method == "HEAD" else None
-    with pytest.raises(Problem, match="2 files are to be fetched, .* GiB are free"):
+    with pytest.raises(UserError, match="2 files are to be fetched, .* GiB are free"):
         run_stage()
     assert not server.asked(".warc.gz") and not Path("data/raw").exists()
 
 
 def test_paths_that_lead_out_of_the_crawl_are_refused(place, server):
     server.files[f"crawl-data/{CRAWL}/warc.paths.gz"] = gzip.compress(b"crawl-data/../../etc/passwd.gz\n")
-    with pytest.raises(Problem, match="no file of a crawl"):
+    with pytest.raises(UserError, match="no file of a crawl"):
         run_stage()
 
 
@@ -440,7 +440,7 @@ def test_single_records_survive_what_files_survive(wrong, place, server):
 def test_a_broken_line_in_the_index_is_an_error_that_quotes_it(place, server):
     server.broken_lines[1] = b'{"url": "https://garden.example/broken'
     choose(place, urls='"garden.example/*"')
-    with pytest.raises(Problem, match="page 1 for garden.example/.: line 2 is no entry .*garden.example/broken.*twice"):
+    with pytest.raises(UserError, match="page 1 for garden.example/.: line 2 is no entry .*garden.example/broken.*twice"):
         run_stage()
 
 
@@ -449,7 +449,7 @@ def test_an_index_that_points_to_another_record_is_an_error(place, server):
     entry["offset"], entry["length"] = server.index[CRAWL][1]["offset"], server.index[CRAWL][1]["length"]
     entry["filename"] = server.index[CRAWL][1]["filename"]
     choose(place, urls='"*.example"', records=2)
-    with pytest.raises(Problem, match="the record there is of https://"):
+    with pytest.raises(UserError, match="the record there is of https://"):
         run_stage()
 
 
@@ -458,7 +458,7 @@ def test_an_index_that_points_to_another_record_is_an_error(place, server):
     ({"urls": '"garden.example"', "crawl": "CC-MAIN-2099-01"}, "--latest")])
 def test_a_choice_of_pages_that_means_nothing_is_named(values, word, place):
     choose(place, **values)
-    with pytest.raises(Problem, match=word):
+    with pytest.raises(UserError, match=word):
         run_stage()
 
 
@@ -506,7 +506,7 @@ def test_s3_gives_the_same_bytes_where_credentials_exist(s3, place, monkeypatch)
 
 
 def test_s3_without_credentials_is_a_problem_with_the_way_out(s3):
-    with pytest.raises(Problem, match="AWS refused.*AWS_PROFILE.*https://data.commoncrawl.org/"):
+    with pytest.raises(UserError, match="AWS refused.*AWS_PROFILE.*https://data.commoncrawl.org/"):
         run_stage()
 
 

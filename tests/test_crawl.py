@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from fastwarc.warc import ArchiveIterator
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.crawl.dedup.fingerprint import text_key, unit_interval
 from crawl2cart.crawl.embedded_web.html_pages import Renderer, to_html
 from crawl2cart.crawl.embedded_web.sites import gold_text, plain_text, read_sites
@@ -186,14 +186,14 @@ def test_gold_text_has_posts_and_no_comments(tmp_path):
 ])
 def test_a_page_that_does_not_parse_is_named_with_its_line(text, place, word, tmp_path):
     folder = write_site(tmp_path, bad=text)
-    with pytest.raises(Problem) as problem:
+    with pytest.raises(UserError) as problem:
         read_sites(folder)
     assert f"bad.md{place}" in str(problem.value)
     assert word in str(problem.value)
 
 
 def test_two_pages_with_one_url_are_a_problem(tmp_path):
-    with pytest.raises(Problem, match="first.md"):
+    with pytest.raises(UserError, match="first.md"):
         read_sites(write_site(tmp_path, first=written(), second=written()))
 
 
@@ -514,7 +514,7 @@ def test_keep_quality_by_hand(tmp_path):
     assert (quality["n"], quality["precision"], quality["recall"]) == (4, 2 / 3, 1.0)
     assert 0 < quality["precision_low"] < 2 / 3 < quality["precision_high"] < 1
     assert keep_errors({"a": "", "b": "words", "c": "", "d": "language", "e": "words", "f": ""}, labels, {"a", "b", "c", "d", "f"}) == {
-        "wrongly_kept": {"navigation": 1}, "wrongly_removed": {"words": 1}}
+        "false_positives": {"navigation": 1}, "false_negatives": {"words": 1}}
     assert token_f1("the old dog", "the dog ran off") == 2 * 2 / 7
 
 
@@ -524,7 +524,7 @@ def test_a_bad_span_is_named_with_its_line(line, tmp_path):
     path.write_text("url,kind,text,mask\nz,phone,555-0117,yes\nz,ip,2.5.3.1,no\n")
     assert [(span.kind, span.text, span.mask) for span in read_spans(path)["z"]] == [("phone", "555-0117", True), ("ip", "2.5.3.1", False)]
     path.write_text(f"url,kind,text,mask\nz,phone,555-0117,yes\n{line}\n")
-    with pytest.raises(Problem, match="personal.csv:3"):
+    with pytest.raises(UserError, match="personal.csv:3"):
         read_spans(path)
 
 
@@ -532,5 +532,5 @@ def test_a_bad_span_is_named_with_its_line(line, tmp_path):
 def test_a_bad_label_is_named_with_its_line(line, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(f"url,verdict,reason,language,duplicate_of,personal_data\nz,keep,,en,,0\n{line}\n")
-    with pytest.raises(Problem, match="labels.csv:3"):
+    with pytest.raises(UserError, match="labels.csv:3"):
         read_labels(path)

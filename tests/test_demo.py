@@ -22,10 +22,10 @@ from crawl2cart.demo.conversation import CLARIFY, DOWN, POLITE, Conversation, pl
 from crawl2cart.demo.page import token_for
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.tokenizer import SPECIAL_TOKENS, encoding, read_ranks, save_tokenizer
-from crawl2cart.router.gpt4 import Gpt
+from crawl2cart.router.gpt4 import Gpt4
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.router.policy import Route, Router
-from crawl2cart.shop.db import Store, open_store
+from crawl2cart.shop.db import ShopDB, open_store
 from crawl2cart.shop.tool_schemas import TOOLS, compact
 from crawl2cart.shop.tools import Session
 from stages.router import train
@@ -42,7 +42,7 @@ OWNER = STORE.order(ORDER)["email"]
 @pytest.fixture(scope="module")
 def local() -> LocalRouter:
     params = read_params(ROOT / "params.yaml").router
-    return train(ROOT / "data" / "queries", ROOT / "data" / "store", params.inverse_penalty, params.unclear_below)
+    return train(ROOT / "data" / "queries", ROOT / "data" / "store", params.C, params.abstain_threshold)
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +68,11 @@ def tool_call(name: str, **arguments: object) -> bytes:
         "name": name, "arguments": json.dumps(arguments)}}])
 
 
-def talk(local: LocalRouter, server: Server, store: Store = STORE, email: str | None = None) -> Conversation:
+def talk(local: LocalRouter, server: Server, store: ShopDB = STORE, email: str | None = None) -> Conversation:
     """A conversation whose shopping agent is whatever the server answers to requests with tools."""
     client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
     agent = Agent(Session(store.copy(), signed_in=email), Endpoint(client, "agent-test"))
-    return Conversation(Router(local, Gpt("gpt-test"), 5, 5), lambda: agent)
+    return Conversation(Router(local, Gpt4("gpt-test"), 5, 5), lambda: agent)
 
 
 def answers(label: str = "shopping", agent: str = "Here you are.", other: str = "Paris.", confidence: float = 0.9):
@@ -150,7 +150,7 @@ def test_later_turns_of_shopping_conversations_stay_with_the_agent(local):
     """Out of their conversation many of them (`the second one`, `correct`) do not look like shopping."""
     turns = [turn["text"] for plan in read_jsonl(ROOT / "data" / "store" / "plans.jsonl") for turn in plan["turns"][1:]]
     agent = Agent(Session(STORE), messages=[{"role": "assistant", "content": "Here it is."}])
-    conversation = Conversation(Router(local, Gpt("gpt-test")), lambda: agent)
+    conversation = Conversation(Router(local, Gpt4("gpt-test")), lambda: agent)
     conversation.open()
     conversation.place = "shopping"
     routes = [conversation.router(turn) for turn in turns]

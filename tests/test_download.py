@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from fastwarc.warc import ArchiveIterator
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import Stage
 from crawl2cart.crawl.embedded_web.html_pages import Renderer
 from crawl2cart.crawl.embedded_web.sites import read_sites
@@ -139,7 +139,7 @@ def test_the_manifest_names_every_file_and_two_runs_give_the_same_bytes(workplac
 
 def test_a_page_that_does_not_parse_leaves_nothing(workplace):
     Path("data/web/sites/saltreeve.example/bad.md").write_text("+++\nurl = \n+++\n")
-    with pytest.raises(Problem, match="bad.md:2"):
+    with pytest.raises(UserError, match="bad.md:2"):
         run_stage()
     assert not Path("data/raw").exists() and not list(Path("data").glob(".raw*"))
 
@@ -184,7 +184,7 @@ def test_what_is_no_warc_is_refused_by_name(content, word, workplace):
     (workplace / "good.warc.gz").write_bytes(members(RECORDS[:2]))
     (workplace / "part-00071.warc.gz").write_bytes(content)
     choose(workplace, source="files", paths='"*.warc.gz"')
-    with pytest.raises(Problem, match="part-00071.warc.gz") as problem:
+    with pytest.raises(UserError, match="part-00071.warc.gz") as problem:
         run_stage()
     assert word in str(problem.value)
     assert not Path("data/raw").exists()
@@ -193,7 +193,7 @@ def test_what_is_no_warc_is_refused_by_name(content, word, workplace):
 @pytest.mark.parametrize(("paths", "word"), [('"nowhere/*.warc.gz"', "nowhere"), ('" , "', "empty")])
 def test_a_pattern_that_means_no_file_is_a_problem(paths, word, workplace):
     choose(workplace, source="files", paths=paths)
-    with pytest.raises(Problem, match=word):
+    with pytest.raises(UserError, match=word):
         run_stage()
 
 

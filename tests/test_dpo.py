@@ -14,13 +14,13 @@ import torch
 
 from crawl2cart.core.files import read_json, write_json, write_jsonl
 from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.release_gates import guards, measure, repetition, unsafe
 from crawl2cart.lm.formats import harmony
 from crawl2cart.preferences.losses import LOSSES, mean_divergence, preference_loss
 from crawl2cart.preferences.pairs import make_pair
 from crawl2cart.preferences.style_classifier import ToneScorer
-from crawl2cart.shop.env import Shops
+from crawl2cart.shop.env import ShopSessions
 from crawl2cart.shop.tool_schemas import TOOLS
 from tests.conftest import ROOT, copy_project, maker_of
 from tests.test_prefs import SITUATIONS
@@ -100,8 +100,8 @@ def dialogues() -> list[dict]:
     return maker_of(STORE, 7).split("validation", 60)
 
 
-BEFORE = {"right_tool": 0.9, "exact_arguments": 0.8, "calls": 100, "unsafe_writes": 0, "unsupported_facts": 0.1, "repetition": 0.05,
-          "runs": 500, "mean_length": 20.0, "quality": 0.7, "qualities": [0.6, 0.8] * 50}
+BEFORE = {"tool_accuracy": 0.9, "argument_exact_match": 0.8, "calls": 100, "policy_violation_rate": 0, "hallucination_rate": 0.1, "repetition": 0.05,
+          "runs": 500, "mean_reply_words": 20.0, "quality": 0.7, "qualities": [0.6, 0.8] * 50}
 START, END = {"accuracy": 0.0, "chosen_log_probability": -40.0}, {"accuracy": 0.8, "chosen_log_probability": -39.0}
 
 
@@ -112,13 +112,13 @@ def failed(after: dict | None = None, end: dict | None = None) -> list[str]:
 def test_an_unchanged_model_passes_and_each_guard_fails_alone():
     assert failed() == []
     # One standard error of 0.8 against 0.74 of 100 each is sqrt(0.16 / 100 + 0.1924 / 100) = 0.0594.
-    assert failed({"exact_arguments": 0.75}) == [] and failed({"exact_arguments": 0.74}) == ["exact_arguments"]
-    assert failed({"right_tool": 0.8}) == ["right_tool"]
-    assert failed({"unsafe_writes": 1}) == ["unsafe_writes"]
-    assert failed({"unsupported_facts": 0.101}) == ["unsupported_facts"]
+    assert failed({"argument_exact_match": 0.75}) == [] and failed({"argument_exact_match": 0.74}) == ["argument_exact_match"]
+    assert failed({"tool_accuracy": 0.8}) == ["tool_accuracy"]
+    assert failed({"policy_violation_rate": 1}) == ["policy_violation_rate"]
+    assert failed({"hallucination_rate": 0.101}) == ["hallucination_rate"]
     assert failed({"repetition": 0.05}) == [] and failed({"repetition": 0.051}) == ["repetition"]
-    assert failed({"mean_length": 22.9}) == failed({"mean_length": 17.1}) == []
-    assert failed({"mean_length": 23.1}) == failed({"mean_length": 16.9}) == ["mean_length"]
+    assert failed({"mean_reply_words": 22.9}) == failed({"mean_reply_words": 17.1}) == []
+    assert failed({"mean_reply_words": 23.1}) == failed({"mean_reply_words": 16.9}) == ["mean_reply_words"]
     assert failed(end={"chosen_log_probability": -41.9}) == []
     assert failed(end={"chosen_log_probability": -42.1}) == ["chosen_log_probability"]
     assert failed(end={"accuracy": 0.4}) == ["reward_accuracy"]
@@ -126,14 +126,14 @@ def test_an_unchanged_model_passes_and_each_guard_fails_alone():
 
 
 def test_a_guard_says_what_it_found_and_what_had_to_be():
-    guard = next(guard for guard in guards(BEFORE, BEFORE | {"unsafe_writes": 2}, START, END) if not guard.passed)
+    guard = next(guard for guard in guards(BEFORE, BEFORE | {"policy_violation_rate": 2}, START, END) if not guard.passed)
     assert guard.reason == "unsafe writes is 2, was 0 and has to be at most 0"
 
 
 def test_a_write_without_consent_is_unsafe_and_the_recorded_one_is_not(dialogues):
-    shops, seen = Shops(STORE), 0
+    shops, seen = ShopSessions(STORE), 0
     for dialogue in dialogues:
-        rows = turn_rows(dialogue)
+        rows = to_examples(dialogue)
         for asks, writes in zip(rows, rows[1:], strict=False):
             if any(act.endswith("_confirm") for act in asks["acts"]) and writes["acts"] == ["call"]:
                 text = harmony.completion(writes["completion"][0])
@@ -153,12 +153,12 @@ def test_repetition_counts_runs_of_four_words():
 
 def test_right_answers_measure_as_right(dialogues, tmp_path, monkeypatch):
     (tmp_path / "data" / "sft").mkdir(parents=True)
-    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).words())
+    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict())
     monkeypatch.chdir(tmp_path)
-    turns = [row for dialogue in dialogues[:20] for row in turn_rows(dialogue)]
+    turns = [row for dialogue in dialogues[:20] for row in to_examples(dialogue)]
     texts = [harmony.completion(row["completion"][0]) for row in turns]
-    found = measure(turns, texts, {dialogue["id"]: dialogue for dialogue in dialogues}, Shops(STORE), ToneScorer.fit(SITUATIONS))
-    assert found["right_tool"] == found["exact_arguments"] == 1 and found["unsafe_writes"] == found["unsupported_facts"] == 0
+    found = measure(turns, texts, {dialogue["id"]: dialogue for dialogue in dialogues}, ShopSessions(STORE), ToneScorer.fit(SITUATIONS))
+    assert found["tool_accuracy"] == found["argument_exact_match"] == 1 and found["policy_violation_rate"] == found["hallucination_rate"] == 0
     assert min(found["qualities"]) >= 0.5
 
 
@@ -202,7 +202,7 @@ def taught(folder: Path, rows: list[dict]) -> None:
 @pytest.fixture(scope="module")
 def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
     """A project with an SFT model that answers six turns of validation rightly, and pairs of these turns and worse ones."""
-    rows, kept = [row for dialogue in dialogues for row in turn_rows(dialogue) if row["prompt"] == [row["prompt"][0]]], []
+    rows, kept = [row for dialogue in dialogues for row in to_examples(dialogue) if row["prompt"] == [row["prompt"][0]]], []
     for calls in (True, False):
         kept += [row for row in rows if bool(row["completion"][0].get("tool_calls")) == calls][:3]
     folder = copy_project(tmp_path_factory.mktemp("dpo") / "project")
@@ -212,7 +212,7 @@ def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
               for dialogue in dialogues if dialogue["id"] in names]
     (folder / "data" / "sft").mkdir(parents=True)
     write_jsonl(folder / "data" / "sft" / "validation.jsonl", chosen)
-    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).words())
+    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict())
     return folder, kept
 
 
@@ -234,7 +234,7 @@ def run_dpo(project: Path, rows: list[dict], reversed_pairs: bool, learning_rate
         write_jsonl(project / "data" / "prefs" / f"{split}.jsonl", pairs)
     text = (ROOT / "params.yaml").read_text().replace("\nprofile: cpu\n", "\nprofile: smoke\n")
     smoke = text.index("  smoke:")
-    sizes = r"(    dpo:\n      steps: )\d+(\n      batch: )\d+(.*?look_rows: )\d+"
+    sizes = r"(    dpo:\n      steps: )\d+(\n      batch: )\d+(.*?eval_samples: )\d+"
     text = text[:smoke] + re.sub(sizes, r"\g<1>24\g<2>3\g<3>6", text[smoke:], count=1, flags=re.DOTALL)
     start = text.index("\ndpo:")
     for key, value in (("learning_rate", learning_rate), ("sft_weight", sft_weight)):
@@ -255,7 +255,7 @@ def test_pairs_the_wrong_way_round_release_sft_and_say_why(learnt):
     project, rows = learnt
     found, said = run_dpo(project, rows, reversed_pairs=True, learning_rate=0.01, sft_weight=0.1)
     assert not found["dpo"]["released_is_dpo"] and found["released"]["model"] == "sft"
-    assert not found["guards"]["quality"] and not all(found["guards"][name] for name in ("right_tool", "unsupported_facts"))
+    assert not found["guards"]["quality"] and not all(found["guards"][name] for name in ("tool_accuracy", "hallucination_rate"))
     assert "SFT is released: " in said and found["released"]["why"] in said and "quality is" in said
     assert weights(project / "models" / "released") == weights(project / "models" / "sft") != weights(project / "models" / "dpo")
 

@@ -12,7 +12,7 @@ import tiktoken
 from tiktoken_ext import openai_public
 from transformers import AutoTokenizer
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.lm import tokenizer as tokenizers
 from stages import encode
 
@@ -128,12 +128,12 @@ def test_a_damaged_or_short_table_is_named_with_its_line(tmp_path):
     lines = RANKS.read_text().splitlines()
     table = tmp_path / "table.tiktoken"
     table.write_text("\n".join([*lines[:10], "not base64 at all", *lines[10:]]))
-    with pytest.raises(Problem, match=r"table\.tiktoken:11: not a line"):
+    with pytest.raises(UserError, match=r"table\.tiktoken:11: not a line"):
         tokenizers.read_ranks(table)
     table.write_text("\n".join(lines[:10] + lines[11:]))
-    with pytest.raises(Problem, match=r":11: rank 11 where 10"):
+    with pytest.raises(UserError, match=r":11: rank 11 where 10"):
         tokenizers.read_ranks(table)
-    with pytest.raises(Problem, match="holds 4,096 ranks, but encode.ranks asks for 5,000"):
+    with pytest.raises(UserError, match="holds 4,096 ranks, but encode.vocab_size asks for 5,000"):
         tokenizers.read_ranks(RANKS, 5000)
 
 
@@ -157,5 +157,5 @@ def test_token_files_hold_the_documents_in_order(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("files", [{}, {"a.parquet": []}])
 def test_an_empty_corpus_is_said_in_words(tokenizer, tmp_path, files):
-    with pytest.raises(Problem, match=re.escape("holds no document. Run `dvc repro filter`")):
+    with pytest.raises(UserError, match=re.escape("holds no document. Run `dvc repro filter`")):
         encode.encode_split(corpus(tmp_path / "val", files), tmp_path / "val.bin", tokenizer, np.dtype(np.uint16))

@@ -16,11 +16,11 @@ from crawl2cart.agent.hf_writer import whole_characters
 from crawl2cart.agent.local_writer import OwnWriter, open_folder, writer_of
 from crawl2cart.core.device import Device
 from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.baselines import BASELINES, by_keywords
 from crawl2cart.evaluation.rollouts import critical, passed_all, safety, trials
-from crawl2cart.evaluation.turn_metrics import summarise
-from crawl2cart.evaluation.win_rate import compare, length_controlled, win_rate
+from crawl2cart.evaluation.turn_metrics import summarize_turns
+from crawl2cart.evaluation.win_rate import compare, length_controlled_win_rate, win_rate
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import save_model
@@ -31,8 +31,8 @@ from crawl2cart.shop.tool_schemas import TOOLS
 from stages.evaluate import choose_turns, routed
 from tests.conftest import ROOT, maker_of
 
-SIZES = {"layers": 3, "width": 32, "heads": 4, "key_value_heads": 2, "head_size": 16, "expert_width": 24, "experts": 4,
-         "experts_per_token": 2, "window": 16, "max_context": 4096, "rope_factor": 1.0, "balance": 0.01, "z_loss": 0.0}
+SIZES = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 24, "num_experts": 4,
+         "experts_per_token": 2, "sliding_window": 16, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.0}
 FLOAT32 = Device("cpu", torch.float32)
 
 
@@ -69,25 +69,25 @@ def test_who_does_what_is_recorded_succeeds_safely_in_every_run(recorded):
     dialogues = recorded["plans"] + recorded["safety"]
     found, plays = trials(recorded["plans"], recorded["safety"], recorded["shops"], replay(dialogues), lambda run: replay(dialogues), 8,
                           recorded["words"])
-    assert found["task_success"] == found["task_success_3"] == 1
-    assert found["unsafe_writes"] == found["unsafe_writes_count"] == found["injection_obeyed"] == 0
-    assert found["unsafe_writes_n"] == len(plays) + 25
-    assert found["policy_cited"] == found["declines"] == 1
-    assert {found[f"{name}_n"] for name in ("foreign_writes", "unconfirmed_writes", "injection_obeyed", "policy_cited", "declines")} == {5}
+    assert found["pass_1"] == found["pass_3"] == 1
+    assert found["policy_violation_rate"] == found["policy_violation_count"] == found["attack_success_rate"] == 0
+    assert found["policy_violation_rate_n"] == len(plays) + 25
+    assert found["citation_accuracy"] == found["out_of_scope_refusal_rate"] == 1
+    assert {found[f"{name}_n"] for name in ("unauthorized_write_rate", "unconfirmed_write_rate", "attack_success_rate", "citation_accuracy", "out_of_scope_refusal_rate")} == {5}
 
 
 def test_who_names_no_section_and_calls_where_nothing_can_be_looked_up_neither_cites_nor_declines(recorded):
     for text, cites, declines in ((reply("I can't help with that."), 0, 1), (reply("The kettle is very good."), 0, 0),
                                   (call("list_orders"), 0, 0), (reply("Sorry, it costs $12.34."), 0, 0)):
         found, _ = trials([], recorded["safety"], recorded["shops"], always(text), None, 8, recorded["words"])
-        assert (found["policy_cited"], found["declines"]) == (cites, declines)
+        assert (found["citation_accuracy"], found["out_of_scope_refusal_rate"]) == (cites, declines)
 
 
 def test_who_writes_whatever_the_customer_says_is_found_out(recorded):
     cases = [case for case in recorded["safety"] if case["session"]["orders"]]
     number = {case["id"]: case["session"]["orders"][0]["order"]["order"] for case in cases}
     played = play_all(cases[:1], recorded["shops"], always(call("cancel_order", order=number[cases[0]["id"]])), 1, critical)
-    assert played[0].play.unsafe_writes > 0
+    assert played[0].play.policy_violations > 0
     kinds = safety(cases[:1], played)
     assert kinds[cases[0]["case"]] == [True]
 
@@ -152,25 +152,25 @@ def test_a_win_that_only_length_brought_does_not_count_at_equal_length():
     outcome = (draw.random(2000) < 1 / (1 + np.exp(-longer))).astype(float)   # who is longer wins, more often ours
     rows = np.stack([outcome, longer], 1)
     assert win_rate(rows) > 0.7
-    assert abs(length_controlled(rows) - 0.5) < 0.08
+    assert abs(length_controlled_win_rate(rows) - 0.5) < 0.08
     better = np.stack([(draw.random(2000) < 0.8).astype(float), longer], 1)  # wins that length does not explain stay
-    assert length_controlled(better) == pytest.approx(0.8, abs=0.04)
-    assert 0.9 < length_controlled(np.stack([np.ones(50), np.zeros(50)], 1)) < 1
+    assert length_controlled_win_rate(better) == pytest.approx(0.8, abs=0.04)
+    assert 0.9 < length_controlled_win_rate(np.stack([np.ones(50), np.zeros(50)], 1)) < 1
 
 
 # Baselines
 
 def test_baselines_give_calls_that_can_be_read(recorded):
-    rows, train = ([row for dialogue in recorded[split] for row in turn_rows(dialogue)] for split in ("test", "train"))
+    rows, train = ([row for dialogue in recorded[split] for row in to_examples(dialogue)] for split in ("test", "train"))
     for name, baseline in BASELINES.items():
-        summary = summarise(rows, baseline(rows, train), recorded["words"])
-        assert summary["right_tool"] > 0.1, name
-        assert summary["exact_arguments"] < 0.5, name
-        assert math.isfinite(summary["helpful"])
+        summary = summarize_turns(rows, baseline(rows, train), recorded["words"])
+        assert summary["tool_accuracy"] > 0.1, name
+        assert summary["argument_exact_match"] < 0.5, name
+        assert math.isfinite(summary["fact_recall"])
 
 
 def test_the_nearest_training_turn_of_a_training_turn_is_itself(recorded):
-    train = [row for dialogue in recorded["train"] for row in turn_rows(dialogue)]
+    train = [row for dialogue in recorded["train"] for row in to_examples(dialogue)]
     texts = BASELINES["nearest"](train, train)
     same = [text == harmony.completion(row["completion"][0]) for text, row in zip(texts, train, strict=True)]
     assert sum(same) > 0.8 * len(same)  # thanks are answered in many ways
@@ -187,13 +187,13 @@ def test_an_answer_counts_as_right_only_where_the_query_went_to_who_gave_it(reco
     def sends_to(label: str):
         return lambda text: Decision(label, float(label == "shopping"))
 
-    rows = [row for dialogue in recorded["test"] for row in turn_rows(dialogue)]
+    rows = [row for dialogue in recorded["test"] for row in to_examples(dialogue)]
     first = [row for row in rows if len(row["prompt"]) == 1 and row["intent"] != "out_of_scope"]
     found = {(label, answered): routed(sends_to(label), [], recorded["test"], rows, {row["id"]: answered for row in rows})
              for label in ("shopping", "other", "unclear") for answered in (True, False)}
-    assert {row["right_answer_n"] for row in found.values()} == {len(first)} and len(first) > 10
-    assert {case: row["right_answer"] for case, row in found.items()} == {case: float(case == ("shopping", True)) for case in found}
-    assert {label: row["right_place"] for (label, _), row in found.items()} == {"shopping": 1.0, "other": 0.0, "unclear": 0.0}
+    assert {row["end_to_end_accuracy_n"] for row in found.values()} == {len(first)} and len(first) > 10
+    assert {case: row["end_to_end_accuracy"] for case, row in found.items()} == {case: float(case == ("shopping", True)) for case in found}
+    assert {label: row["routing_accuracy"] for (label, _), row in found.items()} == {"shopping": 1.0, "other": 0.0, "unclear": 0.0}
 
 
 def test_turns_are_of_all_dialogues_before_a_second_of_any(recorded):
@@ -201,7 +201,7 @@ def test_turns_are_of_all_dialogues_before_a_second_of_any(recorded):
     rows = choose_turns(dialogues, len(dialogues), 3)
     assert len({row["id"].partition(":")[0] for row in rows}) == len(dialogues)
     everything = choose_turns(dialogues, 10**6, 3)
-    assert sorted(row["id"] for row in everything) == sorted(row["id"] for dialogue in dialogues for row in turn_rows(dialogue))
+    assert sorted(row["id"] for row in everything) == sorted(row["id"] for dialogue in dialogues for row in to_examples(dialogue))
     assert rows == everything[:len(rows)] == choose_turns(dialogues, len(dialogues), 3)
 
 
@@ -223,7 +223,7 @@ def folder(tmp_path_factory):
 
 
 def prompts_of(recorded: dict, count: int) -> list[list[dict]]:
-    rows = [row for dialogue in recorded["test"] for row in turn_rows(dialogue)]
+    rows = [row for dialogue in recorded["test"] for row in to_examples(dialogue)]
     return [row["prompt"] for row in random.Random(1).sample(rows, count)]
 
 

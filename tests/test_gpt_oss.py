@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats.from_openai import load_openai, mxfp4
 from crawl2cart.lm.formats.save import exported_name, load_gpt_oss, save_model
@@ -21,7 +21,7 @@ from crawl2cart.lm.inference.engine import generate
 from crawl2cart.lm.models import attention as attention_module
 from crawl2cart.lm.models import moe as experts_module
 from crawl2cart.lm.models.gpt_oss import GptOss
-from crawl2cart.lm.models.init import padded
+from crawl2cart.lm.models.init import pad_vocab
 from tests.small_models import VOCABULARY, make, shaken, small_tokenizer, some_tokens
 
 
@@ -42,7 +42,7 @@ def hugging_face(folder: Path) -> GptOssForCausalLM:
 @pytest.fixture(scope="module", params=[1.0, 32.0], ids=["plain RoPE", "YaRN 32"])
 def pair(request, tokenizer, tmp_path_factory) -> tuple[GptOss, GptOssForCausalLM]:
     """Ours and transformers' with the same weights, as it reads them from our export."""
-    model = shaken(make("gpt_oss", rope_factor=request.param, max_context=int(4096 * request.param)))
+    model = shaken(make("gpt_oss", rope_factor=request.param, max_position_embeddings=int(4096 * request.param)))
     folder = tmp_path_factory.mktemp("gpt_oss")
     save_model(model, folder, tokenizer)
     return model, hugging_face(folder)
@@ -166,13 +166,13 @@ def test_wrong_yarn_is_noticed(pair, monkeypatch, wrong):
     right = attention_module.frequencies
     rounded = {"ceil": math.ceil, "floor": math.floor}
 
-    def frequencies(head_size, factor, original_context):
+    def frequencies(head_dim, factor, original_context):
         if wrong == "no concentration":
-            return right(head_size, factor, original_context)[0], 1.0
-        low, high = (head_size / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(150_000) for turns in (32, 1))
+            return right(head_dim, factor, original_context)[0], 1.0
+        low, high = (head_dim / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(150_000) for turns in (32, 1))
         low, high = rounded["floor"](low), rounded["ceil"](high)
-        kept = 150_000.0 ** -(torch.arange(0, head_size, 2) / head_size)
-        slowed = ((torch.arange(head_size // 2) - low) / (high - low)).clamp(0, 1)
+        kept = 150_000.0 ** -(torch.arange(0, head_dim, 2) / head_dim)
+        slowed = ((torch.arange(head_dim // 2) - low) / (high - low)).clamp(0, 1)
         return kept / factor * slowed + kept * (1 - slowed), 0.1 * math.log(factor) + 1
 
     monkeypatch.setattr(attention_module, "frequencies", frequencies)
@@ -244,7 +244,7 @@ def test_a_gpt_oss_that_differs_is_refused_by_name(pair, tokenizer, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["rope_parameters"]["truncate"] = True
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Problem, match="truncate"):
+    with pytest.raises(UserError, match="truncate"):
         load_gpt_oss(tmp_path)
 
 
@@ -253,7 +253,7 @@ def test_transformers_generates_what_we_do(pair):
     prompt = TOKENS[:1, :40]
     ours = generate(model, prompt.tolist(), 20, temperature=0)
     theirs = reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False,
-                                eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(VOCABULARY, padded(VOCABULARY))))
+                                eos_token_id=None, pad_token_id=0, suppress_tokens=list(range(VOCABULARY, pad_vocab(VOCABULARY))))
     assert ours[0] == theirs[0, 40:].tolist()
 
 
@@ -283,7 +283,7 @@ def test_four_bit_blocks_are_read_by_the_equations():
 @pytest.fixture
 def openai_folder(tmp_path) -> tuple[Path, GptOss]:
     """A folder as openai publishes it, made from a model of ours whose experts are whole MXFP4 values."""
-    model = shaken(make("gpt_oss", layers=2, width=64, expert_width=32, rope_factor=32.0, max_context=131072))
+    model = shaken(make("gpt_oss", layers=2, width=64, intermediate_size=32, rope_factor=32.0, max_position_embeddings=131072))
     theirs = {"embedding.weight": model.embedding[:VOCABULARY], "norm.scale": model.norm, "unembedding.weight": model.head[:VOCABULARY]}
     with torch.no_grad():
         model.embedding[VOCABULARY:] = 0
@@ -332,7 +332,7 @@ def test_an_openai_checkpoint_that_differs_is_refused_by_name(openai_folder, cha
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != name}))
     assert load_openai(folder).config == model.config   # what is not said is as in gpt-oss
     (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(Problem, match=name):
+    with pytest.raises(UserError, match=name):
         load_openai(folder)
 
 
@@ -341,7 +341,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(openai_folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["block.1.attn.sinks"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(Problem, match=r"no tensor 'block\.1\.attn\.sinks'"):
+    with pytest.raises(UserError, match=r"no tensor 'block\.1\.attn\.sinks'"):
         load_openai(folder)
 
 

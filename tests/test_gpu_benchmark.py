@@ -43,9 +43,9 @@ def test_without_a_card_it_says_so_and_writes_nothing(tmp_path):
 
 def test_the_benchmark_measures_the_shapes_that_the_profile_runs():
     profile = read_params(ROOT / "params.yaml").profiles.gpu
-    _, config, _, context, tokens_per_step, _ = RUNS["gpt_oss_410m"]
+    _, config, _, context, batch_tokens, _ = RUNS["gpt_oss_410m"]
     assert {name: config[name] for name in profile.models.gpt_oss.model_dump()} == profile.models.gpt_oss.model_dump()
-    assert (context, tokens_per_step) == (profile.pretrain.context, profile.pretrain.tokens_per_step)
+    assert (context, batch_tokens) == (profile.pretrain.context, profile.pretrain.batch_tokens)
     _, lstm, _, steps_back, _, _ = RUNS["lstm_2x1024"]
     assert (lstm["width"], lstm["layers"], steps_back) == tuple(profile.models.lstm.model_dump().values())
     assert BASE["num_local_experts"] * BASE["num_hidden_layers"] * 3 * BASE["hidden_size"] * BASE["intermediate_size"] == pytest.approx(

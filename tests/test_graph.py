@@ -257,7 +257,7 @@ def test_an_experiment_runs_in_a_temporary_copy(copy):
     before = (copy / "params.yaml").read_text()
     subprocess.run(["git", "config", "user.name", "t"], cwd=copy, check=True)
     subprocess.run(["git", "config", "user.email", "t@example.com"], cwd=copy, check=True)
-    dvc(copy, "exp", "run", "--temp", "-S", "router.inverse_penalty=5", "router")
+    dvc(copy, "exp", "run", "--temp", "-S", "router.C=5", "router")
     assert (copy / "params.yaml").read_text() == before
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from crawl2cart.agent.agent import api_messages
 from crawl2cart.core.files import read_jsonl
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.tool_schemas import TOOLS, compact
@@ -102,7 +102,7 @@ def test_text_equals_openai_harmony_on_hand_made_conversations(reference):
 def test_text_equals_openai_harmony_on_recorded_dialogues(reference, dialogues):
     for dialogue in dialogues:
         assert harmony.render(dialogue["messages"], TOOLS) == reference(dialogue["messages"], TOOLS, prompt=False)
-        for row in turn_rows(dialogue):
+        for row in to_examples(dialogue):
             assert harmony.render(row["prompt"], TOOLS, add_generation_prompt=True) == reference(row["prompt"], TOOLS, prompt=True)
 
 
@@ -200,7 +200,7 @@ def test_a_changed_template_would_be_noticed(reference, monkeypatch):
 
 def test_a_prompt_is_a_prefix_of_prompt_and_completion(dialogues):
     for dialogue in dialogues:
-        for row in turn_rows(dialogue):
+        for row in to_examples(dialogue):
             prompt = harmony.render(row["prompt"], TOOLS, add_generation_prompt=True)
             whole = harmony.render(row["prompt"] + row["completion"], TOOLS)
             assert whole == prompt + harmony.completion(row["completion"][0])

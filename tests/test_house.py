@@ -161,7 +161,7 @@ def test_every_path_in_the_code_is_listed_and_every_listed_one_is_read(name):
 def test_a_path_that_is_not_listed_and_one_that_is_not_read_are_found(tmp_path):
     (tmp_path / "stage.py").write_text(
         '"""in data/queries/README.md"""\nread(f"models/{name}/samples.json")\nread("data/raw")\n'
-        'raise Problem("data/store/x.json is missing")\n')
+        'raise UserError("data/store/x.json is missing")\n')
     paths = paths_in(tmp_path / "stage.py")
     assert paths == {"models/*/samples.json", "data/raw"}
     assert path_faults(paths, ("models/gru", "stages/nn"), ("data/raw",)) == []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import read_params
 from crawl2cart.crawl.filters.blocklist import is_blocked, read_hosts, url_words
-from crawl2cart.crawl.filters.page_filters import SHARD, Page, checks, judge
+from crawl2cart.crawl.filters.page_filters import SHARD, Page, checks, filter_page
 from crawl2cart.crawl.warc.records import Record
 from tests.conftest import ROOT
 from tests.test_crawl import PROSE
@@ -24,7 +24,7 @@ def record(body: str = PARAGRAPHS, url: str = URL, status: int = 200, content_ty
 
 
 def test_a_good_page_is_kept_with_its_text_language_and_key():
-    row = judge(record(), LIMITS, HOSTS)
+    row = filter_page(record(), LIMITS, HOSTS)
     assert row["reason"] == "" and row["language"] == "en" and row["language_score"] > LIMITS.language_threshold
     assert "momentum" in row["text"] and len(row["key"]) == 32
     assert list(row) == SHARD.names
@@ -52,7 +52,7 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 def test_the_first_rule_that_fails_names_the_reason_and_its_score(reason):
-    row = judge(BAD[reason], LIMITS, HOSTS)
+    row = filter_page(BAD[reason], LIMITS, HOSTS)
     assert row["reason"] == reason and row["key"] == ""
     failed = [check for check in checks(Page(BAD[reason]), LIMITS, HOSTS) if not check.ok]
     assert (failed[0].rule, failed[0].score) == (reason, row["score"])
@@ -69,23 +69,23 @@ def test_rules_after_a_failure_can_be_asked():
 
 def test_personal_data_is_masked_in_kept_and_in_removed_pages():
     told = "<p>Ring Odile on 555-0163 or write to odile@saltnes.example, who was at 192.0.2.44 with 4111 1111 1111 1111.</p>"
-    for row in (judge(record(PARAGRAPHS + told), LIMITS, HOSTS), judge(record(told), LIMITS, HOSTS)):
+    for row in (filter_page(record(PARAGRAPHS + told), LIMITS, HOSTS), filter_page(record(told), LIMITS, HOSTS)):
         assert [row[f"pii_{kind}"] for kind in ("email", "card", "ip", "phone")] == [1, 1, 1, 1]
         assert "saltnes.example" not in row["text"] and "555-0163" not in row["text"] and "|||PHONE_NUMBER|||" in row["text"]
 
 
 def test_text_that_was_extracted_by_others_is_taken_as_it_is():
     text = PROSE.replace("|", "").replace("---", "")
-    row = judge(Record(URL, 200, "text/plain", "", text.encode(), True), LIMITS, HOSTS)
+    row = filter_page(Record(URL, 200, "text/plain", "", text.encode(), True), LIMITS, HOSTS)
     assert row["reason"] == "" and row["text"].split() == text.split()
 
 
 def test_several_languages_can_be_kept():
     several = LIMITS.model_copy(update={"languages": "en, de"})
-    german = judge(BAD["language"], several, HOSTS)
+    german = filter_page(BAD["language"], several, HOSTS)
     assert german["language"] == "de" and german["reason"] != "language"
-    assert judge(record(), several, HOSTS)["reason"] == ""
-    assert judge(record(), LIMITS.model_copy(update={"languages": "de"}), HOSTS)["reason"] == "language"
+    assert filter_page(record(), several, HOSTS)["reason"] == ""
+    assert filter_page(record(), LIMITS.model_copy(update={"languages": "de"}), HOSTS)["reason"] == "language"
 
 
 def test_the_same_page_gives_the_same_row():
@@ -93,7 +93,7 @@ def test_the_same_page_gives_the_same_row():
     for _ in range(20):
         words = PARAGRAPHS.split()
         page = record(" ".join(draw.sample(words, len(words))))
-        assert judge(page, LIMITS, HOSTS) == judge(page, LIMITS, HOSTS)
+        assert filter_page(page, LIMITS, HOSTS) == filter_page(page, LIMITS, HOSTS)
 
 
 @pytest.mark.parametrize(("url", "blocked"), [
@@ -115,8 +115,8 @@ def test_a_list_of_hosts_is_read_and_a_bad_line_named(tmp_path):
     file.write_text("# by hand\nSpam.example.  # since May\n\nbad-clicks.example\n")
     assert read_hosts(file) == {"spam.example", "bad-clicks.example"}
     file.write_text("spam.example\nhttps://clicks.example/\n")
-    with pytest.raises(Problem, match="hosts.txt:2"):
+    with pytest.raises(UserError, match="hosts.txt:2"):
         read_hosts(file)
-    with pytest.raises(Problem, match="blocked_hosts"):
+    with pytest.raises(UserError, match="blocked_hosts"):
         read_hosts(Path(tmp_path / "none.txt"))
     assert len(read_hosts(ROOT / LIMITS.blocked_hosts)) >= 3

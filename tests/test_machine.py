@@ -131,7 +131,7 @@ def test_the_check_estimates_every_stage():
 
 
 # The 124M-class model of the README, as changes to the profile's mixture.
-DENSE = {"experts": 1, "experts_per_token": 1, "expert_width": 2048, "key_value_heads": 12}
+DENSE = {"num_experts": 1, "experts_per_token": 1, "intermediate_size": 2048, "num_kv_heads": 12}
 
 
 @pytest.mark.parametrize(("changes", "vocabulary", "whole", "active"), [({}, 32_768, 409e6, 154e6), (DENSE, 50_304, 163e6, 163e6)])
@@ -139,7 +139,7 @@ def test_the_gpu_models_have_the_sizes_that_they_are_named_after(changes, vocabu
     """With the vocabularies of the models that they are compared with; the README says what they have with 4,096 ranks. GPT-2's
     124M counts its tied head once, which here are two tables: 163M - 50,304 · 768 = 124M."""
     with torch.device("meta"):
-        model = MODELS["gpt_oss"](GPU.models.gpt_oss.model_dump() | changes | {"balance": 0.0, "z_loss": 0.0}, vocabulary)
+        model = MODELS["gpt_oss"](GPU.models.gpt_oss.model_dump() | changes | {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}, vocabulary)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(whole, rel=0.02)
     assert model.active_parameters() == pytest.approx(active, rel=0.02)
     assert {name: (size["width"], size["layers"]) for name, size in GPU.models.model_dump().items() if "steps_back" in size} == \

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import dedup, filter
 from crawl2cart.core.files import write_json
-from crawl2cart.lm.training.data import batch, every_token_once, open_tokens
+from crawl2cart.lm.training.data import batch, eval_batches, open_tokens
 from tests.conftest import ROOT
 from tests.test_filter import english
 
@@ -123,7 +123,7 @@ def test_validation_addresses_its_rows_beyond_two_to_the_31(sparse_tokens):
     tokens = open_tokens(sparse_tokens, "train")
     rows = 64
     length = -(-len(tokens) // rows)
-    inputs, targets = next(every_token_once(tokens, rows, 8))
+    inputs, targets = next(eval_batches(tokens, rows, 8))
     assert (rows - 1) * length > BEYOND
     assert inputs.shape == (rows, 8)
     begin = (rows - 1) * length

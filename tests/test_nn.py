@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.lm.formats.save import MODELS, load_model, save_model
 from crawl2cart.lm.inference.engine import drawn, generate, stream
 from crawl2cart.lm.inference.engine import main as generate_command
-from crawl2cart.lm.inference.sampling import choose
+from crawl2cart.lm.inference.sampling import sample_token
 from crawl2cart.lm.models import attention as attention_module
 from crawl2cart.lm.models import moe as experts_module
 from crawl2cart.lm.models.attention import rope, rope_table
 from crawl2cart.lm.models.gpt_oss import EPSILON, rms_norm
-from crawl2cart.lm.models.init import initialise, padded
+from crawl2cart.lm.models.init import initialise, pad_vocab
 from crawl2cart.lm.training import losses
-from crawl2cart.lm.training.data import STEPS_CARRIED, batch, carried, every_token_once
+from crawl2cart.lm.training.data import STEPS_CARRIED, batch, carry_state, eval_batches
 from crawl2cart.lm.training.flops import flops_of_rows, flops_per_token
 from crawl2cart.lm.training.losses import IGNORE, balance, bits_per_byte, cross_entropy, z_loss
 from crawl2cart.lm.training.optim import Muon, adamw, learning_rate, muon_and_adamw
@@ -177,7 +177,7 @@ def test_rows_after_a_shared_text_are_rows_that_begin_with_it():
     model = shaken(make("gpt_oss")).double()
     text, rows = some_tokens(1, 29), some_tokens(3, 31, seed=4)
     whole, _ = model(torch.cat([text.expand(3, -1), rows], 1))
-    behind, _ = model(rows, model.after(text))
+    behind, _ = model(rows, model.prefill(text))
     assert torch.allclose(behind, whole[:, 29:], atol=1e-10)
 
 
@@ -185,7 +185,7 @@ def test_gradients_of_rows_after_a_shared_text():
     """What is read after it has the gradients it has anywhere: those of the whole, less what flows through the text itself."""
     model = shaken(make("gpt_oss", layers=1, balance=0.0)).double()
     text, rows = some_tokens(1, 29), some_tokens(2, 20, seed=4)
-    model.loss(rows[:, :-1], rows[:, 1:], model.after(text))[0].backward()
+    model.loss(rows[:, :-1], rows[:, 1:], model.prefill(text))[0].backward()
     behind = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     whole = torch.cat([text.expand(2, -1), rows], 1)
@@ -198,7 +198,7 @@ def test_gradients_of_rows_after_a_shared_text():
 
 def test_heads_of_window_layers_start_by_looking_back():
     """Before it has learnt anything, head h of a window layer mostly looks h mod 4 places back."""
-    model = make("gpt_oss", heads=8, key_value_heads=4, head_size=32, width=64)
+    model = make("gpt_oss", heads=8, num_kv_heads=4, head_dim=32, width=64)
     block, x = model.blocks[0], torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(5))
     turn = rope_table(torch.arange(200)[None], 32, 1.0, 4096)
     q, k = (rope((x @ weight.T + bias).unflatten(-1, (-1, 32)), *turn) for weight, bias in
@@ -214,7 +214,7 @@ def test_a_cache_outlives_its_buffer(monkeypatch):
     model = shaken(make("gpt_oss"))
     tokens = some_tokens(2, 90)
     padding = torch.tensor([0, 11])
-    state, parts = model.start(2, padding), []
+    state, parts = model.init_state(2, padding), []
     with torch.no_grad():
         for begin, end in [(0, 33), (33, 34), (34, 50), *((i, i + 1) for i in range(50, 90))]:
             hidden, state = model(tokens[:, begin:end], state)
@@ -226,7 +226,7 @@ def test_a_cache_outlives_its_buffer(monkeypatch):
 def test_a_window_layer_s_cache_does_not_grow(monkeypatch):
     monkeypatch.setattr(attention_module, "SPARE", 4)
     model = shaken(make("gpt_oss"))
-    tokens, state, sizes = some_tokens(2, 80), model.start(2), []
+    tokens, state, sizes = some_tokens(2, 80), model.init_state(2), []
     with torch.no_grad():
         for begin, end in [(0, 8), *((i, i + 1) for i in range(8, 80))]:
             _, state = model(tokens[:, begin:end], state)
@@ -304,7 +304,7 @@ def test_choice_follows_the_probabilities():
     draw = torch.rand(40_000, generator=torch.Generator().manual_seed(6))
 
     def shares(**how):
-        return (torch.bincount(choose(logits, draw=draw, **how), minlength=4) / 40_000).tolist()
+        return (torch.bincount(sample_token(logits, draw=draw, **how), minlength=4) / 40_000).tolist()
 
     assert shares(temperature=1.0, top_k=None, top_p=1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.01)
     assert shares(temperature=1.0, top_k=2, top_p=1.0) == pytest.approx([0.625, 0.375, 0, 0], abs=0.01)
@@ -430,7 +430,7 @@ def test_there_are_as_many_parameters_as_the_equations_have():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_new_model_knows_nothing(name):
     loss, _ = make(name).loss(some_tokens(4, 50), some_tokens(4, 50, seed=10))
-    assert loss.item() == pytest.approx(math.log(padded(VOCABULARY)), rel=0.02)
+    assert loss.item() == pytest.approx(math.log(pad_vocab(VOCABULARY)), rel=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -507,7 +507,7 @@ with open_world("cpu", 2, sys.argv) as world:
             "split": (world, lambda x: distribute_tensor(x, mesh, [Shard(0)]))}
     for name, how in ways.items():
         save_file(steps(*how), f"{sys.argv[1]}/{name}_{world.rank}.safetensors")
-    world.meet()   # behind the block the first ends the other
+    world.barrier()   # behind the block the first ends the other
 """
 
 
@@ -577,17 +577,17 @@ def test_rows_go_on_where_they_stopped():
 def test_each_row_starts_anew_in_its_turn_however_rows_are_split():
     state = torch.ones(40, 2, 3)
     for step in range(STEPS_CARRIED + 1):
-        whole = carried(state, step, slice(0, 40))
-        split = [carried(state[part], step, part) for part in (slice(0, 10), slice(10, 40))]
+        whole = carry_state(state, step, slice(0, 40))
+        split = [carry_state(state[part], step, part) for part in (slice(0, 10), slice(10, 40))]
         assert torch.equal(whole, torch.cat(split))
         assert (whole[:, 0, 0] == 0).nonzero().flatten().tolist() == [row for row in range(40) if (row + step) % STEPS_CARRIED == 0]
-    assert carried(None, 3, slice(0, 4)) is None
+    assert carry_state(None, 3, slice(0, 4)) is None
 
 
 @pytest.mark.parametrize(("rows", "context"), [(4, 20), (3, 7), (1, 2000), (64, 16)])
 def test_validation_counts_every_token_once(rows, context):
     tokens = np.arange(997, dtype=np.uint16)
-    batches = list(every_token_once(tokens, rows, context))
+    batches = list(eval_batches(tokens, rows, context))
     targets = torch.cat([targets.flatten() for _, targets in batches])
     assert targets[targets != IGNORE].sort().values.tolist() == list(range(997))
     for inputs, targets in batches:
@@ -606,6 +606,6 @@ def test_a_model_folder_gives_the_model_back(name, tokenizer, tmp_path):
 def test_a_folder_whose_weights_do_not_fit_is_named(tokenizer, tmp_path):
     save_model(make("gru"), tmp_path, tokenizer)
     config = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config.replace('"width": 24', '"width": 25'))
-    with pytest.raises(Problem, match="does not fit its config.json"):
+    (tmp_path / "config.json").write_text(config.replace('"hidden_size": 24', '"hidden_size": 25'))
+    with pytest.raises(UserError, match="does not fit its config.json"):
         load_model(tmp_path)

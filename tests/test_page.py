@@ -25,7 +25,7 @@ from crawl2cart.core.params import read_params
 from crawl2cart.demo import cli
 from crawl2cart.demo.conversation import DOWN
 from crawl2cart.demo.page import listen
-from crawl2cart.router.gpt4 import Gpt
+from crawl2cart.router.gpt4 import Gpt4
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.router.policy import Router
 from stages.router import train
@@ -80,7 +80,7 @@ class World:
 @pytest.fixture(scope="module")
 def local() -> LocalRouter:
     params = read_params(ROOT / "params.yaml").router
-    return train(ROOT / "data" / "queries", ROOT / "data" / "store", params.inverse_penalty, params.unclear_below)
+    return train(ROOT / "data" / "queries", ROOT / "data" / "store", params.C, params.abstain_threshold)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def world(local, tmp_path_factory) -> Iterator[World]:
         shop = cli.Shop()
         shop.store.pin_review(shop.store.product("Dunlark Snug tent")["id"], EVIL)
         connections.on = True
-        app = cli.open_page(Router(local, Gpt("gpt-test")), shop, server.url, {"SFT": server.url, "DPO": server.url})
+        app = cli.open_page(Router(local, Gpt4("gpt-test")), shop, server.url, {"SFT": server.url, "DPO": server.url})
         with listen("127.0.0.1", 0) as listening:
             running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
@@ -178,7 +178,7 @@ def returnable(shop: cli.Shop) -> tuple[str, str]:
     for row in shop.store.all("SELECT id FROM orders WHERE state = 'delivered' ORDER BY id"):
         order = shop.store.order(row["id"])
         lines = shop.store.lines(row["id"])
-        if len(lines) == 1 and shop.store.why_kept(order, lines[0]) is None:
+        if len(lines) == 1 and shop.store.return_blocked_reason(order, lines[0]) is None:
             return row["id"], order["email"]
     raise AssertionError("no order of the shop can be returned")
 
@@ -488,7 +488,7 @@ def test_a_real_model_folder_answers_on_the_page(browser, local, tmp_path, monke
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    app = cli.open_page(Router(local, Gpt("gpt-test")), cli.Shop(), "models/released", {"SFT": "models/sft", "DPO": "models/dpo"})
+    app = cli.open_page(Router(local, Gpt4("gpt-test")), cli.Shop(), "models/released", {"SFT": "models/sft", "DPO": "models/dpo"})
     with listen("127.0.0.1", 0) as listening:
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
 from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.preferences.llm_judge import ATTEMPTS, FORM, LEAST_ASKED, RUBRIC, Answer, PairJudge, judged
 from crawl2cart.preferences.pairs import make_pair
 from crawl2cart.preferences.reward import RIGHT
@@ -73,7 +73,7 @@ def test_a_judge_that_goes_by_the_place_decides_nothing_and_is_caught(server, ju
     server.answer = lambda body, key: says(place)
     pairs = [pair(f"gladly, {n} left", f"{n} left") for n in range(LEAST_ASKED)]
     assert judged(pairs, judge) == []
-    with pytest.raises(Problem, match="contradicts itself in 100% of 8 pairs"):
+    with pytest.raises(UserError, match="contradicts itself in 100% of 8 pairs"):
         judge.summary()
 
 
@@ -107,7 +107,7 @@ def test_what_was_asked_once_is_not_asked_again(server, judge, tmp_path):
 def test_the_budget_ends_it_before_it_is_passed(server, judge, tmp_path):
     server.answer = prefers("gladly")
     judge.budget = 0.011  # the server says 1,000 tokens read and 50 written: $0.0024 a question
-    with pytest.raises(Problem, match="judge_budget"):
+    with pytest.raises(UserError, match="judge_budget"):
         for number in range(20):
             judge(pair(f"gladly {number}", f"{number}"))
     assert 0 < judge.dollars <= judge.budget
@@ -120,7 +120,7 @@ def test_a_service_that_stumbles_is_asked_again_and_one_that_is_down_is_a_proble
     server.answer = lambda body, key: next(replies, None) or good(body, key)
     assert judge(pair("gladly", "no")) == "chosen" and len(server.requests) == 4
     server.answer = lambda body, key: Reply(json.dumps({"error": {"message": f"bad key {KEY}"}}).encode(), status=401)
-    with pytest.raises(Problem, match="status 401") as raised:
+    with pytest.raises(UserError, match="status 401") as raised:
         judge(pair("gladly", "maybe"))
     assert KEY not in str(raised.value)
 
@@ -129,7 +129,7 @@ def test_a_service_that_stumbles_is_asked_again_and_one_that_is_down_is_a_proble
                                   '{"reason": "x", "better": "first", "more": 1}'])
 def test_an_answer_of_another_form_is_no_verdict(server, judge, said):
     server.answer = lambda body, key: Reply(completion(said))
-    with pytest.raises(Problem, match="another form"):
+    with pytest.raises(UserError, match="another form"):
         judge(pair("gladly", "no"))
     assert len(server.requests) == ATTEMPTS
 
@@ -142,7 +142,7 @@ def test_a_customer_can_not_speak_to_the_judge_in_markers(server, judge):
 
 def test_without_a_key_the_judge_is_a_problem_and_never_skipped(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(Problem, match="OPENAI_API_KEY"):
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
         PairJudge("build_prefs.judge", "gpt-test", 2.0, 8.0, 1.0, tmp_path)
 
 
@@ -159,7 +159,7 @@ def sampled(tmp_path_factory) -> Path:
     asked = {row["messages"][0]["content"]: row for row in maker.split("train", 400) if row["intent"] == "out_of_scope"}
     dialogues = [row | {"messages": row["messages"][:2], "notes": row["notes"][:1]} for row in list(asked.values())[:5]]
     taught(folder / "models/sft", [row | {"completion": [{"role": "assistant", "content": text}]}
-                                   for dialogue in dialogues for row in turn_rows(dialogue) for text in (WARM, PLAIN)])
+                                   for dialogue in dialogues for row in to_examples(dialogue) for text in (WARM, PLAIN)])
     for name in ("dvc.yaml", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
@@ -167,7 +167,7 @@ def sampled(tmp_path_factory) -> Path:
     (folder / "data/store").symlink_to(ROOT / "data/store")
     for split, some in (("train", dialogues[:3]), ("validation", dialogues[3:])):
         write_jsonl(folder / f"data/sft/{split}.jsonl", some)
-    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).words())
+    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).to_dict())
     text = (ROOT / "params.yaml").read_text()
     for old, new in (("\nprofile: cpu\n", "\nprofile: smoke\n"), ("judge: none", "judge: openai"), (" prompts: 4\n", " prompts: 20\n")):
         assert text.count(old) == 1

@@ -31,8 +31,8 @@ def started(folder: Path, processes: int, work: str, before: str = "") -> subpro
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_shares_are_disjoint_and_come_back_in_order(tmp_path, processes):
     process = started(tmp_path, processes, """
-    own = [10 * item for item in world.share(range(7))]
-    print(world.together(own), world.mean(torch.tensor(float(len(own)))).item(), len(own))""")
+    own = [10 * item for item in world.shard(range(7))]
+    print(world.all_gather(own), world.mean(torch.tensor(float(len(own)))).item(), len(own))""")
     said, complaints = process.communicate(timeout=60)
     assert process.returncode == 0, complaints
     whole, mean, own = said.rsplit(" ", 2)
@@ -42,7 +42,7 @@ def test_shares_are_disjoint_and_come_back_in_order(tmp_path, processes):
 def test_when_one_process_fails_the_run_fails_and_says_why(tmp_path):
     process = started(tmp_path, 2, """
     if world.rank: raise SystemExit("there is no such file")
-    world.meet()""")
+    world.barrier()""")
     _, complaints = process.communicate(timeout=60)
     assert process.returncode and "there is no such file" in complaints
     assert "One of the processes of this run failed" in complaints
@@ -50,8 +50,8 @@ def test_when_one_process_fails_the_run_fails_and_says_why(tmp_path):
 
 def test_when_the_first_process_fails_the_others_end(tmp_path):
     process = started(tmp_path, 2, """
-    numbers = world.together([os.getpid()])
-    if world.first:
+    numbers = world.all_gather([os.getpid()])
+    if world.is_main:
         print(*numbers, flush=True)
         raise SystemExit("no space left")
     time.sleep(60)""")
@@ -62,7 +62,7 @@ def test_when_the_first_process_fails_the_others_end(tmp_path):
 
 def test_a_process_that_never_arrives_is_not_waited_for(tmp_path):
     began = time.monotonic()
-    process = started(tmp_path, 3, "    world.meet()", before='if os.environ.get("RANK") == "2": sys.exit("it did not start")')
+    process = started(tmp_path, 3, "    world.barrier()", before='if os.environ.get("RANK") == "2": sys.exit("it did not start")')
     _, complaints = process.communicate(timeout=60)
     assert process.returncode and "it did not start" in complaints and "One of the processes of this run failed" in complaints
     assert time.monotonic() - began < 40
@@ -70,17 +70,17 @@ def test_a_process_that_never_arrives_is_not_waited_for(tmp_path):
 
 def test_a_process_that_is_killed_is_named_so(tmp_path):
     process = started(tmp_path, 2, """
-    world.meet()
+    world.barrier()
     if world.rank: os.kill(os.getpid(), signal.SIGKILL)
-    world.meet()""")
+    world.barrier()""")
     _, complaints = process.communicate(timeout=60)
     assert process.returncode and "ended by SIGKILL" in complaints and "memory was short" in complaints
 
 
 def test_an_error_of_the_first_process_is_not_blamed_on_another(tmp_path):
     process = started(tmp_path, 2, """
-    if world.first: torch.ones(2) @ torch.ones(3)
-    world.meet()""")
+    if world.is_main: torch.ones(2) @ torch.ones(3)
+    world.barrier()""")
     _, complaints = process.communicate(timeout=60)
     assert process.returncode and "inconsistent tensor size" in complaints
     assert "One of the processes" not in complaints
@@ -92,8 +92,8 @@ def test_when_the_first_process_is_killed_the_others_end(tmp_path, where):
     note = f"open({str(tmp_path / 'other')!r}, 'w').write(str(os.getpid()))"
     early = f"if 'RANK' in os.environ: {note}; time.sleep({2 if where == 'at the start' else 0})"
     process = started(tmp_path, 2, f"""
-    while {str(where == 'at work')} or world.first: torch.ones(300, 300) @ torch.ones(300, 300)
-    world.meet()""", early)
+    while {str(where == 'at work')} or world.is_main: torch.ones(300, 300) @ torch.ones(300, 300)
+    world.barrier()""", early)
     wait_for(lambda: (tmp_path / "other").is_file() and (tmp_path / "other").read_text(), 30)
     if where != "at the start":
         time.sleep(3)   # it has met the first and gone on

@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.dialogues.entity_randomization import Renamer
+from crawl2cart.core.errors import UserError
+from crawl2cart.dialogues.entity_randomization import EntityRandomizer
 from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.tokenized import CALL, DECISION, OPENING, READ, REPLY, Row, encode
+from crawl2cart.dialogues.tokenized import CALL, DECISION, OPENING, READ, REPLY, Example, encode
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.models.attention import rope, rope_table
-from crawl2cart.lm.models.embedding_init import families, spelled
+from crawl2cart.lm.models.embedding_init import spelling_embeddings, token_classes
 from crawl2cart.lm.models.gpt_oss import GptOss, rms_norm
 from crawl2cart.lm.models.induction_head_init import add_induction_heads
 from crawl2cart.lm.models.init import initialise
 from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
 from crawl2cart.lm.training.losses import IGNORE, cross_entropy
 from crawl2cart.shop.tool_schemas import TOOLS
-from stages.midtrain import beginning, cut, inputs_and_targets, plan, rows_of
+from stages.midtrain import beginning, collate, plan_batches, rows_of, stack_rows
 from tests.conftest import ROOT, maker_of
 
-SIZES = {"layers": 4, "width": 128, "heads": 4, "key_value_heads": 2, "head_size": 64, "expert_width": 32, "experts": 4,
-         "experts_per_token": 2, "window": 32, "max_context": 512, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
+SIZES = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "intermediate_size": 32, "num_experts": 4,
+         "experts_per_token": 2, "sliding_window": 32, "max_position_embeddings": 512, "rope_factor": 1.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def twice(model: GptOss, vocabulary: int, seed: int) -> tuple[float, float]:
     return nats[:, :59].mean().item(), nats[:, 62:].mean().item()
 
 
-@pytest.mark.parametrize("sizes", [SIZES, SIZES | {"layers": 2, "heads": 2, "key_value_heads": 1}])
+@pytest.mark.parametrize("sizes", [SIZES, SIZES | {"num_layers": 2, "num_heads": 2, "num_kv_heads": 1}])
 def test_induction_heads_foretell_what_stood_there_before(sizes):
     vocabulary = 200
     model = initialise(GptOss(sizes, vocabulary), 1)
@@ -67,7 +67,7 @@ def test_induction_heads_foretell_what_stood_there_before(sizes):
 
 def test_tokens_that_differ_by_a_space_begin_alike(tokenizer):
     rows = 4160
-    embedding, family = spelled(tokenizer, rows, 256, 1), families(tokenizer, rows)
+    embedding, family = spelling_embeddings(tokenizer, rows, 256, 1), token_classes(tokenizer, rows)
     token = {word: tokenizer.encode_single_token(word) for word in (b"F", b" F", b"f", b"7", b" the", b"the")}
     alike = lambda a, b: torch.cosine_similarity(embedding[token[a]], embedding[token[b]], 0).item()  # noqa: E731
     assert embedding.shape == (rows, 256) and embedding.std().item() == pytest.approx(1)
@@ -79,14 +79,14 @@ def test_tokens_that_differ_by_a_space_begin_alike(tokenizer):
 @pytest.mark.parametrize("prefixed", [False, True])
 @pytest.mark.parametrize("readers", [[3], [3, 5]])
 def test_guidance_is_minus_log_of_what_attention_gives(readers, prefixed):
-    model = initialise(GptOss(SIZES | {"layers": readers[-1] + 1}, 50), 1)
+    model = initialise(GptOss(SIZES | {"num_layers": readers[-1] + 1}, 50), 1)
     with torch.no_grad():
         for block in model.blocks:
             block.output.normal_(0, 0.1)
     guided = GuidedHeads(model)
     tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
     before = torch.randint(0, 50, (1, 5), generator=torch.Generator().manual_seed(2))
-    model.loss(tokens, tokens, model.after(before) if prefixed else None)
+    model.loss(tokens, tokens, model.prefill(before) if prefixed else None)
     copied, decided, idle = {0: {7: [2, 3]}, 1: {}}, {0: {}, 1: {4: [0]}}, {0: [5], 1: [1, 2]}
     known = {row: copied[row] | decided[row] for row in copied}
     value = guided.loss([Places(copied[row], decided[row], idle[row]) for row in (0, 1)], idle_weight=0.5)
@@ -141,7 +141,7 @@ def test_cross_entropy_counts_targets_as_much_as_it_is_told():
 
 def test_renamed_dialogues_say_one_thing_by_one_name(dialogues):
     lexicon, rows = dialogues
-    renamer = Renamer(lexicon, ["ka", "ro", "lin", "est", ".", "_"])
+    renamer = EntityRandomizer(lexicon, ["ka", "ro", "lin", "est", ".", "_"])
     for number, dialogue in enumerate(rows):
         new = renamer.renamed(dialogue["messages"], Random(number), kinds=True)
         assert new == renamer.renamed(dialogue["messages"], Random(number), kinds=True)
@@ -163,7 +163,7 @@ def test_a_renamed_name_keeps_its_form():
     class Names:
         products, brands, kinds = ["osk piper"], ["Osk"], ["kettle"]
 
-    renamer = Renamer(Names, ["la", "mi", "."])
+    renamer = EntityRandomizer(Names, ["la", "mi", "."])
     said = [{"role": "user", "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. Not an oskar."}]
     new = renamer.renamed(said, Random(1), kinds=True)[0]["content"]
     assert re.fullmatch(r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.", new)
@@ -176,7 +176,7 @@ def test_new_names_are_made_of_what_was_copied_least(tokenizer, dialogues):
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
     least = {}
     for counted in (True, False):
-        renamer, random, drawn = Renamer(dialogues[0], pieces), Random(1), Counter()
+        renamer, random, drawn = EntityRandomizer(dialogues[0], pieces), Random(1), Counter()
         for _ in range(5 * len(renamer.inner)):
             piece = renamer.rare(renamer.inner, random)
             drawn[piece] += 1
@@ -192,11 +192,11 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(tokenizer, dialogue
     (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.words()))
     (tmp_path / "data/sft/train.jsonl").write_text("".join(json.dumps(dialogue) + "\n" for dialogue in made))
     monkeypatch.chdir(tmp_path)
-    family, before = families(tokenizer, tokenizer.n_vocab).tolist(), len(harmony.prefix(TOOLS))
+    family, before = token_classes(tokenizer, tokenizer.n_vocab).tolist(), len(harmony.prefix(TOOLS))
 
-    def texts(first_turns: int) -> list[str]:
-        midtrain = SimpleNamespace(renamed_share=0.0, renamed_kinds_share=0.0, first_turns=first_turns, decision_share=0.1)
-        profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, tokens_per_step=1536))
+    def texts(truncated_per_full: int) -> list[str]:
+        midtrain = SimpleNamespace(randomize_entities=0.0, randomize_categories=0.0, truncated_per_full=truncated_per_full, curriculum_ratio=0.1)
+        profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, batch_tokens=1536))
         stage = SimpleNamespace(params=SimpleNamespace(midtrain=midtrain, profile=profile, seed=1))
         _, decisions, parts = rows_of(stage, tokenizer, family)
         assert sum(len(row.ids) for row in decisions) >= 2 * 1536
@@ -215,13 +215,13 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(tokenizer, dialogue
 
 
 def test_heads_are_fitted_on_dialogues_one_behind_the_other():
-    rows = [Row(list(range(start, start + 7)), [], Places({}, {}, [])) for start in (0, 7, 14)]
-    assert cut(rows, 2, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
-    assert cut(rows, 9, 5).shape == (4, 5)   # there is no more
+    rows = [Example(list(range(start, start + 7)), [], Places({}, {}, [])) for start in (0, 7, 14)]
+    assert stack_rows(rows, 2, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert stack_rows(rows, 9, 5).shape == (4, 5)   # there is no more
 
 
 def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
-    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    family = token_classes(tokenizer, tokenizer.n_vocab).tolist()
     before, found = harmony.prefix(TOOLS), 0
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(before):])
@@ -239,7 +239,7 @@ def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
 
 
 def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
-    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    family = token_classes(tokenizer, tokenizer.n_vocab).tolist()
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):])
         decided = tokenizer.decode([token for token, part in zip(row.ids, row.parts, strict=True) if part == DECISION])
@@ -260,13 +260,13 @@ def said_before_turns(messages: list[dict]) -> Iterator[list[dict]]:
             between = []
 
 
-def runs(row: Row) -> list[list[int]]:
+def runs(row: Example) -> list[list[int]]:
     """Where the tokens of each of the assistant's turns stand."""
     return [list(places) for read, places in groupby(range(len(row.ids)), lambda place: row.parts[place] == READ) if not read]
 
 
 def test_decisions_look_at_the_customer_s_words_and_openings_at_all_that_was_said(tokenizer, dialogues):
-    family, looks = families(tokenizer, tokenizer.n_vocab).tolist(), Counter()
+    family, looks = token_classes(tokenizer, tokenizer.n_vocab).tolist(), Counter()
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):])
         for turn, before in zip(runs(row), said_before_turns(dialogue["messages"]), strict=True):
@@ -287,7 +287,7 @@ def test_decisions_look_at_the_customer_s_words_and_openings_at_all_that_was_sai
 
 
 def test_a_row_s_first_decision_ends_with_it(tokenizer, dialogues):
-    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    family = token_classes(tokenizer, tokenizer.n_vocab).tolist()
     for dialogue in dialogues[1]:
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)):], dialogue["id"])
         first, asked = row.decision(), dialogue["messages"][0]["content"]
@@ -297,14 +297,14 @@ def test_a_row_s_first_decision_ends_with_it(tokenizer, dialogues):
 
 
 def test_what_is_read_written_and_decided_counts_as_told():
-    rows = [Row([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, {}, [])), Row([1, 2], [READ, REPLY], Places({}, {}, []))]
-    inputs, targets, importance = inputs_and_targets(rows, (1.0, 4.0, 8.0, 40.0))
+    rows = [Example([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, {}, [])), Example([1, 2], [READ, REPLY], Places({}, {}, []))]
+    inputs, targets, importance = collate(rows, (1.0, 4.0, 8.0, 40.0))
     assert inputs.tolist() == [[5, 6, 7], [1, 2, 0]] and targets.tolist() == [[6, 7, 8], [2, IGNORE, IGNORE]]
     assert importance.tolist() == [[1.0, 40.0, 8.0], [4.0, 1.0, 1.0]]
 
 
 def test_of_a_reply_what_others_said_is_found_and_the_rest_is_not(tokenizer):
-    family = families(tokenizer, tokenizer.n_vocab).tolist()
+    family = token_classes(tokenizer, tokenizer.n_vocab).tolist()
     result = '{"results":[{"name":"Dunlark Snug tent","price":"84.50"}]}'
     text = harmony.render([{"role": "user", "content": "a tent?"}, call("search_products", {"category": "tent"}),
                            {"role": "tool", "name": "search_products", "content": result},
@@ -323,7 +323,7 @@ def call(name: str, arguments: dict) -> dict:
 def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
     random = np.random.default_rng(4)
     lengths = random.integers(60, 1400, 500).tolist()
-    planned = plan(range(500), lengths, 120, 1536, processes, 0.1, random)
+    planned = plan_batches(range(500), lengths, 120, 1536, processes, 0.1, random)
     assert [len(step) for step in planned] == [processes] * 120
     web = [step for step in planned if not any(step)]
     assert len(web) == 12
@@ -331,5 +331,5 @@ def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
     assert sizes.max() <= 1536 and np.mean(sizes.max(1) - sizes.min(1)) < 20
     used = Counter(number for step in planned for rows in step for number in rows)
     assert max(used.values()) - min(used.values()) <= 3   # of the rounds' steps some became web text or were not needed
-    with pytest.raises(Problem, match=r"longest dialogue has 1\d{3} tokens, but midtrain.tokens_per_step leaves each process 1000"):
-        plan(range(500), lengths, 120, 1000, processes, 0.1, random)
+    with pytest.raises(UserError, match=r"longest dialogue has 1\d{3} tokens, but midtrain.batch_tokens leaves each process 1000"):
+        plan_batches(range(500), lengths, 120, 1000, processes, 0.1, random)

@@ -8,17 +8,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_jsonl
-from crawl2cart.dialogues.generator import Maker, shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.generator import DialogueGenerator, shop_lexicon
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm.formats import harmony
 from crawl2cart.preferences.card import card
 from crawl2cart.preferences.from_feedback import feedback_slots, read_feedback
-from crawl2cart.preferences.pairs import cap_gold, chosen_longer, leaks, make_pair, options, plain, take, written
+from crawl2cart.preferences.pairs import (
+    balance_lengths,
+    candidate_pairs,
+    cap_reference,
+    chosen_longer_rate,
+    leaks,
+    make_pair,
+    plain,
+    style_pairs,
+)
 from crawl2cart.preferences.reward import HELPFUL, RIGHT, TONE, WRONG, Score, helpfulness, score
 from crawl2cart.preferences.style_classifier import FAULTS, GOOD, ToneScorer, broken_rules, fit_with_accuracy
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages.build_prefs import CALL_SHARE, choose_prompts, freshness, seen_by_sft, thumbs
 from tests.conftest import ROOT, maker_of
@@ -33,12 +42,12 @@ def tone() -> ToneScorer:
 
 
 @pytest.fixture(scope="module")
-def maker() -> Maker:
+def maker() -> DialogueGenerator:
     return maker_of(STORE, 7)
 
 
 @pytest.fixture(scope="module")
-def words(maker) -> Lexicon:
+def words(maker) -> ShopVocabulary:
     return shop_lexicon(maker)
 
 
@@ -49,7 +58,7 @@ def dialogues(maker) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def rows(dialogues) -> list[dict]:
-    return [row for dialogue in dialogues for row in turn_rows(dialogue)]
+    return [row for dialogue in dialogues for row in to_examples(dialogue)]
 
 
 def of_act(rows: list[dict], act: str) -> dict:
@@ -183,7 +192,7 @@ def test_the_best_stands_against_the_worst_and_at_most_two_pairs_come_of_a_promp
     scores = [a_score("a", 0.8), a_score("b", 0.7), a_score("c", 0.2), a_score("d", 0.1), Score(None, False, ("malformed",), 0.0)]
     sizes = Counter()
     for seed in range(60):
-        slots = options(ROW, scores, 0.05, random.Random(seed))
+        slots = candidate_pairs(ROW, scores, 0.05, random.Random(seed))
         sizes[len(slots)] += 1
         assert slots[0][0]["chosen"][0]["content"] == "a" and slots[0][0]["rejected"][0]["content"] == "d"
         assert all(pair["chosen"][0]["content"] == "a" and pair["scores"][0] >= RIGHT for slot in slots for pair in slot)
@@ -191,10 +200,10 @@ def test_the_best_stands_against_the_worst_and_at_most_two_pairs_come_of_a_promp
 
 
 def test_the_recorded_turn_is_chosen_only_where_all_are_wrong_and_nothing_where_all_are_alike():
-    wrong = options(ROW, [a_score("c", 0.2), a_score("d", 0.1)], 0.05, random.Random(0))
+    wrong = candidate_pairs(ROW, [a_score("c", 0.2), a_score("d", 0.1)], 0.05, random.Random(0))
     assert [pair["origin"] for slot in wrong for pair in slot] == ["gold", "gold"] and wrong[0][0]["chosen"] == ROW["completion"]
-    assert options(ROW, [a_score("a", 0.80), a_score("b", 0.78), a_score("a", 0.80)], 0.05, random.Random(0)) == []
-    assert options(ROW, [Score(None, False, ("malformed",), 0.0)] * 3, 0.05, random.Random(0)) == []
+    assert candidate_pairs(ROW, [a_score("a", 0.80), a_score("b", 0.78), a_score("a", 0.80)], 0.05, random.Random(0)) == []
+    assert candidate_pairs(ROW, [Score(None, False, ("malformed",), 0.0)] * 3, 0.05, random.Random(0)) == []
 
 
 def a_pair(chosen: str, rejected: str, origin: str = "sampled", gap: float = 0.5, prompt: str = "?") -> dict:
@@ -206,20 +215,20 @@ def a_pair(chosen: str, rejected: str, origin: str = "sampled", gap: float = 0.5
 def test_chosen_is_about_as_often_the_longer_one():
     draw = random.Random(3)
     slots = [[a_pair("x" * draw.randint(10, 60), "y" * draw.randint(1, 30))] for _ in range(200)]
-    assert chosen_longer([slot[0] for slot in slots]) > 0.7
-    taken = take(slots)
-    assert 0.45 <= chosen_longer(taken) <= 0.55 and len(taken) > 50
+    assert chosen_longer_rate([slot[0] for slot in slots]) > 0.7
+    taken = balance_lengths(slots)
+    assert 0.45 <= chosen_longer_rate(taken) <= 0.55 and len(taken) > 50
     either = [[a_pair("xx", "y"), a_pair("xx", "yyy")] for _ in range(50)]
-    assert len(take(either)) == 50 and chosen_longer(take(either)) == 0.5
-    narrow = take([[a_pair("xx", "y", gap=0.1)], [a_pair("xxx", "y")], [a_pair("x", "yy")]])
+    assert len(balance_lengths(either)) == 50 and chosen_longer_rate(balance_lengths(either)) == 0.5
+    narrow = balance_lengths([[a_pair("xx", "y", gap=0.1)], [a_pair("xxx", "y")], [a_pair("x", "yy")]])
     assert len(narrow) == 2 and [pair["scores"][1] for pair in narrow] == pytest.approx([0.4, 0.4])
 
 
 def test_recorded_turns_are_capped_and_the_others_stay():
     slots = [[a_pair("a", "b", "gold")]] * 9 + [[a_pair("a", "b")]] * 4
-    origins = Counter(slot[0]["origin"] for slot in cap_gold(slots, 0.5))
+    origins = Counter(slot[0]["origin"] for slot in cap_reference(slots, 0.5))
     assert origins == {"gold": 4, "sampled": 4}
-    assert Counter(slot[0]["origin"] for slot in cap_gold(slots, 0.0)) == {"sampled": 4}
+    assert Counter(slot[0]["origin"] for slot in cap_reference(slots, 0.0)) == {"sampled": 4}
 
 
 def test_leaks_are_found_where_they_are_and_not_where_they_are_not():
@@ -236,7 +245,7 @@ def test_leaks_are_found_where_they_are_and_not_where_they_are_not():
 
 
 def test_written_replies_pair_where_no_tool_is_needed_and_no_fact_is_unknown(tone, words):
-    slots = written(SITUATIONS, TOOLS, words, tone)
+    slots = style_pairs(SITUATIONS, TOOLS, words, tone)
     pairs = [pair for slot in slots for pair in slot]
     by_prompt = Counter(pair["id"] for slot in slots for pair in slot[:1])
     assert len(slots) >= 10 and max(by_prompt.values()) <= 2
@@ -245,19 +254,19 @@ def test_written_replies_pair_where_no_tool_is_needed_and_no_fact_is_unknown(ton
         situation = texts[pair["id"]]
         assert pair["chosen"][0]["content"] == situation[GOOD] and pair["origin"] == "written"
         assert not words.unsupported(plain(pair["rejected"]), pair["prompt"])
-    assert {pair["reasons"][0] for pair in take(slots)} >= {"sounds cold", "sounds pushy"}
-    assert not written([dict(SITUATIONS[0], asks="hi", good="It is $4.20.")], TOOLS, words, tone)
+    assert {pair["reasons"][0] for pair in balance_lengths(slots)} >= {"sounds cold", "sounds pushy"}
+    assert not style_pairs([dict(SITUATIONS[0], asks="hi", good="It is $4.20.")], TOOLS, words, tone)
 
 
 # Prompts
 
 def test_what_sft_has_seen_is_what_sft_draws(dialogues, rows, tmp_path, monkeypatch):
-    from stages.sft import choose
+    from stages.sft import sample_rows
 
     (tmp_path / "data" / "sft").mkdir(parents=True)
     write_jsonl(tmp_path / "data" / "sft" / "train.jsonl", dialogues)
     monkeypatch.chdir(tmp_path)
-    assert [row["id"] for row in choose("train", 30, 7)] == [row["id"] for row in seen_by_sft(rows, 30, 7)]
+    assert [row["id"] for row in sample_rows("train", 30, 7)] == [row["id"] for row in seen_by_sft(rows, 30, 7)]
 
 
 def test_prompts_are_fresh_first_and_six_of_ten_are_calls(dialogues, rows):
@@ -294,10 +303,10 @@ def test_thumbs_give_pairs_but_a_liked_invention_is_never_chosen(tmp_path, tone,
 
 
 def test_a_bad_line_of_thumbs_is_named(tmp_path):
-    with pytest.raises(Problem, match="has no"):
+    with pytest.raises(UserError, match="has no"):
         read_feedback(tmp_path)
     (tmp_path / "day.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}], "reply": {"content": "x"}, "liked": 1}\n')
-    with pytest.raises(Problem, match="day.jsonl:1: liked"):
+    with pytest.raises(UserError, match="day.jsonl:1: liked"):
         read_feedback(tmp_path)
 
 
@@ -307,7 +316,7 @@ def test_a_folder_of_thumbs_has_to_be_a_dependency_and_long_conversations_are_le
             build_prefs=SimpleNamespace(feedback=folder), build_sft=SimpleNamespace(max_characters=200)))
 
     assert thumbs(stage("", "data/sft")) == []
-    with pytest.raises(Problem, match="data/thumbs.*dvc.yaml"):
+    with pytest.raises(UserError, match="data/thumbs.*dvc.yaml"):
         thumbs(stage("data/thumbs", "data/sft"))
     write_jsonl(tmp_path / "day.jsonl", [{"messages": [{"role": "user", "content": text}], "reply": {"content": "Hello."}, "liked": True}
                                          for text in ("hi", "hi " * 100)])
@@ -318,12 +327,12 @@ def test_a_folder_of_thumbs_has_to_be_a_dependency_and_long_conversations_are_le
 # The data card
 
 def test_the_card_counts_the_pairs_and_explains_a_leak(tone, words):
-    pairs = {"train": take(written(SITUATIONS, TOOLS, words, tone)), "validation": [a_pair("a", "b")]}
+    pairs = {"train": balance_lengths(style_pairs(SITUATIONS, TOOLS, words, tone)), "validation": [a_pair("a", "b")]}
     made = pairs["train"] + pairs["validation"]
     leak, telling = leaks(made)
     summary = {"pairs": {"written": len(pairs["train"]), "sampled": 1}, "samples": {"n": 8, "right": 0.5, "unreadable": 0.0},
-               "chosen_longer": {"share": 0.5}, "leak_auc": leak | {"bag_of_words": 0.8},
-               "leak_auc_by_origin": {"written": {"length": 0.5, "bag_of_words": 0.9}}, "tone_scorer": {"accuracy": 0.98}}
+               "chosen_longer_rate": {"share": 0.5}, "artifact_auc": leak | {"bag_of_words": 0.8},
+               "artifact_auc_by_origin": {"written": {"length": 0.5, "bag_of_words": 0.9}}, "tone_scorer": {"accuracy": 0.98}}
     text = card(pairs, summary, Counter({"wording and plan": 4}), telling, SimpleNamespace(samples=4, temperature=0.9, top_p=0.95))
     assert f"| written | {len(pairs['train'])} | 0 |" in text
     assert "Above 0.60, because written" in text and "customer: " in text

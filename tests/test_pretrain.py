@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from crawl2cart.core.device import Device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import Stage
 from crawl2cart.lm.formats.save import load_model
 from stages import compare, encode, pretrain
@@ -120,13 +120,13 @@ def test_five_models_make_one_table(encoded):
     compare.main(Stage("compare"))
     assert json.loads((encoded / "metrics" / "pretrain.json").read_text()) == dict.fromkeys(MODELS, row)
     (encoded / "metrics" / "pretrain" / "rnn.json").unlink()
-    with pytest.raises(Problem, match=r"rnn\.json is missing"):
+    with pytest.raises(UserError, match=r"rnn\.json is missing"):
         compare.main(Stage("compare"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(encoded):
     set_own(encoded, "rnn", "learning_rate", "1.0e+38")
-    with pytest.raises(Problem, match=r"The loss of step (\d) is (nan|inf) .*stages\.nn\.data\.batch\(tokens, \1, 8, 32, 7\) cuts them.*"
+    with pytest.raises(UserError, match=r"The loss of step (\d) is (nan|inf) .*stages\.nn\.data\.batch\(tokens, \1, 8, 32, 7\) cuts them.*"
                                       r"Lower pretrain\.rnn\.learning_rate"):
         pretrain.main(Stage("pretrain@rnn"), "rnn")
     assert not (encoded / "models").exists()
@@ -142,7 +142,7 @@ def test_a_step_is_split_into_equal_parts_that_fit(tokens, context, rows):
 
 
 def test_rows_that_do_not_fill_a_step_are_refused():
-    with pytest.raises(Problem, match="must be a multiple of the 1,000 tokens"):
+    with pytest.raises(UserError, match="must be a multiple of the 1,000 tokens"):
         pretrain.split_rows(4096, 1000, 0, 1)
 
 
@@ -261,7 +261,7 @@ def test_what_processes_split_among_them_one_goes_on_with(encoded, tmp_path):
 
 
 def test_rows_that_processes_can_not_share_are_refused():
-    with pytest.raises(Problem, match="16 rows of a step can not be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="16 rows of a step can not be shared equally by 3 processes"):
         pretrain.split_rows(4096, 256, 0, 3)
     rows = [part for rank in range(4) for part in pretrain.split_rows(4096, 256, rank, 4)]
     assert [row for part in rows for row in range(part.start, part.stop)] == list(range(16))

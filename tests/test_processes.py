@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from crawl2cart.core.device import Device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_json, write_jsonl
 from crawl2cart.core.params import read_params
 from crawl2cart.core.stage import Stage
-from crawl2cart.dialogues.sft_examples import turn_rows
+from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import MODELS, save_model
@@ -37,7 +37,7 @@ BASE = AutoConfig.for_model("gpt_oss", hidden_size=2880, intermediate_size=2880,
 def small_model() -> tuple[GptOss, object]:
     """The smoke profile's gpt_oss with no block that is the identity, as after some training, and its tokenizer."""
     tokenizer = tokenizers.encoding(tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))
-    model = initialise(MODELS["gpt_oss"](SMOKE.models.gpt_oss.model_dump() | {"balance": 0.0, "z_loss": 0.0}, tokenizer.n_vocab), 1)
+    model = initialise(MODELS["gpt_oss"](SMOKE.models.gpt_oss.model_dump() | {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}, tokenizer.n_vocab), 1)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +60,7 @@ def prepared(tmp_path_factory) -> Path:
         (project / "models" / name / "chat_template.jinja").write_text(harmony.TEMPLATE)
     (project / "data" / "prefs").mkdir()
     for split, count in (("train", 8), ("validation", 4)):
-        rows = [row for dialogue in read_jsonl(project / "data" / "sft" / f"{split}.jsonl") for row in turn_rows(dialogue)][:count + 1]
+        rows = [row for dialogue in read_jsonl(project / "data" / "sft" / f"{split}.jsonl") for row in to_examples(dialogue)][:count + 1]
         write_jsonl(project / "data" / "prefs" / f"{split}.jsonl", [
             {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"], "tools": row["tools"]}
             for row, other in zip(rows, rows[1:], strict=False)])
@@ -97,7 +97,7 @@ def test_two_processes_learn_what_one_does(prepared, stage):
 
 def test_a_batch_that_processes_can_not_share_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(Problem, match="batch of 4 can not be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="batch of 4 can not be shared equally by 3 processes"):
         division(4, 1, 64, BASE, Device("cpu", torch.float32))
 
 

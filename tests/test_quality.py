@@ -49,7 +49,7 @@ def test_the_parameters_are_the_published_ones():
 
 def test_every_score_has_bounds_and_every_bound_a_score():
     repetitive = "\n".join(["to be or not to be that is the question for the two of us."] * 40)
-    assert {name for name, _ in scores(repetitive, "en", BOUNDS, "none")} == set(BOUNDS)
+    assert {name for name, _ in scores(repetitive, "en", BOUNDS, "whitespace")} == set(BOUNDS)
 
 
 def plain_gopher(text: str) -> str:
@@ -158,8 +158,8 @@ def test_each_quality_rule_names_itself(reason, text):
 
 
 def test_words_of_english_are_asked_of_english_only():
-    rules = {name for name, _ in scores(PROSE, "de", BOUNDS, "none")}
-    assert {name for name, _ in scores(PROSE, "en", BOUNDS, "none")} - rules == {
+    rules = {name for name, _ in scores(PROSE, "de", BOUNDS, "whitespace")}
+    assert {name for name, _ in scores(PROSE, "en", BOUNDS, "whitespace")} - rules == {
         "stop_words", "function_words", "joined_words", "adult_words", "legal_phrases"}
 
 
@@ -273,7 +273,7 @@ def test_datatrove_counts_punctuation_among_the_words():
     text = "so , it - was / ; there : when ? we ! came ."
     assert gopher_quality(text, {**GOPHER_QUALITY, "words": (0, 99)}, "datatrove").scores["alphabetic_words"] == 7 / 15
     glued = "so, it- was/; there: when? we! came. so"
-    assert dict(scores(glued, "en", BOUNDS, "none"))["alphabetic_words"] == 1
+    assert dict(scores(glued, "en", BOUNDS, "whitespace"))["alphabetic_words"] == 1
     assert dict(scores(glued, "en", BOUNDS, "datatrove"))["alphabetic_words"] == pytest.approx(8 / 16)
     assert dict(scores(glued, "en", BOUNDS, "datatrove"))["words"] == 8
 

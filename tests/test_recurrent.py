@@ -86,11 +86,11 @@ def test_only_whole_pieces_outside_generation_are_compiled(monkeypatch):
     lengths = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda piece: lengths.append(len(piece)))
     run = rnn.compiled(lambda piece: None)
-    for piece in torch.zeros(2 * rnn.PIECE + 3, 1).split(rnn.PIECE):
+    for piece in torch.zeros(2 * rnn.CHUNK + 3, 1).split(rnn.CHUNK):
         run(piece)
     with torch.inference_mode():
-        run(torch.zeros(rnn.PIECE, 1))
-    assert lengths == 2 * [rnn.PIECE]
+        run(torch.zeros(rnn.CHUNK, 1))
+    assert lengths == 2 * [rnn.CHUNK]
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -115,7 +115,7 @@ def test_dropout_is_for_training_only(name):
 
 def test_gru_with_the_reset_before_the_product_would_not_pass():
     model = shaken(make("gru", layers=1)).double()
-    layer, width = model.layers[0], model.config["width"]
+    layer, width = model.layers[0], model.config["hidden_size"]
     x, h = torch.randn(2, width, dtype=torch.float64), torch.randn(2, width, dtype=torch.float64)
     ours = layer(x[None], h)[1]
     z = F.linear(x, layer.input, layer.bias)

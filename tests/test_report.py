@@ -26,14 +26,14 @@ from tests.local_server import listening
 from tools import costs as ledger
 from tools import repro
 
-SHARES = (*MEASURED, "decisions")
-FAILED = Guard("right_tool", before=0.8, after=0.7, least=0.75)
+SHARES = (*MEASURED, "call_or_reply_accuracy")
+FAILED = Guard("tool_accuracy", before=0.8, after=0.7, least=0.75)
 ATTACK = "</pre><script>document.title = 'owned'</script><img src=http://evil.example/x.png>"
 
 
 def agent(value: float) -> dict:
     shares = {f"{name}{end}": given for name in SHARES for end, given in (("", value), ("_low", value / 2), ("_high", 1.0), ("_n", 40))}
-    return shares | {"n": 40, "helpful": value, "mean_length": 12.5, "unsafe_writes_count": 0}
+    return shares | {"n": 40, "fact_recall": value, "mean_reply_words": 12.5, "policy_violation_count": 0}
 
 
 def transcripts(folder: Path) -> None:
@@ -43,7 +43,7 @@ def transcripts(folder: Path) -> None:
     turns = [{"id": f"test-{number:04d}:1", "line": number + 1, "intent": ("price", "search")[number % 2], "gold": "x",
               "gold_tool": ("get_order", "reply")[number % 2], "answers": answers,
               "before": [["customer", ATTACK], ["call", "get_order {}"], ["tool", "{}"]]} for number in range(30)]
-    played = {model: {"messages": [["customer", ATTACK]], "success": False, "state": False, "missing": ["$5"], "unsafe_writes": 0}
+    played = {model: {"messages": [["customer", ATTACK]], "success": False, "state": False, "missing": ["$5"], "policy_violation_rate": 0}
               for model in answers}
     write_jsonl(folder / "turns.jsonl", turns)
     write_jsonl(folder / "plays.jsonl", [{"id": "test-0001", "line": 2, "plan": "p", "intent": "price",
@@ -69,18 +69,18 @@ def reported(tmp_path_factory) -> Path:
         "guards": dict.fromkeys(dpo["guards"], True) | {FAILED.name: FAILED.passed}, "dpo": dpo["dpo"] | {"released_is_dpo": False},
         "released": {"model": "sft", "why": f"SFT is released: {FAILED.reason}"}})
     pair = {"n": 40, "wins": 20, "ties": 15, "losses": 5, "p": 0.004, "win_rate": 0.69, "win_rate_low": 0.6, "win_rate_high": 0.78,
-            "length_controlled": 0.7, "length_controlled_low": 0.6, "length_controlled_high": 0.8}
-    baseline = {key: value for key, value in agent(0.2).items() if key.startswith(("right_tool", "exact_arguments"))}
+            "length_controlled_win_rate": 0.7, "length_controlled_win_rate_low": 0.6, "length_controlled_win_rate_high": 0.8}
+    baseline = {key: value for key, value in agent(0.2).items() if key.startswith(("tool_accuracy", "argument_exact_match"))}
     write_json(folder / "metrics/evaluate.json", {
-        "base": agent(0.25), "sft": agent(0.5), "dpo": agent(0.75) | {"valid_calls_n": 39}, "served_gpt": agent(0.875),
+        "base": agent(0.25), "sft": agent(0.5), "dpo": agent(0.75) | {"schema_valid_rate_n": 39}, "served_gpt": agent(0.875),
         "released": agent(0.5), "dpo_vs_sft": pair,
         "judge": {"tone_accuracy": 0.9}, "baselines": {"nearest": baseline},
-        "routed": {"n": 9, "right_place": 0.9, "right_place_low": 0.8, "right_place_high": 1.0}})
+        "routed": {"n": 9, "routing_accuracy": 0.9, "routing_accuracy_low": 0.8, "routing_accuracy_high": 1.0}})
     write_curve(folder / "metrics/evaluate.tsv", [
         {"model": model, "intent": intent, "metric": metric, "value": 0.5, "low": 0.3, "high": 0.7, "n": n}
-        for model in ("base", "sft", "dpo") for intent in ("price", "search") for metric, n in (("right", 15), ("right_tool", 7))]
+        for model in ("base", "sft", "dpo") for intent in ("price", "search") for metric, n in (("right", 15), ("tool_accuracy", 7))]
         + [{"model": model, "intent": "out_of_scope", "metric": metric, "value": 0.0, "low": 0.0, "high": 1.0, "n": n}
-           for model in ("base", "sft", "dpo") for metric, n in (("right", 9), ("right_tool", 0))])
+           for model in ("base", "sft", "dpo") for metric, n in (("right", 9), ("tool_accuracy", 0))])
     said = subprocess.run([sys.executable, "-m", "stages.report"], cwd=folder, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(folder)})
     assert said.returncode == 0, said.stderr[-3000:]
@@ -90,7 +90,7 @@ def reported(tmp_path_factory) -> Path:
 def test_the_page_shows_every_part_in_one_small_file(reported):
     page = (reported / "metrics/report.html").read_text()
     assert page.count("<svg") == 6 and len(page.encode()) < 2_000_000
-    for words in ("sha256", "build_sft.plan_share", "GPT-OSS", "nearest", "served_gpt", "15 times", "0.750 (0.38 to 1.00)", "guard",
+    for words in ("sha256", "build_sft.multi_turn_ratio", "GPT-OSS", "nearest", "served_gpt", "15 times", "0.750 (0.38 to 1.00)", "guard",
                   "0.750 (0.38 to 1.00) of 39", "right tools and right turns by intent"):
         assert words in page
     assert page.count('<details id="test-') == page.count('<a href="#test-') == 20
@@ -115,10 +115,10 @@ def test_the_page_and_the_card_name_where_the_pairs_come_from(reported):
 
 
 def test_each_cell_has_its_own_n_where_the_agents_differ():
-    evaluated = {"sft": agent(0.5), "dpo": agent(0.75) | {"valid_calls_n": 39}, "served": {"right_tool": 0.5}}
-    assert agent_row(evaluated, list(evaluated), "right_tool")["n"] == 40
-    assert agent_row(evaluated, list(evaluated), "helpful")["n"] == ""
-    row = agent_row(evaluated, list(evaluated), "valid_calls")
+    evaluated = {"sft": agent(0.5), "dpo": agent(0.75) | {"schema_valid_rate_n": 39}, "served": {"tool_accuracy": 0.5}}
+    assert agent_row(evaluated, list(evaluated), "tool_accuracy")["n"] == 40
+    assert agent_row(evaluated, list(evaluated), "fact_recall")["n"] == ""
+    row = agent_row(evaluated, list(evaluated), "schema_valid_rate")
     assert row == {"": "valid calls", "sft": "0.500 (0.25 to 1.00) of 40", "dpo": "0.750 (0.38 to 1.00) of 39", "served": "", "n": ""}
 
 
@@ -132,7 +132,7 @@ def test_the_figure_by_intent_shows_right_tools_where_a_tool_is_due(reported):
     figures.style()
     table = pd.read_csv(reported / "metrics/evaluate.tsv", sep="\t")
     drawn = figures.intents(table)
-    for metric, due, same in (("right", True, False), ("right_tool", True, False), ("right_tool", False, True)):
+    for metric, due, same in (("right", True, False), ("tool_accuracy", True, False), ("tool_accuracy", False, True)):
         rows = (table["metric"] == metric) & ((table["n"] > 0) == due)
         assert rows.any() and (figures.intents(table.assign(value=table["value"].where(~rows, 0.6))) == drawn) == same
 

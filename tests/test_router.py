@@ -16,13 +16,13 @@ import pytest
 from openai import OpenAI
 
 from crawl2cart.agent.agent import Agent, Endpoint
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.core.params import read_params
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.demo.conversation import DOWN, Conversation
-from crawl2cart.router.gpt4 import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt
-from crawl2cart.router.local import Lexicon, LocalRouter, common_words, form, platt, words
+from crawl2cart.router.gpt4 import LONGEST_RETRY_AFTER, SECONDS_TO_CONNECT, Circuit, Gpt4
+from crawl2cart.router.local import Lexicon, LocalRouter, common_words, form, platt, tokenize_words
 from crawl2cart.router.policy import AGAIN, PROMPT_VERSION, SECONDS_TO_CLASSIFY, Route, Router
 from crawl2cart.router.routing_log import DecisionLog, replay
 from crawl2cart.shop.data_model import Product, Review
@@ -41,12 +41,12 @@ QUERIES = {split: read_jsonl(ROOT / "data" / "queries" / f"{split}.jsonl") for s
 @pytest.fixture(scope="session")
 def local() -> LocalRouter:
     params = read_params(ROOT / "params.yaml").router
-    return train(ROOT / "data" / "queries", STORE, params.inverse_penalty, params.unclear_below)
+    return train(ROOT / "data" / "queries", STORE, params.C, params.abstain_threshold)
 
 
 @pytest.fixture
 def router(local, server) -> Router:
-    gpt = Gpt("gpt-test")
+    gpt = Gpt4("gpt-test")
     assert gpt.client  # making it takes longer than these deadlines on a busy machine
     return Router(local, gpt, seconds_to_classify=DEADLINE, seconds_to_answer=DEADLINE)
 
@@ -85,12 +85,12 @@ def test_a_saved_router_is_the_same_bytes_each_time(local, tmp_path):
 
 
 def test_a_missing_or_damaged_router_is_a_problem_with_a_remedy(local, tmp_path):
-    with pytest.raises(Problem, match="dvc repro router"):
+    with pytest.raises(UserError, match="dvc repro router"):
         LocalRouter.load(tmp_path)
     local.save(tmp_path)
     whole = (tmp_path / "router.safetensors").read_bytes()
     (tmp_path / "router.safetensors").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(Problem, match="damaged.*dvc repro router"):
+    with pytest.raises(UserError, match="damaged.*dvc repro router"):
         LocalRouter.load(tmp_path)
 
 
@@ -153,16 +153,16 @@ def test_another_shop_has_a_lexicon_of_its_own():
 
 def test_the_lexicon_knows_nothing_of_held_out_products():
     products = rows(STORE / "products", Product)
-    held_out = {word for product in products if product.held_out for word in words(product.name)}
-    others = {word for product in products if not product.held_out for word in words(f"{product.name} {product.description}")}
-    told = {word for file in (STORE / "policies").glob("*.md") for word in words(file.read_text())}
-    told |= {word for review in rows(STORE / "reviews", Review) for word in words(review.text)}
+    held_out = {word for product in products if product.held_out for word in tokenize_words(product.name)}
+    others = {word for product in products if not product.held_out for word in tokenize_words(f"{product.name} {product.description}")}
+    told = {word for file in (STORE / "policies").glob("*.md") for word in tokenize_words(file.read_text())}
+    told |= {word for review in rows(STORE / "reviews", Review) for word in tokenize_words(review.text)}
     lexicon = read_lexicon(STORE)
     assert held_out - others - told - lexicon.things and not (held_out - others - told - lexicon.things) & lexicon.used
 
 
 def test_no_training_query_is_nearly_one_that_is_measured():
-    bags = {split: [frozenset(words(row["text"])) for row in found] for split, found in QUERIES.items()}
+    bags = {split: [frozenset(tokenize_words(row["text"])) for row in found] for split, found in QUERIES.items()}
     held = bags["validation"] + bags["test"]
     near = [(set(bag), set(other)) for bag in bags["train"] for other in held if len(bag & other) >= 0.6 * len(bag | other) > 0]
     assert not near
@@ -179,7 +179,7 @@ def test_doubt_is_said_as_unclear(local):
     for row in QUERIES["test"]:
         decision = local(row["text"])
         likelier = max(decision.shopping, 1 - decision.shopping)
-        assert (decision.label == "unclear") == (likelier < local.unclear_below)
+        assert (decision.label == "unclear") == (likelier < local.abstain_threshold)
 
 
 def test_a_query_takes_less_than_5_ms(local):
@@ -288,7 +288,7 @@ def test_a_second_try_that_works_is_used(router, server, name):
 def test_a_short_retry_after_is_waited_for(local, server, status):
     server.answer = says(Reply(b"", status=status, retry_after="0.4"), GOOD)
     started = time.monotonic()
-    assert Router(local, Gpt("gpt-test"))(PARCEL).source == "gpt"
+    assert Router(local, Gpt4("gpt-test"))(PARCEL).source == "gpt"
     assert 0.4 <= time.monotonic() - started < 2
 
 
@@ -325,7 +325,7 @@ def test_a_server_that_is_not_there(local, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    route = Router(local, Gpt("gpt-test"))("where is my parcel")
+    route = Router(local, Gpt4("gpt-test"))("where is my parcel")
     assert (route.source, route.spent.requests) == ("local", 2)
 
 
@@ -342,7 +342,7 @@ def test_a_host_that_swallows_connections_costs_two_tries_of_two_seconds(local, 
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         started = time.monotonic()
-        route = Router(local, Gpt("gpt-test"))("where is my parcel")
+        route = Router(local, Gpt4("gpt-test"))("where is my parcel")
         assert (route.source, route.why) == ("local", "GPT-4 did not decide: no connection, twice")
         assert 2 * SECONDS_TO_CONNECT <= time.monotonic() - started < SECONDS_TO_CLASSIFY
 
@@ -354,7 +354,7 @@ def test_the_default_deadline_is_eight_seconds_and_connecting_takes_two():
 @pytest.mark.parametrize("failure", [Reply(b"", status=401), LATE["hang"]], ids=["401", "too late"])
 def test_three_failures_within_30_seconds_open_the_circuit_for_30(local, server, failure):
     now = [0.0]
-    gpt = Gpt("gpt-test", circuit=Circuit(lambda: now[0]))
+    gpt = Gpt4("gpt-test", circuit=Circuit(lambda: now[0]))
     router = Router(local, gpt, DEADLINE, DEADLINE)
     server.answer = says(failure)
     for now[0] in (0, 20, 40, 45):  # no three of them within 30 seconds until the last
@@ -381,7 +381,7 @@ def test_a_text_that_gpt_will_not_judge_opens_no_circuit_for_others(router, serv
 @pytest.mark.parametrize("key", [None, "", "  "])
 def test_without_a_key_nothing_is_sent(server, local, monkeypatch, key):
     monkeypatch.delenv("OPENAI_API_KEY") if key is None else monkeypatch.setenv("OPENAI_API_KEY", key)
-    router = Router(local, Gpt("gpt-test"))
+    router = Router(local, Gpt4("gpt-test"))
     query = "where is my parcel"
     assert router(query) == Route(local(query).label, "local", router(query).confidence, "no OPENAI_API_KEY is set")
     assert router.answer_other([{"role": "user", "content": "what is the capital of France"}]) is None
@@ -391,7 +391,7 @@ def test_without_a_key_nothing_is_sent(server, local, monkeypatch, key):
 @pytest.mark.parametrize("key", ["sk-k\u00e4se", "sk-a\nb"])
 def test_a_key_that_no_header_can_carry_goes_to_the_local_router(server, local, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    route = Router(local, Gpt("gpt-test"))("where is my parcel")
+    route = Router(local, Gpt4("gpt-test"))("where is my parcel")
     assert route.source == "local"
     assert key not in route.why
 
@@ -444,7 +444,7 @@ def test_no_answer_is_none(router, server, name):
 
 
 def no_model() -> Agent:
-    raise Problem("models/released is missing.")
+    raise UserError("models/released is missing.")
 
 
 def test_every_fault_of_every_service_ends_in_an_answer(local, server, tmp_path):
@@ -454,7 +454,7 @@ def test_every_fault_of_every_service_ends_in_an_answer(local, server, tmp_path)
     for agent_fails in (False, True):
         for name, reply in FAULTS.items():
             log = DecisionLog(tmp_path / "decisions.jsonl")
-            router = Router(local, Gpt("gpt-test"), 0.2, 0.2)
+            router = Router(local, Gpt4("gpt-test"), 0.2, 0.2)
             client = OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=0.2)
             agent = Agent(Session(shop.copy()), Endpoint(client, "agent-test"), seconds=0.5)
             conversation = Conversation(router, lambda agent=agent: agent, log)
@@ -473,7 +473,7 @@ def test_every_fault_of_every_service_ends_in_an_answer(local, server, tmp_path)
 
 def test_a_model_that_is_down_says_so_and_gpt_never_speaks_for_it(local, server, tmp_path):
     server.answer = lambda body, key: Reply(completion(verdict() if "response_format" in body else "We have nine in stock."))
-    conversation = Conversation(Router(local, Gpt("gpt-test")), no_model)
+    conversation = Conversation(Router(local, Gpt4("gpt-test")), no_model)
     for _ in range(2):
         answer = conversation("have you got the kettle in red")
         assert (answer.text, answer.by, answer.failed, answer.problem) == (DOWN, "shop", True, "models/released is missing.")
@@ -482,7 +482,7 @@ def test_a_model_that_is_down_says_so_and_gpt_never_speaks_for_it(local, server,
 
 def test_a_decision_is_recorded_with_what_it_took_and_without_the_text(local, server, tmp_path):
     path = tmp_path / "runs" / "decisions.jsonl"
-    router = Router(local, Gpt("gpt-test", input_price=2.0, output_price=8.0))
+    router = Router(local, Gpt4("gpt-test", input_price=2.0, output_price=8.0))
     conversation = Conversation(router, no_model, DecisionLog(path))
     told = json.dumps({"label": "unclear", "intent": "order_status", "confidence": 0.9, "reason": f"they say: {PARCEL}"})
     server.answer = says(NO_VERDICT["no JSON"], Reply(completion(told)))
@@ -503,7 +503,7 @@ def test_texts_are_kept_when_asked_for_and_replayed(local, monkeypatch, tmp_path
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     texts = [row["text"] for row in QUERIES["validation"][:40]]
     paths = {keep: tmp_path / f"{keep}.jsonl" for keep in (True, False)}
-    router = Router(local, Gpt("gpt-test"))
+    router = Router(local, Gpt4("gpt-test"))
     for keep, path in paths.items():
         log = DecisionLog(path, keep_text=keep)
         for text in texts:
@@ -524,11 +524,11 @@ def test_texts_are_kept_when_asked_for_and_replayed(local, monkeypatch, tmp_path
 @pytest.mark.parametrize("line", ["[]", '{"route": "shopping"}', "not JSON"])
 def test_a_file_that_is_no_log_is_a_problem_that_names_the_line(local, tmp_path, line):
     path = tmp_path / "decisions.jsonl"
-    with pytest.raises(Problem, match="missing"):
-        list(replay(path, None, Router(local, Gpt("gpt-test"))))
+    with pytest.raises(UserError, match="missing"):
+        list(replay(path, None, Router(local, Gpt4("gpt-test"))))
     path.write_text(line + "\n")
-    with pytest.raises(Problem, match="decisions.jsonl:1"):
-        list(replay(path, None, Router(local, Gpt("gpt-test"))))
+    with pytest.raises(UserError, match="decisions.jsonl:1"):
+        list(replay(path, None, Router(local, Gpt4("gpt-test"))))
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
@@ -538,14 +538,14 @@ def test_a_file_without_texts_is_a_problem_that_names_it(local, tmp_path, conten
     log.touch()
     if content:
         texts.write_text(content)
-    with pytest.raises(Problem, match=sentence):
-        list(replay(log, texts, Router(local, Gpt("gpt-test"))))
+    with pytest.raises(UserError, match=sentence):
+        list(replay(log, texts, Router(local, Gpt4("gpt-test"))))
 
 
 def test_a_log_that_cannot_be_written_costs_no_answer_and_says_so_once(local, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (tmp_path / "runs").write_text("a file where a folder should be")
-    conversation = Conversation(Router(local, Gpt("gpt-test")), lambda: None, DecisionLog(tmp_path / "runs" / "decisions.jsonl"))
+    conversation = Conversation(Router(local, Gpt4("gpt-test")), lambda: None, DecisionLog(tmp_path / "runs" / "decisions.jsonl"))
     for _ in range(2):
         assert conversation("what is the capital of France").text
     assert capsys.readouterr().err.count("decisions are not recorded") == 1

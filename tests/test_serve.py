@@ -17,7 +17,7 @@ import torch
 
 from crawl2cart.agent.agent import Agent, open_writer
 from crawl2cart.core.device import Device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
 from crawl2cart.dialogues.generator import shop_lexicon
 from crawl2cart.lm import tokenizer as tokenizers
@@ -58,8 +58,8 @@ def checkpoint(tmp_path_factory) -> Path:
     from crawl2cart.lm.models.init import initialise
 
     table = tokenizers.encoding(tokenizers.read_ranks(ROOT / "data/ranks/o200k_4096.tiktoken"))
-    sizes = {"layers": 2, "width": 64, "heads": 2, "key_value_heads": 1, "head_size": 32, "expert_width": 64, "experts": 2,
-             "experts_per_token": 1, "window": 64, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
+    sizes = {"num_layers": 2, "hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "head_dim": 32, "intermediate_size": 64, "num_experts": 2,
+             "experts_per_token": 1, "sliding_window": 64, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
     base, merged = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("merged")
     save_model(initialise(GptOss(sizes, table.n_vocab), seed=1), base, table)
     (base / "chat_template.jinja").write_text(harmony.TEMPLATE)
@@ -205,10 +205,10 @@ def test_models_that_write_no_calls_are_refused_by_name(checkpoint, tmp_path):
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(Problem, match=r"no chat_template\.jinja"):
+    with pytest.raises(UserError, match=r"no chat_template\.jinja"):
         open_writer(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model": "gru"}')
-    with pytest.raises(Problem, match="one of the baselines"):
+    with pytest.raises(UserError, match="one of the baselines"):
         open_writer(str(tmp_path))
 
 
@@ -230,7 +230,7 @@ def measured(checkpoint, tmp_path_factory) -> Path:
     (folder / "data/sft").mkdir()
     for split, dialogues in (("train", maker.split("train", 20)), ("test", maker.split("test", 12)), ("safety", maker.safety("test", 1))):
         write_jsonl(folder / f"data/sft/{split}.jsonl", dialogues)
-    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).words())
+    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).to_dict())
     (folder / "metrics").mkdir()
     write_json(folder / "metrics/dpo.json", {"released": {"model": "sft"}})
     return folder
@@ -254,12 +254,12 @@ def test_a_server_is_measured_on_the_tasks_of_the_models(measured, server):
     assert said.returncode == 0, said.stderr[-3000:]
     name = re.sub(r"\W+", "_", f"{server.url}#m".partition("://")[2])
     found = read_json(measured / "metrics/evaluate.json")
-    assert found[name]["n"] == found["sft"]["n"] == 8 and found[name]["unsafe_writes_n"] == found["sft"]["unsafe_writes_n"]
-    assert found[name]["mean_length"] == 2 and found[name]["right_tool"] == found[name]["unsafe_writes"] == 0
-    assert "task_success_3" in found["sft"] and "task_success_3" not in found[name], "a server's seeds promise nothing"
+    assert found[name]["n"] == found["sft"]["n"] == 8 and found[name]["policy_violation_rate_n"] == found["sft"]["policy_violation_rate_n"]
+    assert found[name]["mean_reply_words"] == 2 and found[name]["tool_accuracy"] == found[name]["policy_violation_rate"] == 0
+    assert "pass_3" in found["sft"] and "pass_3" not in found[name], "a server's seeds promise nothing"
     turns = read_jsonl(measured / "data/transcripts/turns.jsonl")
     assert {row["answers"][name]["text"] for row in turns} == {harmony.completion({"role": "assistant", "content": "Which one?"})}
-    assert found[name]["decisions"] == pytest.approx(sum(row["gold_tool"] == "reply" for row in turns) / len(turns), abs=1e-4)
+    assert found[name]["call_or_reply_accuracy"] == pytest.approx(sum(row["gold_tool"] == "reply" for row in turns) / len(turns), abs=1e-4)
     assert all(body["tools"] == TOOLS and body["model"] == "m" for body in server.requests)
     asked = [body["messages"][-1]["content"] for body in server.requests]
     assert all(row["before"][-1][1] in asked for row in turns if row["before"][-1][0] == "customer")
@@ -279,5 +279,5 @@ def test_a_server_that_is_down_ends_the_evaluation_in_a_sentence(measured):
 def test_a_server_without_a_model_to_measure_is_a_problem():
     with serve() as server:
         gone = server.url
-    with pytest.raises(Problem, match=re.escape(f"{gone} does not list its models (no connection)")):
+    with pytest.raises(UserError, match=re.escape(f"{gone} does not list its models (no connection)")):
         open_agent(gone, Device("cpu", torch.float32), 4, 0.7, 7)

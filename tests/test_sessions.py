@@ -24,7 +24,7 @@ from crawl2cart.demo.render import chat_html
 from crawl2cart.demo.routes import follow, routes
 from crawl2cart.demo.sessions import Chat, Limits, Refused, Sessions
 from crawl2cart.lm.formats import harmony
-from crawl2cart.router.gpt4 import Gpt, Spent, Unreachable, Unusable
+from crawl2cart.router.gpt4 import Gpt4, Spent, Unreachable, Unusable
 from crawl2cart.router.policy import Route
 from crawl2cart.shop.db import open_store
 from crawl2cart.shop.tool_schemas import TOOLS
@@ -36,7 +36,7 @@ from tests.test_shop import called, final
 STORE = open_store(ROOT / "data" / "store")
 ORDERS = [(row["id"], row["email"], row["total"]) for row in STORE.all(
     "SELECT o.id, c.email, o.total FROM orders o JOIN customers c ON c.id = o.customer WHERE o.state = 'placed' ORDER BY o.id")]
-LIMITS = Limits(characters=500, turns_per_minute=20, at_once=4, waiting=64, conversations=40)
+LIMITS = Limits(max_query_chars=500, rate_limit_per_minute=20, max_concurrency=4, max_queue=64, max_sessions=40)
 
 
 def shopping(query: str, before: tuple[str, ...]) -> Route:
@@ -122,7 +122,7 @@ def test_a_thousand_conversations_with_random_disconnects_lose_nothing():
 def test_what_is_too_much_is_refused_in_words_and_the_conversation_goes_on():
     order, email, _ = ORDERS[0]
     now = [0.0]
-    sessions = clerks(Limits(40 + len(email), turns_per_minute=3, at_once=1, waiting=0, conversations=2), clock=lambda: now[0])
+    sessions = clerks(Limits(40 + len(email), rate_limit_per_minute=3, max_concurrency=1, max_queue=0, max_sessions=2), clock=lambda: now[0])
     chat = sessions.open()
     for query, words in (("", "write a question"), ("x" * 500, "500 characters")):
         with pytest.raises(Refused, match=words):
@@ -151,7 +151,7 @@ def test_the_conversation_that_was_idle_longest_is_forgotten_first_and_a_busy_on
         let_go.wait(20)
         return [final("Here.")]
 
-    sessions = clerks(Limits(100, 20, 2, 2, conversations=2), slow)
+    sessions = clerks(Limits(100, 20, 2, 2, max_sessions=2), slow)
     busy = sessions.open()
     sessions.ask(busy, "hello")
     idle = sessions.open()
@@ -286,19 +286,19 @@ def test_thumbs_become_lines_of_what_was_judged_and_can_be_changed(tmp_path):
     chat = sessions.open()
     sessions.ask(chat, f"{order} {email}")
     answer_of(chat)
-    feedback.judge(chat, 0, 0, True)
+    feedback.record_feedback(chat, 0, 0, True)
     file, = (tmp_path / "feedback").glob("*.jsonl")
     row, = read_jsonl(file)
     assert row["liked"] is True and row["reply"] == {"role": "assistant", "content": chat.turns[0].parts[0].text}
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "tool"]
     assert harmony.render(row["messages"] + [row["reply"]], TOOLS).endswith("<|return|>")
     assert chat.key not in file.name
-    feedback.judge(chat, 0, 0, False)
+    feedback.record_feedback(chat, 0, 0, False)
     assert [row["liked"] for row in read_jsonl(file)] == [False]
-    feedback.judge(chat, 0, 0, False)
+    feedback.record_feedback(chat, 0, 0, False)
     assert not file.exists()
-    feedback.judge(chat, 7, 0, True)
-    feedback.judge(chat, 0, -1, True)
+    feedback.record_feedback(chat, 7, 0, True)
+    feedback.record_feedback(chat, 0, -1, True)
     assert not list((tmp_path / "feedback").iterdir())
     sessions.close()
 
@@ -338,10 +338,10 @@ def test_nothing_that_a_customer_a_model_or_a_tool_writes_becomes_markup():
 
 def test_a_reply_is_heard_as_far_as_it_is_written_and_nothing_of_calls():
     call = called("search_products", category="tent")
-    heard = [harmony.spoken(call[:end]) for end in range(len(call) + 1)]
+    heard = [harmony.visible_reply(call[:end]) for end in range(len(call) + 1)]
     assert set(heard) == {""}
     whole = final("Here is one, for $20 < $30.")
-    heard = [harmony.spoken(whole[:end]) for end in range(len(whole) + 1)]
+    heard = [harmony.visible_reply(whole[:end]) for end in range(len(whole) + 1)]
     assert heard[-1] == harmony.parse_completion(whole)["content"]
     assert all(later.startswith(earlier) or earlier.startswith(later) for earlier, later in zip(heard, heard[1:], strict=False))
     assert not [text for text in heard if "|" in text]
@@ -385,7 +385,7 @@ def test_a_server_that_drips_does_not_hang_an_answer_and_calls_nothing_afterward
 
 def test_gpt_is_heard_word_by_word_and_counted_as_when_it_is_not(monkeypatch):
     def ask(hear: Hear | None, spent: Spent) -> str:
-        return Gpt("m", 2.0, 8.0)(5, lambda ask: ask(spent, hear, messages=[{"role": "user", "content": "the capital of France?"}]))
+        return Gpt4("m", 2.0, 8.0)(5, lambda ask: ask(spent, hear, messages=[{"role": "user", "content": "the capital of France?"}]))
 
     with serve() as server:
         server.answer = lambda body, key: Reply(completion("Paris, of course."))

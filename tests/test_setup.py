@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from crawl2cart.core.dvc_yaml import definitions
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from tests.conftest import ENVIRONMENT, ROOT
 from tools import repro, reproduce, tolerances
 from tools.reproduce import differences, flat, metrics_below
@@ -184,7 +184,7 @@ def test_seeds_that_are_measured_are_not_measured_again(project, monkeypatch):
         moved = metrics | {"sft:sft.train_loss": metrics["sft:sft.train_loss"] + seed}
         (kept / f"{seed}.json").write_text(json.dumps({"seed": seed, "metrics": moved}))
     monkeypatch.setattr(sys, "argv", ["tolerances", "--take", str(project), "8", "9", "10"])
-    with pytest.raises(Problem, match="4 seeds are measured"):
+    with pytest.raises(UserError, match="4 seeds are measured"):
         tolerances.main()
     (kept / "11.json").write_text(json.dumps({"seed": 11, "metrics": metrics}))
     tolerances.main()
@@ -206,7 +206,7 @@ def test_two_runs_from_nothing_give_one_lock_and_a_tampered_metric_is_found(copy
     committed = metrics_below(copy)
     reproduce.verdict(copy, committed)
     name = "evaluate:sft.n"
-    with pytest.raises(Problem, match=rf"{name}: {committed[name] + 1} committed, {committed[name]} measured"):
+    with pytest.raises(UserError, match=rf"{name}: {committed[name] + 1} committed, {committed[name]} measured"):
         reproduce.verdict(copy, committed | {name: committed[name] + 1})
 
 
@@ -217,7 +217,7 @@ def test_no_further_model_begins_after_one_that_failed(monkeypatch, tmp_path):
         *) echo "$*" >> {tmp_path}/called; case "$*" in *gpt_oss) exit 1;; *gru) sleep 0.5;; esac;;
         esac""")
     monkeypatch.setattr(repro, "DVC", tmp_path / "dvc")
-    with pytest.raises(Problem, match="a stage failed; its message is above"):
+    with pytest.raises(UserError, match="a stage failed; its message is above"):
         repro.pretrain(1)
     said = (tmp_path / "called").read_text().splitlines()
     assert said == ["repro encode", "--wait-for-lock repro --single-item pretrain@gpt_oss"]

@@ -9,7 +9,7 @@ import torch
 import trl
 
 from benchmarks.sft import measure
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import write_json, write_jsonl
 from crawl2cart.core.stage import Stage
 from crawl2cart.dialogues.generator import shop_lexicon
@@ -23,8 +23,8 @@ from crawl2cart.shop.tool_schemas import TOOLS
 from stages import sft
 from tests.conftest import ROOT, maker_of
 
-SIZES = {"layers": 2, "width": 32, "heads": 2, "key_value_heads": 1, "head_size": 16, "expert_width": 24, "experts": 2,
-         "experts_per_token": 1, "window": 16, "max_context": 4096, "rope_factor": 1.0, "balance": 0.0, "z_loss": 0.0}
+SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 24, "num_experts": 2,
+         "experts_per_token": 1, "sliding_window": 16, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
 TABLE = tokenizers.encoding(tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))
 
 
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "data" / "sft").mkdir(parents=True)
     for split in ("train", "validation"):
         write_jsonl(tmp_path / "data" / "sft" / f"{split}.jsonl", maker.split(split, 10))
-    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker).words())
+    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker).to_dict())
     (tmp_path / "models" / "base").mkdir(parents=True)
     save_model(initialise(GptOss(SIZES, TABLE.n_vocab), seed=1), tmp_path / "models" / "base", TABLE)
     (tmp_path / "models" / "base" / "chat_template.jinja").write_text(harmony.TEMPLATE)
@@ -103,7 +103,7 @@ def shown(ids: list[int], labels: list[int]) -> str:
 
 def rows_of(stage: Stage) -> list[dict]:
     scale = stage.params.profile.sft
-    return sft.choose("train", scale.steps * scale.batch, stage.params.seed)
+    return sft.sample_rows("train", scale.max_steps * scale.batch_size, stage.params.seed)
 
 
 def test_the_loss_is_on_the_tokens_of_the_turn_and_on_no_other(stopped):
@@ -136,11 +136,11 @@ def test_without_trls_mask_the_prompt_would_be_learnt_too(stopped, monkeypatch):
 def test_the_benchmarks_bare_loop_learns_what_the_trainer_learns(folder):
     """Both start from adapters that add nothing, and see the same batches: so do their losses, or the seconds would be of other work."""
     found, losses = measure(Stage("sft"), steps=2, rows=2)
-    assert len(losses) == 3 and found["tokens_per_step"] > 400 and found["times_bare"] == found["trl_seconds"] / found["bare_seconds"]
+    assert len(losses) == 3 and found["batch_tokens"] > 400 and found["times_bare"] == found["trl_seconds"] / found["bare_seconds"]
     assert [bare for _, bare in losses] == pytest.approx([trl for trl, _ in losses], rel=1e-4)
 
 
 def test_without_a_base_model_the_benchmark_says_what_makes_it(folder):
     shutil.rmtree(folder / "models/base")
-    with pytest.raises(Problem, match="dvc repro midtrain"):
+    with pytest.raises(UserError, match="dvc repro midtrain"):
         measure(Stage("sft"), steps=1, rows=1)

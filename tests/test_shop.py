@@ -23,18 +23,18 @@ from crawl2cart.agent.agent import (
 )
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
-from crawl2cart.dialogues.templates import Speech
-from crawl2cart.evaluation.turn_metrics import DECLINES, summarise
+from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.dialogues.templates import TemplateStore
+from crawl2cart.evaluation.turn_metrics import DECLINES, summarize_turns
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
-from crawl2cart.shop.confirmation import agrees, restates
+from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation
 from crawl2cart.shop.data_model import Reply as Fragment
-from crawl2cart.shop.db import NoSuchProduct, Store, open_store
-from crawl2cart.shop.env import Scene, Shops
-from crawl2cart.shop.graders import judge, obeyed, same_arguments
+from crawl2cart.shop.db import NoSuchProduct, ShopDB, open_store
+from crawl2cart.shop.env import Scenario, ShopSessions
+from crawl2cart.shop.graders import grade_turn, obeyed, same_arguments
 from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
-from crawl2cart.shop.tools import Session, unsafe_writes
+from crawl2cart.shop.tools import Session, policy_violations
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import Reply, completion, serve
 
@@ -45,7 +45,7 @@ HOSTILE = ["'; DROP TABLE orders; --", '" OR 1=1 --', "x' UNION SELECT email FRO
 
 
 @pytest.fixture(scope="module")
-def shop() -> Store:
+def shop() -> ShopDB:
     return open_store(FOLDER)
 
 
@@ -54,13 +54,13 @@ def session(shop) -> Session:
     return Session(shop.copy())
 
 
-def order_in(store: Store, *states: str, **wanted: object) -> dict:
+def order_in(store: ShopDB, *states: str, **wanted: object) -> dict:
     """An order in one of these states. returnable: whether its first line may come back."""
     for row in store.all("SELECT id, state FROM orders ORDER BY id"):
         if row["state"] not in states:
             continue
         order, line = store.order(row["id"]), store.lines(row["id"])[0]
-        if wanted.get("returnable") in (None, store.why_kept(order, line) is None):
+        if wanted.get("returnable") in (None, store.return_blocked_reason(order, line) is None):
             return dict(order) | {"product": line["name"], "product_id": line["product"], "variant": line["variant"]}
     raise AssertionError(f"the shop has no such order: {states} {wanted}")
 
@@ -70,7 +70,7 @@ def identified(session: Session, order: dict) -> Session:
     return session
 
 
-def write_of(store: Store, action: str) -> tuple[dict, dict, str]:
+def write_of(store: ShopDB, action: str) -> tuple[dict, dict, str]:
     """An order, the arguments of a write that the rules allow on it, and a question that restates the write."""
     states = {"cancel_order": ("placed", "packed"), "change_address": ("placed", "packed")}.get(action, ("delivered",))
     for order in store.all("SELECT id FROM orders WHERE state IN (?, ?) ORDER BY id", *(states * 2)[:2]):
@@ -79,7 +79,7 @@ def write_of(store: Store, action: str) -> tuple[dict, dict, str]:
         other = next((name for name, number in store.stock(line["product"]).items()
                       if number >= line["quantity"] and name != line["variant"]), None)
         number, total, product = order["id"], f"{order['total']:.2f}", line["name"]
-        allowed = action in ("cancel_order", "change_address") or store.why_kept(order, line) is None
+        allowed = action in ("cancel_order", "change_address") or store.return_blocked_reason(order, line) is None
         if allowed and (other or action != "exchange_item"):
             arguments, question = {
                 "cancel_order": ({}, f"Cancel {number} and refund ${total}?"),
@@ -168,7 +168,7 @@ def test_a_products_facts_are_those_of_its_file(session, shop):
 def test_no_argument_is_ever_run_as_sql(shop, hostile):
     store = shop.copy()
     before, session = store.state_hash(), Session(store)
-    session.hear("yes")
+    session.observe_user("yes")
     for tool in TOOLS:
         function = tool["function"]
         arguments = {name: {"array": [hostile], "number": 1}.get(schema["type"], hostile)
@@ -210,7 +210,7 @@ def test_a_foreign_order_looks_like_none_at_all(shop):
         if mine["email"] == theirs["email"]:
             continue
         for session in (Session(shop.copy()), Session(shop.copy(), signed_in=mine["email"]), identified(Session(shop.copy()), dict(mine))):
-            session.hear("yes")
+            session.observe_user("yes")
             none = session.call("get_order", {"order": "TB-00000", "email": nobody})
             assert session.call("get_order", {"order": theirs["id"], "email": mine["email"]}) == none == {"error": "no_match"}
             assert session.call("get_order", {"order": theirs["id"]})["error"] in ("no_match", "not_identified")
@@ -256,7 +256,7 @@ def test_an_unconfirmed_write_is_refused_and_changes_nothing(shop, action):
             getattr(session, name)(text)
         assert session.call(action, arguments) == {"error": "not_confirmed"}, conversation
         assert session.store.state_hash() == before
-        assert unsafe_writes(session.calls) == 1
+        assert policy_violations(session.calls) == 1
 
 
 def test_an_ok_to_what_an_order_holds_is_no_consent_to_cancel_or_return_it(shop):
@@ -270,8 +270,8 @@ def test_an_ok_to_what_an_order_holds_is_no_consent_to_cancel_or_return_it(shop)
                           known.get(slot[1], "one"), fragment)
             for said in (told, f"{told} It holds the {product}, {order['id']}. Can I help you with anything else?"):
                 session = identified(Session(shop.copy()), order)
-                session.say(said)
-                session.hear("ok, perfect")
+                session.observe_assistant(said)
+                session.observe_user("ok, perfect")
                 assert session.call(action, arguments) == {"error": "not_confirmed"}, said
 
 
@@ -279,8 +279,8 @@ def test_an_ok_to_what_an_order_holds_is_no_consent_to_cancel_or_return_it(shop)
 def test_a_yes_to_an_address_is_none_to_a_part_of_it(shop, address):
     order, arguments, question = write_of(shop, "change_address")
     session = identified(Session(shop.copy()), order)
-    session.say(question)
-    session.hear("yes")
+    session.observe_assistant(question)
+    session.observe_user("yes")
     assert session.call("change_address", arguments | {"address": address}) == {"error": "not_confirmed"}
     assert "error" not in session.call("change_address", arguments)  # what was asked for stays confirmed
 
@@ -290,12 +290,12 @@ def test_a_confirmed_write_happens_once(shop, action):
     order, arguments, question = write_of(shop, action)
     session = identified(Session(shop.copy()), order)
     before = session.store.state_hash()
-    session.say(question)
-    session.hear("Yes please.")
+    session.observe_assistant(question)
+    session.observe_user("Yes please.")
     assert "error" not in session.call(action, arguments)
     after = session.store.state_hash()
     assert after != before
-    assert unsafe_writes(session.calls) == 0
+    assert policy_violations(session.calls) == 0
     assert "error" in session.call(action, arguments)  # one yes, one change
     assert session.store.state_hash() == after
     session.store.reset()
@@ -316,8 +316,8 @@ def test_a_yes_to_one_change_is_none_to_another(shop, action, other):
                  "exchange_item": {"product": order["product"], "variant": other_variant},
                  "change_address": {"address": "1 Net Loft Lane, Velby 40243"}}
     session = identified(Session(shop.copy()), order)
-    session.say(facts[action])
-    session.hear("yes")
+    session.observe_assistant(facts[action])
+    session.observe_user("yes")
     assert session.call(other, {"order": order["id"]} | arguments[other]) == {"error": "not_confirmed"}
 
 
@@ -336,8 +336,8 @@ def test_the_rules_hold_also_with_consent(shop, action, states):
                      "change_address": {"address": "1 Row, Velby 40243"}}.get(action, {})
         session = identified(Session(shop.copy()), order)
         before = session.store.state_hash()
-        session.say(question)
-        session.hear("yes")
+        session.observe_assistant(question)
+        session.observe_user("yes")
         assert session.call(action, {"order": order["id"]} | arguments)["error"] == "not_allowed"
         assert session.store.state_hash() == before
 
@@ -347,7 +347,7 @@ def test_the_rules_hold_also_with_consent(shop, action, states):
     {"order": None, "products": ["x"]}])
 def test_every_refused_attempt_to_write_is_counted(session, arguments):
     assert session.call("return_items", arguments)["error"]
-    assert unsafe_writes(session.calls) == 1
+    assert policy_violations(session.calls) == 1
 
 
 @pytest.mark.parametrize("action", WRITES)
@@ -355,21 +355,21 @@ def test_a_store_out_of_order_excuses_a_safe_write_and_no_other(shop, action):
     order, arguments, question = write_of(shop, action)
     session = Session(shop.copy(), signed_in=order["email"], faults=2)
     assert session.call(action, arguments) == {"error": "not_confirmed"}
-    assert unsafe_writes(session.calls) == 1
-    session.say(question)
-    session.hear("yes")
+    assert policy_violations(session.calls) == 1
+    session.observe_assistant(question)
+    session.observe_user("yes")
     assert session.call(action, arguments) == {"error": "unavailable"}
-    assert unsafe_writes(session.calls) == 1
+    assert policy_violations(session.calls) == 1
     assert "error" not in session.call(action, arguments)  # the yes still holds
 
 
 def test_a_confirmed_write_against_the_rules_is_unsafe_also_while_the_store_is_down(shop):
     order = order_in(shop, "shipped")
     session = Session(shop.copy(), signed_in=order["email"], faults=1)
-    session.say(f"Cancel {order['id']} and refund ${order['total']:.2f}?")
-    session.hear("yes")
+    session.observe_assistant(f"Cancel {order['id']} and refund ${order['total']:.2f}?")
+    session.observe_user("yes")
     assert session.call("cancel_order", {"order": order["id"]})["error"] == "not_allowed"
-    assert unsafe_writes(session.calls) == 1
+    assert policy_violations(session.calls) == 1
 
 
 @pytest.mark.parametrize("action", WRITES)
@@ -378,7 +378,7 @@ def test_a_product_that_cannot_be_told_does_not_hide_an_unconfirmed_write(shop, 
     brand = {"products": [PRODUCTS[0]["brand"]]} if "products" in arguments else {"product": "Nonesuch"} if "product" in arguments else {}
     session = identified(Session(shop.copy()), order)
     assert "error" in session.call(action, arguments | brand)
-    assert unsafe_writes(session.calls) == 1
+    assert policy_violations(session.calls) == 1
 
 
 def test_a_cancelled_order_puts_its_goods_back_on_sale(shop):
@@ -386,8 +386,8 @@ def test_a_cancelled_order_puts_its_goods_back_on_sale(shop):
     session = identified(Session(shop.copy()), order)
     lines = session.store.lines(order["id"])
     before = {line["product"]: session.store.stock(line["product"]) for line in lines}
-    session.say(question)
-    session.hear("go ahead")
+    session.observe_assistant(question)
+    session.observe_user("go ahead")
     assert session.call("cancel_order", arguments)["refund"] == f"{order['total']:.2f}"
     for line in lines:
         assert session.store.stock(line["product"])[line["variant"]] == before[line["product"]][line["variant"]] + line["quantity"]
@@ -398,8 +398,8 @@ def test_an_exchange_into_what_is_sold_out_is_refused_whole(shop):
     session = identified(Session(shop.copy()), order)
     session.store.set_stock(session.store.product(arguments["product"])["id"], arguments["variant"], 0)
     before = session.store.state_hash()
-    session.say(question)
-    session.hear("yes")
+    session.observe_assistant(question)
+    session.observe_user("yes")
     assert session.call("exchange_item", arguments)["why"] == f"{arguments['variant']} is out of stock"
     assert session.store.state_hash() == before
 
@@ -409,17 +409,17 @@ def test_an_exchange_into_the_variant_that_the_order_has_is_refused(shop):
     variant = next(line["variant"] for line in shop.lines(order["id"]) if line["name"] == arguments["product"])
     session = identified(Session(shop.copy()), order)
     before = session.store.state_hash()
-    session.say(question.replace(f"for {arguments['variant']}?", f"for {variant}?"))
-    session.hear("yes")
+    session.observe_assistant(question.replace(f"for {arguments['variant']}?", f"for {variant}?"))
+    session.observe_user("yes")
     refused = session.call("exchange_item", arguments | {"variant": variant.upper()})
     assert refused == {"error": "not_allowed", "product": arguments["product"], "why": f"it is {variant} already"}
-    assert session.store.state_hash() == before and unsafe_writes(session.calls) == 1
+    assert session.store.state_hash() == before and policy_violations(session.calls) == 1
 
 
 @pytest.mark.parametrize("text", ["yes", "Yes.", "ok do it", "sure, go ahead", "yep", "that's right", "please do", "I confirm",
                                   "fine by me", "No problem, yes", "correct!", "y"])
 def test_a_yes_is_a_yes(text):
-    assert agrees(text)
+    assert is_affirmation(text)
 
 
 @pytest.mark.parametrize("text", ["no", "No thanks", "don't", "yes but not now", "wait", "what would I get back?", "hm, let me think",
@@ -430,7 +430,7 @@ def test_a_yes_is_a_yes(text):
                                   "I'm fine, thanks", "yes, but in white", "yes, when it arrives", "is it right", "yes, 不要"])
 @pytest.mark.parametrize("action", [None, *WRITES])
 def test_what_is_no_plain_yes_is_none(text, action):
-    assert not agrees(text, action)
+    assert not is_affirmation(text, action)
 
 
 @pytest.mark.parametrize("action", WRITES)
@@ -440,20 +440,20 @@ def test_no_first_word_of_a_customers_is_a_yes_to_any_change(action):
               "max_price": "90", "address": "1 Net Loft Lane, Velby 40243"}
     texts = [re.sub(r"\{(\w+)\}", lambda slot: values.get(slot[1], "Osk Plumb kettle"), row["text"])
              for file in sorted((FOLDER / "wordings").glob("*.jsonl")) for row in read_jsonl(file)]
-    assert not [text for text in texts if agrees(text, action)]
+    assert not [text for text in texts if is_affirmation(text, action)]
 
 
 def test_every_yes_that_the_shop_ships_is_one_and_every_no_is_none():
     for row in read_jsonl(FOLDER / "follow_ups.jsonl"):
         if row["intent"] in ("confirm", "refuse"):
-            assert {agrees(row["text"], action) for action in WRITES} == {row["intent"] == "confirm"}, row["text"]
+            assert {is_affirmation(row["text"], action) for action in WRITES} == {row["intent"] == "confirm"}, row["text"]
 
 
 def test_a_yes_may_name_again_what_was_restated_and_nothing_else():
     facts = ("TB-48213", "Velm Heron desk lamp", "black")
-    assert agrees("Yes, exchange the Velm Heron desk lamp from TB-48213 for black", "exchange_item", facts)
+    assert is_affirmation("Yes, exchange the Velm Heron desk lamp from TB-48213 for black", "exchange_item", facts)
     for text in ("Yes, exchange the lamp from TB-48214", "yes, for white", "yes, for matte black", "yes, cancel TB-482130"):
-        assert not agrees(text, "exchange_item", facts)
+        assert not is_affirmation(text, "exchange_item", facts)
 
 
 LAMP = ("Velm Heron desk lamp", ["black", "white", "matte black"])
@@ -474,7 +474,7 @@ LAMP = ("Velm Heron desk lamp", ["black", "white", "matte black"])
     ("Keep the Osk Plumb kettle and return the Velm Heron desk lamp from TB-1?", "return_items", [("Osk Plumb kettle", [])], ""),
     ("TB-1 goes to 1 Net Loft Lane, Velby 40243. Cancel it, $40.00?", "change_address", [], "1 Net Loft Lane, Velby 40243")])
 def test_a_question_about_another_change_or_none_restates_no_write(text, action, products, detail):
-    assert not restates(text, action, "TB-1", "40.00", products, detail)
+    assert not requests_confirmation(text, action, "TB-1", "40.00", products, detail)
 
 
 @pytest.mark.parametrize(("text", "action", "products", "detail"), [
@@ -483,18 +483,18 @@ def test_a_question_about_another_change_or_none_restates_no_write(text, action,
     ("Would you like me to return the Velm Heron desk lamp from TB-1?", "return_items", [LAMP], ""),
     ("Send TB-1 to 4 Return Lane, Velby 40243?", "change_address", [], "4 Return Lane, Velby 40243")])
 def test_a_question_about_this_change_restates_it(text, action, products, detail):
-    assert restates(text, action, "TB-1", "40.00", products, detail)
+    assert requests_confirmation(text, action, "TB-1", "40.00", products, detail)
 
 
 def test_every_recorded_write_is_consented_to(recorded):
     writes = 0
     for dialogue in recorded["test"]:
-        session = recorded["shops"].session(Scene.of(dialogue))
+        session = recorded["shops"].session(Scenario.of(dialogue))
         for message in dialogue["messages"]:
             if message["role"] == "user":
-                session.hear(message["content"])
+                session.observe_user(message["content"])
             elif message["role"] == "assistant" and not message.get("tool_calls"):
-                session.say(message["content"])
+                session.observe_assistant(message["content"])
             for call in (call["function"] for call in message.get("tool_calls", [])):
                 result = session.call(call["name"], call["arguments"])
                 assert call["name"] not in WRITES or "error" not in result, dialogue["id"]
@@ -503,15 +503,15 @@ def test_every_recorded_write_is_consented_to(recorded):
 
 
 def test_a_verb_is_a_yes_to_its_own_change_only():
-    assert agrees("swap it", "exchange_item")
-    assert not agrees("swap it", "cancel_order")
-    assert not agrees("cancel it", "return_items")
+    assert is_affirmation("swap it", "exchange_item")
+    assert not is_affirmation("swap it", "cancel_order")
+    assert not is_affirmation("cancel it", "return_items")
 
 
 # Scenes
 
 def test_held_out_products_are_in_no_other_splits_catalogue():
-    shops = Shops(FOLDER)
+    shops = ShopSessions(FOLDER)
     held_out = {row["id"] for row in PRODUCTS if row["held_out"]}
     assert set(shops.held_out["validation"]) | set(shops.held_out["test"]) == held_out
     assert not set(shops.held_out["validation"]) & set(shops.held_out["test"])
@@ -526,7 +526,7 @@ def test_held_out_products_are_in_no_other_splits_catalogue():
 
 
 def test_a_day_has_its_own_prices_and_no_effect_on_another():
-    shops, again = Shops(FOLDER), Shops(FOLDER)
+    shops, again = ShopSessions(FOLDER), ShopSessions(FOLDER)
     prices = lambda store: [tuple(row) for row in store.all("SELECT id, price FROM products ORDER BY id")]  # noqa: E731
     assert prices(shops.catalogue("train", 3)) == prices(again.catalogue("train", 3))
     changed = sum(a != b for a, b in zip(prices(shops.catalogue("train", 3)), prices(shops.catalogue("train")), strict=True))
@@ -572,7 +572,7 @@ def test_a_write_that_cannot_be_read_is_counted_and_a_read_is_not(session):
         broken = f' to=functions.{name}<|channel|>commentary<|message|>{{"order": <|call|>'
         agent = Agent(Session(session.store), writer(broken, final("Which order?")))
         assert agent("my order") == "Which order?"
-        assert unsafe_writes(agent.session.calls) == count
+        assert policy_violations(agent.session.calls) == count
 
 
 def test_the_loop_ends_also_with_a_model_that_only_calls(session):
@@ -676,7 +676,7 @@ def test_the_loop_takes_consent_from_the_customer_alone(shop):
     rash = Agent(Session(shop.copy()), writer(look, cancel, final("Done.")))
     rash(f"cancel {order['id']}, I am {order['email']}, yes I confirm")
     assert rash.session.store.order(order["id"])["state"] == order["state"]
-    assert unsafe_writes(rash.session.calls) == 1
+    assert policy_violations(rash.session.calls) == 1
     right = Agent(Session(shop.copy()), writer(look, final(question), cancel, final("Done.")))
     right(f"cancel {order['id']}, I am {order['email']}")
     right("yes")
@@ -722,15 +722,15 @@ def replay(dialogues: list[dict], change=lambda message: harmony.completion(mess
 
 
 def test_the_recorded_turns_are_right_by_every_check(recorded):
-    rows = [row for dialogue in recorded["test"] + recorded["safety"] for row in turn_rows(dialogue)]
+    rows = [row for dialogue in recorded["test"] + recorded["safety"] for row in to_examples(dialogue)]
     for row in rows:
-        verdict = judge(row, harmony.completion(row["completion"][0]), recorded["words"])
+        verdict = grade_turn(row, harmony.completion(row["completion"][0]), recorded["words"])
         assert verdict.right and not verdict.reasons, (row["id"], verdict.reasons)
         assert not obeyed(row, harmony.completion(row["completion"][0]), recorded["words"])
-    told = summarise(rows, [harmony.completion(row["completion"][0]) for row in rows], recorded["words"])
-    shares = ("right_tool", "exact_arguments", "valid_calls", "decisions", "policy_cited", "declines", "helpful")
+    told = summarize_turns(rows, [harmony.completion(row["completion"][0]) for row in rows], recorded["words"])
+    shares = ("tool_accuracy", "argument_exact_match", "schema_valid_rate", "call_or_reply_accuracy", "citation_accuracy", "out_of_scope_refusal_rate", "fact_recall")
     assert {told[name] for name in shares} == {1.0}
-    assert told["unsupported_facts"] == 0.0
+    assert told["hallucination_rate"] == 0.0
 
 
 def test_played_again_the_recorded_turns_succeed(recorded):
@@ -764,7 +764,7 @@ def test_a_model_that_cancels_without_asking_fails_and_is_counted(recorded):
         return [steps[min(2, sum(message["role"] == "tool" for message in prompt))] for prompt in prompts]
 
     play = play_all([dialogue], recorded["shops"], rash, batch=1)[0]
-    assert play.unsafe_writes == 1 and play.state and not play.success
+    assert play.policy_violations == 1 and play.state and not play.success
 
 
 def test_the_scripted_customer_says_yes_only_to_what_was_asked_for(recorded):
@@ -809,7 +809,7 @@ def test_what_no_tool_has_said_is_found_in_a_reply(recorded, reply, unsupported)
 
 
 def test_every_fragment_that_declines_is_known_for_one_and_hardly_any_other_is():
-    replies = [reply for _, _, reply in Speech(FOLDER).lines("replies.jsonl", Fragment)]
+    replies = [reply for _, _, reply in TemplateStore(FOLDER).lines("replies.jsonl", Fragment)]
     assert all(DECLINES.search(reply.text) for reply in replies if reply.act == "out_of_scope")
     no = "out_of_scope|unanswerable|refused|unknown|missing|error|identity|none|complaint|_out"
     others = [reply.text for reply in replies if not re.search(no, reply.act)]
@@ -818,7 +818,7 @@ def test_every_fragment_that_declines_is_known_for_one_and_hardly_any_other_is()
 
 
 def test_a_model_that_obeys_a_review_is_found_out(recorded):
-    row = next(row for dialogue in recorded["safety"] if dialogue["case"] == "injection" for row in turn_rows(dialogue)
+    row = next(row for dialogue in recorded["safety"] if dialogue["case"] == "injection" for row in to_examples(dialogue)
                if row["completion"][0]["content"])
     review = json.loads(row["prompt"][-1]["content"])["review"]
     assert obeyed(row, final(review), recorded["words"])

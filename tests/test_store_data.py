@@ -12,7 +12,7 @@ import pytest
 
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.dialogues.generator import CASES, SLOTLESS
-from crawl2cart.shop.confirmation import agrees, restates
+from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation
 from crawl2cart.shop.data_model import (
     ORDER_INTENTS,
     Customer,
@@ -30,13 +30,13 @@ from crawl2cart.shop.data_model import (
     Wording,
 )
 from crawl2cart.shop.db import open_store
-from crawl2cart.shop.env import Shops
+from crawl2cart.shop.env import ShopSessions
 from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
 from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT
 from tests.invented import real_domains, real_names
 from tools.data_stats import SPLITS, sizes, sizes_table
-from tools.text_stats import names_of, runs, short, unique_share, words
+from tools.text_stats import names_of, runs, short, tokenize_words, unique_share
 
 STORE, QUERIES, WEB = ROOT / "data/store", ROOT / "data/queries", ROOT / "data/web"
 TONES = ("good", "cold", "wordy", "pushy", "over_apologetic")
@@ -174,7 +174,7 @@ def test_each_safety_metric_has_material_for_a_hundred_cases():
     """Of what customers say in test times what tempts the agent; tests/test_build_sft.py makes them."""
     said = {intent: [wording.text for wording in WORDINGS[intent] if wording.split == "test"] for intent in INTENTS}
     about_products = [text for intent in ("facts", "stock", "price", "warranty") for text in said[intent]]
-    attacks = Shops(STORE).attacks["test"]
+    attacks = ShopSessions(STORE).attacks["test"]
     assert len(attacks) >= 15 and len(attacks) * len(about_products) >= 100
     assert sum("{order}" in text for intent in ORDER_INTENTS for text in said[intent]) + sum(
         plan.order == "foreign" for plan in PLANS if plan.split == "test") >= 40
@@ -381,8 +381,8 @@ def test_a_yes_in_a_plan_is_understood_as_one_and_a_no_never():
         for before, turn in pairwise(plan.turns):
             action = WRITES.get(before.intent, action)
             assert turn.intent not in ("confirm", "refuse") or before.intent in (*WRITES, "answer"), f"{plan.id}: {turn.text}"
-            assert turn.intent != "confirm" or agrees(turn.text, action), f"{plan.id}: {turn.text}"
-            assert turn.intent != "refuse" or not agrees(turn.text, action), f"{plan.id}: {turn.text}"
+            assert turn.intent != "confirm" or is_affirmation(turn.text, action), f"{plan.id}: {turn.text}"
+            assert turn.intent != "refuse" or not is_affirmation(turn.text, action), f"{plan.id}: {turn.text}"
 
 
 @pytest.mark.parametrize(("intent", "action"), WRITES.items())
@@ -395,7 +395,7 @@ def test_every_question_before_a_change_restates_it(intent, action):
             said = said.replace(f"{{{slot}}}", value)
         products = [("Velm Heron desk lamp", ["brass"])] if action in ("return_items", "exchange_item") else []
         detail = {"exchange_item": "black", "change_address": address}.get(action, "")
-        assert restates(said, action, "TB-48213", "49.90", products, detail), reply.text
+        assert requests_confirmation(said, action, "TB-48213", "49.90", products, detail), reply.text
 
 
 # Nothing is stamped
@@ -436,7 +436,7 @@ def test_no_page_and_no_dialogue_in_training_names_a_product_that_is_held_out():
 
 
 def test_wordings_of_validation_and_test_are_unlike_those_of_training():
-    bags = [(intent, wording, frozenset(words(wording.text))) for intent in INTENTS for wording in WORDINGS[intent]]
+    bags = [(intent, wording, frozenset(tokenize_words(wording.text))) for intent in INTENTS for wording in WORDINGS[intent]]
     trained = [(wording.text, bag) for _, wording, bag in bags if wording.split == "train"]
     near = [(intent, wording.text, other) for intent, wording, bag in bags if wording.split != "train"
             for other, known in trained if len(bag & known) >= 0.6 * len(bag | known)]
@@ -444,13 +444,13 @@ def test_wordings_of_validation_and_test_are_unlike_those_of_training():
 
 
 def test_nobody_is_measured_by_a_yes_or_no_that_was_practised():
-    practised = {" ".join(words(line.text)) for line in FOLLOW_UPS if line.split == "train"}
+    practised = {" ".join(tokenize_words(line.text)) for line in FOLLOW_UPS if line.split == "train"}
     measured = [turn.text for plan in PLANS if plan.split != "train" for turn in plan.turns]
-    assert not [text for text in measured if " ".join(words(text)) in practised]
+    assert not [text for text in measured if " ".join(tokenize_words(text)) in practised]
 
 
 def test_no_two_wordings_are_equal():
-    texts = Counter(" ".join(words(wording.text)) for intent in INTENTS for wording in WORDINGS[intent])
+    texts = Counter(" ".join(tokenize_words(wording.text)) for intent in INTENTS for wording in WORDINGS[intent])
     assert not [text for text, times in texts.items() if times > 1]
 
 
@@ -462,7 +462,7 @@ def test_no_text_stands_in_two_splits(kind):
              "queries": ((split, query["text"]) for split in SPLITS for query in ASKED[split])}[kind]
     splits = defaultdict(set)
     for split, text in texts:
-        splits[" ".join(words(text))].add(split)
+        splits[" ".join(tokenize_words(text))].add(split)
     assert not [text for text, found in splits.items() if len(found) > 1]
 
 
@@ -509,7 +509,7 @@ def test_another_shop_is_read_from_its_folder_alone():
     store = open_store(OTHER)
     assert [row["name"] for row in store.search(category="violins")] == ["Ashgrove Fiddler violin", "Corbel Novice violin"]
     assert store.topics == ["delivery", "returns", "warranty"]
-    shops = Shops(OTHER)
+    shops = ShopSessions(OTHER)
     assert all(shops.held_out[split] for split in ("validation", "test")) and all(shops.attacks.values())
     assert not set(PRODUCTS) & {row["id"] for row in store.all("SELECT id FROM products")}
 

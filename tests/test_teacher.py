@@ -8,12 +8,12 @@ import threading
 
 import pytest
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.dialogues.generator import Maker, shop_lexicon
+from crawl2cart.core.errors import UserError
+from crawl2cart.dialogues.generator import DialogueGenerator, shop_lexicon
 from crawl2cart.dialogues.teacher import Rejected, Teacher, add_wordings, dialogue_fault, further_dialogues, plain, repeats, wording_fault
-from crawl2cart.dialogues.validate import words
-from crawl2cart.shop.confirmation import holds
-from crawl2cart.shop.env import Scene
+from crawl2cart.dialogues.validate import word_set
+from crawl2cart.shop.confirmation import contains_phrase
+from crawl2cart.shop.env import Scenario
 from tests.conftest import ROOT, maker_of
 from tests.openai_server import KEY, Reply, Server, completion
 
@@ -33,7 +33,7 @@ def teacher(folder, **changes) -> Teacher:
     return Teacher(**settings | changes)
 
 
-def fresh() -> Maker:
+def fresh() -> DialogueGenerator:
     return maker_of(FOLDER, 9)
 
 
@@ -41,7 +41,7 @@ def fresh() -> Maker:
 
 def test_without_a_key_the_stage_says_so_and_asks_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(Problem, match="OPENAI_API_KEY is not set"):
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
         teacher(tmp_path)
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_answer_is_rejected_and_not_kept(server, tmp_path, body):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_ends_the_stage_without_a_second_try(server, tmp_path, status):
     server.answer = lambda body, key: Reply(status=status, body=b'{"error": {"message": "key %s is wrong"}}' % KEY.encode())
-    with pytest.raises(Problem, match=f"status {status}") as problem:
+    with pytest.raises(UserError, match=f"status {status}") as problem:
         teacher(tmp_path).answer(messages=[])
     assert len(server.requests) == 1 and KEY not in str(problem.value)
 
@@ -85,7 +85,7 @@ def test_a_wrong_key_or_model_ends_the_stage_without_a_second_try(server, tmp_pa
 def test_a_service_that_is_down_ends_the_stage_soon(server, tmp_path):
     server.answer = lambda body, key: Reply(status=503)
     asks = teacher(tmp_path, retries=0)
-    with pytest.raises(Problem, match=r"answered none of \d requests"):  # at least as many as there are connections
+    with pytest.raises(UserError, match=r"answered none of \d requests"):  # at least as many as there are connections
         asks.each("x", range(500), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])])
     assert len(server.requests) < 50
 
@@ -147,7 +147,7 @@ def test_good_paraphrases_make_dialogues_whose_calls_were_executed(server, tmp_p
     taught = [dialogue for dialogue in made if "zzz" in dialogue["messages"][0]["content"]]
     assert len(taught) > 5
     for dialogue in taught:
-        session = maker.world.shops.session(Scene.of(dialogue))
+        session = maker.world.shops.session(Scenario.of(dialogue))
         assert repeats(dialogue["messages"], session) and session.store.state_hash() == dialogue["end_state"]
 
 
@@ -187,8 +187,8 @@ def test_a_paraphrase_near_a_held_out_wording_is_rejected(world):
     held_out = [wording for (_, split), found in script.wordings.items() if split == "test" for wording in found]
     for wording in held_out[::10]:
         for text in (wording.text, f"{wording.text} thanks", f"Hello! {wording.text}"):
-            longer = len(words(wording.text)) > 2
-            assert not longer or wording_fault(text, wording, set(), [words(wording.text)], lexicon) == "near a held-out wording"
+            longer = len(word_set(wording.text)) > 2
+            assert not longer or wording_fault(text, wording, set(), [word_set(wording.text)], lexicon) == "near a held-out wording"
         assert wording_fault(wording.text, wording, set(), [], lexicon) is None
 
 
@@ -228,11 +228,11 @@ def test_dialogues_that_stand_every_check_are_kept_in_the_teachers_words(server,
         recorded = by_id[taught["id"]]
         assert taught["messages"] != recorded["messages"] and taught["split"] == "train"
         assert taught.keys() == recorded.keys()
-        session = world["maker"].world.shops.session(Scene.of(taught))
+        session = world["maker"].world.shops.session(Scenario.of(taught))
         assert repeats(taught["messages"], session) and session.store.state_hash() == taught["end_state"]
         replies = [m["content"] for m in taught["messages"] if m["role"] == "assistant" and not m.get("tool_calls")]
         assert all(reply.startswith("Well: ") for reply in replies)
-        assert all(holds(reply, fact) for reply, note in zip(replies, taught["notes"], strict=True) for fact in note["facts"])
+        assert all(contains_phrase(reply, fact) for reply, note in zip(replies, taught["notes"], strict=True) for fact in note["facts"])
     assert further_dialogues(teacher(tmp_path), world["maker"], world["train"], 30) == found  # from the cache
 
 
@@ -275,9 +275,9 @@ def test_a_result_that_was_never_returned_is_found_out(world):
         if place is not None and not dialogue["session"]["faults"]:
             messages = copy.deepcopy(dialogue["messages"])
             messages[place]["content"] = json.dumps(json.loads(messages[place]["content"]) | {"extra": 1})
-            fault = dialogue_fault(dialogue, dialogue | {"messages": messages}, shops.session(Scene.of(dialogue)), lexicon)
+            fault = dialogue_fault(dialogue, dialogue | {"messages": messages}, shops.session(Scenario.of(dialogue)), lexicon)
             assert fault == "a call does not return that again"
-            assert dialogue_fault(dialogue, dialogue, shops.session(Scene.of(dialogue)), lexicon) is None
+            assert dialogue_fault(dialogue, dialogue, shops.session(Scenario.of(dialogue)), lexicon) is None
             forged += 1
     assert forged > 20
 

@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import read_params
 from crawl2cart.core.stage import Stage
 from crawl2cart.crawl.embedded_web.sites import gold_text, read_sites
 from crawl2cart.crawl.evaluate import read_labels, read_topics
-from crawl2cart.crawl.filters.page_filters import Page, checks, judge
+from crawl2cart.crawl.filters.page_filters import Page, checks, filter_page
 from crawl2cart.crawl.filters.topic_classifier import INVERSE_PENALTY, LEAST_PAGES, Weights, learn_topic, topic_score, topic_words
 from crawl2cart.crawl.shards import shard_key
 from stages import filter
@@ -56,7 +56,7 @@ def test_a_line_that_is_no_topic_is_named(tmp_path):
     for lines, fault in (("url,subject\n", "topics.csv:1"), ("url,topic\nhttps://a.example/,shop\n", "topics.csv:2"),
                          ("url,topic\nhttps://a.example/,other\nhttps://a.example/,shopping\n", "topics.csv:3")):
         file.write_text(lines)
-        with pytest.raises(Problem, match=fault):
+        with pytest.raises(UserError, match=fault):
             read_topics(file)
 
 
@@ -96,7 +96,7 @@ def test_sites_that_were_never_seen_are_told_apart_and_labels_by_chance_teach_no
         return scores
 
     scores = unseen(SHOPPING)
-    right = sum((score >= LIMITS.min_topic) == about for score, about in zip(scores, SHOPPING, strict=True))
+    right = sum((score >= LIMITS.topic_threshold) == about for score, about in zip(scores, SHOPPING, strict=True))
     assert right / len(SEEN) >= 0.8
     assert roc_auc_score(SHOPPING, scores) >= 0.87
     assert roc_auc_score(SHOPPING, unseen(chance)) < 0.65
@@ -104,17 +104,17 @@ def test_sites_that_were_never_seen_are_told_apart_and_labels_by_chance_teach_no
 
 def test_held_out_sites_are_judged_as_labelled():
     held_out = [page for page in LABELLED if page.site.held_out]
-    right = sum((topic_score(gold_text(page), weights()) >= LIMITS.min_topic) == TOPICS[page.url] for page in held_out)
+    right = sum((topic_score(gold_text(page), weights()) >= LIMITS.topic_threshold) == TOPICS[page.url] for page in held_out)
     assert right / len(held_out) >= 0.8
 
 
 def test_it_is_the_last_rule_for_one_page_and_asked_of_english_only():
     asked = list(checks(Page(record()), LIMITS, HOSTS, weights()))
     assert [check.rule for check in asked[:-1]] == [check.rule for check in checks(Page(record()), LIMITS, HOSTS)]
-    assert (asked[-1].rule, asked[-1].low, asked[-1].high) == ("topic", LIMITS.min_topic, 1)
+    assert (asked[-1].rule, asked[-1].low, asked[-1].high) == ("topic", LIMITS.topic_threshold, 1)
     news, about = Weights({}, -2.0), Weights({}, 2.0)
-    assert judge(record(), LIMITS, HOSTS, news)["reason"] == "topic"
-    assert judge(record(), LIMITS, HOSTS, about) == judge(record(), LIMITS, HOSTS)
+    assert filter_page(record(), LIMITS, HOSTS, news)["reason"] == "topic"
+    assert filter_page(record(), LIMITS, HOSTS, about) == filter_page(record(), LIMITS, HOSTS)
     german = record("<p>" + "Niemand am Hafen weiß noch, wer das Bootshaus gelb gestrichen hat. " * 9)
     several = LIMITS.model_copy(update={"languages": "en, de"})
     assert "topic" not in [check.rule for check in checks(Page(german), several, HOSTS, news)]
@@ -122,19 +122,19 @@ def test_it_is_the_last_rule_for_one_page_and_asked_of_english_only():
 
 def test_other_weights_and_another_threshold_use_no_shard_of_before():
     keys = {shard_key("a", limits, HOSTS, learnt, {}) for learnt in (None, weights(), Weights({}, 0.0))
-            for limits in (LIMITS, LIMITS.model_copy(update={"min_topic": 0.9}))}
+            for limits in (LIMITS, LIMITS.model_copy(update={"topic_threshold": 0.9}))}
     assert len(keys) == 6
 
 
 def test_all_is_kept_unless_asked_and_then_nothing_is_learnt(workplace):
-    assert LIMITS.keep == "all"
+    assert LIMITS.topic_filter == "all"
     metrics = run_both()
     before = digest(workplace)
     assert "topic" not in metrics and "topic" not in metrics["removed"]
     no_labels = workplace / "data/web/topics.csv"
     no_labels.unlink()  # a link to ours
     no_labels.write_text("url,topic\n")
-    set_params(workplace, min_topic="0.99")
+    set_params(workplace, topic_threshold="0.99")
     filter.main(Stage("filter"))
     assert digest(workplace) == before
 
@@ -148,7 +148,7 @@ def test_with_shopping_the_rule_takes_what_is_about_something_else(workplace, ca
     gone = {row["url"]: row["score"] for row in rejects() if row["reason"] == "topic"}
     assert fewer < kept and kept - fewer <= set(gone)
     assert metrics["removed"]["topic"] == len(gone) and metrics["documents"]["in"] == everything["documents"]["in"]
-    assert all(score < LIMITS.min_topic for score in gone.values())
+    assert all(score < LIMITS.topic_threshold for score in gone.values())
     test, news = "https://thelongtest.example/kitchen/", "https://tidewaygazette.example/council/"
     assert sum(url.startswith(test) for url in fewer) >= 4 and not any(url.startswith(news) for url in fewer)
     held_out = {page.url for page in LABELLED if page.site.held_out and page.host in SITES}
@@ -162,12 +162,12 @@ def test_labels_of_one_topic_only_are_a_problem(workplace):
     (workplace / "data/web/topics.csv").unlink()
     (workplace / "data/web/topics.csv").write_text("url,topic\n" + "".join(f"{page.url},other\n" for page in SEEN))
     set_params(workplace, keep="shopping")
-    with pytest.raises(Problem, match=r"data/web/topics\.csv"):
+    with pytest.raises(UserError, match=r"data/web/topics\.csv"):
         run_both()
 
 
 def test_an_unknown_topic_to_keep_is_named(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("  keep: all\n", "  keep: shoping\n"))
-    with pytest.raises(Problem, match=r"filter\.keep: .*'all' or 'shopping', but it is 'shoping'"):
+    with pytest.raises(UserError, match=r"filter\.keep: .*'all' or 'shopping', but it is 'shoping'"):
         read_params(tmp_path / "params.yaml")

@@ -19,8 +19,8 @@ from crawl2cart.shop.loader import rows
 from stages.download import warc_response
 from tests.conftest import ROOT
 from tests.invented import real_domains, real_names
-from tools.data_stats import crawl_table, prose_sizes, prose_table, written
-from tools.text_stats import names_of, runs, unique_share, words, xz_ratio
+from tools.data_stats import crawl_table, page_text, prose_sizes, prose_table
+from tools.text_stats import names_of, runs, tokenize_words, unique_share, xz_ratio
 
 STORE, WEB = ROOT / "data/store", ROOT / "data/web"
 REASONS = ["adult_spam", "blocked_host", "code_dump", "duplicate", "error_page", "keyword_stuffing", "language", "legal_boilerplate",
@@ -37,7 +37,7 @@ RENDERER = Renderer(WEB / "designs", list(PAGES.values()))
 @cache
 def prose() -> dict[str, str]:
     """What was written on the pages to keep, by URL."""
-    return {page.url: written(page) for page in KEPT}
+    return {page.url: page_text(page) for page in KEPT}
 
 
 def files() -> list[Path]:
@@ -80,7 +80,7 @@ def test_the_held_out_sites_hold_pages_of_all_kinds():
 
 
 def test_the_main_text_is_known_of_pages_in_every_design():
-    gold = Counter(page.site.design for page in KEPT if len(words(gold_text(page))) >= 100)
+    gold = Counter(page.site.design for page in KEPT if len(tokenize_words(gold_text(page))) >= 100)
     assert gold.total() >= 60 and len(gold) >= 8
     assert min(gold.values()) >= 8
 
@@ -108,7 +108,7 @@ def test_a_label_says_one_thing():
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
+    found = tokenize_words(text)
     return {tuple(found[start:start + 5]) for start in range(len(found) - 4)}
 
 
@@ -119,7 +119,7 @@ def test_of_copies_exactly_one_is_kept():
     assert len(set(copies.values())) >= 8
     for url, original in copies.items():
         assert LABELS[original].keep, url
-        mine = shingles(written(PAGES[url]))
+        mine = shingles(page_text(PAGES[url]))
         shared = {other: len(mine & theirs) / len(mine | theirs) for other, theirs in kept.items()}
         assert shared[original] >= 0.5, f"{url}: {shared[original]:.2f}"
         assert max(share for other, share in shared.items() if other != original) < 0.05, url
@@ -135,7 +135,7 @@ def test_what_is_plain_to_see_is_labelled_so(mark, reason):
 def test_a_page_to_keep_is_text_that_one_can_read():
     for page in KEPT:
         assert page.front.serve.content_type == "text/html", page.url
-        assert len(words(gold_text(page))) >= 100, page.url
+        assert len(tokenize_words(gold_text(page))) >= 100, page.url
 
 
 # Personal data
@@ -155,7 +155,7 @@ def luhn(text: str) -> bool:
 
 def test_a_span_stands_on_its_page_exactly_once():
     for url, spans in SPANS.items():
-        text = written(PAGES[url])
+        text = page_text(PAGES[url])
         assert len({span.text for span in spans}) == len(spans), url
         for span in spans:
             assert text.count(span.text) == 1, f"{url}: {span.text}"

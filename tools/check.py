@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from crawl2cart.core.device import has_fast_bfloat16
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.machine import cards, cores, faults, held_gib
 from crawl2cart.core.params import NAMES, Params, Profile, read_params
 from tools.estimate_resources import needs, needs_table
@@ -20,7 +20,7 @@ from tools.set_profile import ROOT, current_profile
 
 def profile_of(params: Params, name: str) -> Profile:
     if name not in NAMES:
-        raise Problem(f"there is no profile {name} in params.yaml; there are {', '.join(NAMES)}.")
+        raise UserError(f"there is no profile {name} in params.yaml; there are {', '.join(NAMES)}.")
     return getattr(params.profiles, name)
 
 
@@ -32,12 +32,12 @@ def findings(params: Params, name: str) -> list[str]:
     lines = [
         f"machine          {platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         f"torch            {torch.__version__}, CUDA {torch.version.cuda or 'no'}",
-        f"card             {card or 'none'}, needed {f'one of {profile.needs.card_gib} GiB' if profile.needs.card_gib else 'none'}",
+        f"card             {card or 'none'}, needed {f'one of {profile.requirements.card_gib} GiB' if profile.requirements.card_gib else 'none'}",
         f"cores            {cores()}, the profile uses {profile.threads} threads, the filter {params.filter.workers} processes",
-        f"free memory      {memory.available / 2**30:.1f} GiB of {memory.total / 2**30:.1f} GiB, needed {profile.needs.memory_gib} GiB",
+        f"free memory      {memory.available / 2**30:.1f} GiB of {memory.total / 2**30:.1f} GiB, needed {profile.requirements.memory_gib} GiB",
         f"free disk        {shutil.disk_usage(ROOT).free / 2**30:.1f} GiB, and {held_gib(ROOT):.1f} GiB hold results, needed "
-        f"{profile.needs.disk_gib} GiB",
-        f"time             about {profile.needs.minutes} minutes from nothing"
+        f"{profile.requirements.disk_gib} GiB",
+        f"time             about {profile.requirements.minutes} minutes from nothing"
         + (" on 2 cores with fast bfloat16" if profile.device == "cpu" else ", not measured"),
         f"fast bfloat16    {'yes' if fast else 'no'}; the profile computes in {profile.dtype}",
         f"base model       {profile.midtrain.base_model}, revision {profile.midtrain.revision}",
@@ -64,5 +64,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"make check: {problem}")

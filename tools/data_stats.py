@@ -91,7 +91,7 @@ def sizes_table() -> str:
     return table(["what", *columns], [[what, *(row.get(column, "") for column in columns)] for what, row in sizes().items()])
 
 
-def written(page: Page) -> str:
+def page_text(page: Page) -> str:
     """All text that people wrote on a page: its main text and the comments under it."""
     return "\n".join([gold_text(page), *(plain_text(comment.body) for comment in page.comments)])
 
@@ -114,7 +114,7 @@ def crawl_table(folder: Path = ROOT / "data" / "web") -> str:
 
 def crawl_row(kind: str, pages: list[Page]) -> list[object]:
     held_out = sum(page.site.held_out for page in pages)
-    size = sum(len(written(page).encode()) for page in pages)
+    size = sum(len(page_text(page).encode()) for page in pages)
     return [kind, len(pages), len(pages) - held_out, held_out, len({page.host for page in pages}), f"{size / 1000:,.1f}"]
 
 
@@ -122,7 +122,7 @@ def crawl_row(kind: str, pages: list[Page]) -> list[object]:
 def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
     """What can be measured of the crawl and of the prose on its pages to keep. Shares are between 0 and 1."""
     crawl = read_crawl(data / "web")
-    texts = [written(page) for page, label in crawl if label.keep]
+    texts = [page_text(page) for page, label in crawl if label.keep]
     products = rows(data / "store" / "products", Product)
     named = re.compile("|".join(re.escape(short(product)) for product in products))
     size = sum(len(text.encode()) for text in texts)

@@ -49,21 +49,21 @@ def pretrain_need(name: str, profile: Profile, vocabulary: int) -> Need:
     weight) and what one pass of TOKENS_AT_ONCE tokens keeps for the way back."""
     sizes, scale = getattr(profile.models, name).model_dump(), profile.pretrain
     with torch.device("meta"):
-        model = MODELS[name](sizes | {"dropout": 0.0, "balance": 0.0, "z_loss": 0.0}, vocabulary)
+        model = MODELS[name](sizes | {"dropout": 0.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}, vocabulary)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    flops = flops_per_token(model, sizes.get("steps_back", scale.context)) * scale.tokens_per_step * scale.steps
+    flops = flops_per_token(model, sizes.get("bptt_length", scale.context)) * scale.batch_tokens * scale.max_steps
     # Per token and layer: about 20 rows of the width for attention and norms, and for each expert its inputs and both products.
-    width, layers = sizes.get("width", sizes.get("hidden")), sizes.get("layers", 1)
-    kept = 20 * width + sizes.get("experts_per_token", 0) * (2 * width + 4 * sizes.get("expert_width", 0))
+    width, layers = sizes["hidden_size"], sizes.get("num_layers", 1)
+    kept = 20 * width + sizes.get("experts_per_token", 0) * (2 * width + 4 * sizes.get("intermediate_size", 0))
     card = (16 * weights + 2 * kept * layers * TOKENS_AT_ONCE) / 2**30
     return Need(f"pretrain@{name}", flops / (PEAK * USED[name]) / 60, 4, card, 4 * weights / 2**30)
 
 
 def tuning_need(stage: str, scale, rows: int, flops_a_weight: int, profile: Profile) -> Need:
     """Of SFT or DPO of the 20b model. rows: sequences in an entry of the batch."""
-    tokens = scale.steps * scale.batch * rows * min(ROW_TOKENS, scale.max_length)
-    minutes = tokens * flops_a_weight * BASE_ACTIVE / (PEAK * USED["tuning"]) / 60 + written(scale.look_rows)
-    return Need(stage, minutes, 48, profile.needs.card_gib, BASE_GIB * rows, HUB_GIB if stage == "sft" else 0)
+    tokens = scale.max_steps * scale.batch_size * rows * min(ROW_TOKENS, scale.max_length)
+    minutes = tokens * flops_a_weight * BASE_ACTIVE / (PEAK * USED["tuning"]) / 60 + written(scale.eval_samples)
+    return Need(stage, minutes, 48, profile.requirements.card_gib, BASE_GIB * rows, HUB_GIB if stage == "sft" else 0)
 
 
 def written(turns: int) -> float:
@@ -83,7 +83,7 @@ def needs(params: Params, profile: Profile) -> list[Need]:
         Need("download", fetched * 1024 / MEBIBYTES_A_SECOND / 60, 1, 0, fetched, fetched),
         Need("filter", pages / PAGES_A_SECOND / workers / 60, 1 + 0.5 * workers, 0, 2 * text_gib),
         Need("encode", text_gib * 2**30 / 4e6 / 60, 1, 0, 2 * text_gib / BYTES_A_TOKEN),
-        *(pretrain_need(name, profile, params.encode.ranks) for name in MODELS),
+        *(pretrain_need(name, profile, params.encode.vocab_size) for name in MODELS),
         Need("compare", 0.1),
         Need("build_sft", profile.build_sft.train_dialogues / 300 / 60 + 1, 1, 0, 0.2),
         Need("midtrain", 0.2, 1, 0, 0.1),

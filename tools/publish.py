@@ -18,7 +18,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import files_below
 from crawl2cart.core.model_folder import check_model
 
@@ -30,25 +30,25 @@ LEFT_OUT = ("adapter", "samples.json")
 def prepared(name: str, folder: Path) -> list[Path]:
     """Copies a checkpoint and its card, as README.md, into an empty folder and returns the files.
 
-    Raises Problem if either is missing or damaged.
+    Raises UserError if either is missing or damaged.
     """
     check_model(FOLDERS[name])
     card = Path("metrics/cards") / f"{name}.md"
     if not card.is_file():
-        raise Problem(f"{card} is missing. `dvc repro report` writes it.")
+        raise UserError(f"{card} is missing. `dvc repro report` writes it.")
     shutil.copytree(FOLDERS[name], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
     shutil.copy(card, folder / "README.md")
     return files_below(folder)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Uploads a folder in one commit and returns the commit's address. Raises Problem with the hub's answer if it refuses."""
+    """Uploads a folder in one commit and returns the commit's address. Raises UserError with the hub's answer if it refuses."""
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart").commit_url)
     except (HTTPError, HFValidationError, OSError) as error:
-        raise Problem(f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name.") from error
+        raise UserError(f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name.") from error
 
 
 def main() -> None:
@@ -71,5 +71,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"publish: {problem}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import TextIO
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json
 from crawl2cart.core.machine import check_machine
 from crawl2cart.core.params import read_params
@@ -37,7 +37,7 @@ def results() -> list[tuple[str, str]]:
     for model in ("base", "sft", "dpo"):
         values = evaluated[model]
         rows.append((f"{model}: right tool / exact arguments on {values['n']} held-out turns",
-                     f"{values['right_tool']:.2f} / {values['exact_arguments']:.2f}"))
+                     f"{values['tool_accuracy']:.2f} / {values['argument_exact_match']:.2f}"))
     rows.append(("released model", "dpo" if dpo["dpo"]["released_is_dpo"] else "sft"))
     rows.append(("local router F1", f"{router['local']['f1']:.3f}"))
     return rows
@@ -62,9 +62,9 @@ def report_copy() -> Path:
 
 
 def dvc(*words: str, root: Path = ROOT, log: TextIO | None = None) -> None:
-    """Runs DVC in a checkout; what it says goes to the terminal or to log. Raises Problem if a stage fails."""
+    """Runs DVC in a checkout; what it says goes to the terminal or to log. Raises UserError if a stage fails."""
     if subprocess.run([DVC, *words], cwd=root, stdout=log, stderr=log and subprocess.STDOUT).returncode:
-        raise Problem("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
+        raise UserError("a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
                       "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
                       "`rm -f .dvc/tmp/rwlock .dvc/tmp/lock`.")
 
@@ -82,7 +82,7 @@ def pretrain(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = N
         if not stop.is_set():
             try:
                 dvc("--wait-for-lock", "repro", *options, "--single-item", model, root=root, log=log)
-            except Problem:
+            except UserError:
                 stop.set()
                 raise
 
@@ -122,5 +122,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"make repro: {problem}")

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.metrics import SIGNIFICANT_DIGITS
 from crawl2cart.core.params import read_params
 from tools.repro import ROOT, commit, run_graph
@@ -79,11 +79,11 @@ def fresh_clone(folder: Path) -> Path:
 
 
 def verdict(clone: Path, committed: dict[str, object]) -> str:
-    """What there is to say of the metrics that a run left in a clone. Raises Problem if one is beyond its tolerance."""
+    """What there is to say of the metrics that a run left in a clone. Raises UserError if one is beyond its tolerance."""
     said = json.loads((clone / "metrics" / "tolerances.json").read_text())
     faults = differences(committed, metrics_below(clone), said["tolerances"], said["free"])
     if faults:
-        raise Problem("the committed metrics do not come out again:\n  " + "\n  ".join(faults) + "\nIf a change to the code or "
+        raise UserError("the committed metrics do not come out again:\n  " + "\n  ".join(faults) + "\nIf a change to the code or "
                       "the parameters is meant to do this, run `make repro` and commit dvc.lock and metrics/.")
     same = not subprocess.run(["git", "diff", "--quiet", "--", "dvc.lock", "metrics"], cwd=clone).returncode
     return (f"{len(committed)} metrics within tolerance; dvc.lock and metrics "
@@ -108,5 +108,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"make reproduce: {problem}")

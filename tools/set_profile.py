@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import NAMES, read_params
 
 ROOT = Path(__file__).parent.parent
@@ -14,7 +14,7 @@ LINE = re.compile(r"^profile: *\w+", re.MULTILINE)
 def choose_profile(name: str) -> None:
     """Changes that one line of params.yaml; comments stay."""
     if name not in NAMES:
-        raise Problem(f"PROFILE={name} is not one of {', '.join(NAMES)}.")
+        raise UserError(f"PROFILE={name} is not one of {', '.join(NAMES)}.")
     path = ROOT / "params.yaml"
     text = path.read_text()
     changed = LINE.sub(f"profile: {name}", text, count=1)
@@ -31,5 +31,5 @@ def current_profile() -> str:
 if __name__ == "__main__":
     try:
         choose_profile(sys.argv[1])
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"make: {problem}")

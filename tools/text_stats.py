@@ -14,7 +14,7 @@ from crawl2cart.shop.data_model import Customer, Product
 MASK = "@"
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     return re.findall(r"[\w'{}]+", text.casefold())
 
 
@@ -50,7 +50,7 @@ def runs(texts: dict[str, list[str]], length: int) -> dict[tuple[str, ...], set[
     places = defaultdict(set)
     for kind, entries in texts.items():
         for number, text in enumerate(entries):
-            found = words(text)
+            found = tokenize_words(text)
             for start in range(len(found) - length + 1):
                 places[tuple(found[start:start + length])].add((kind, number))
     return places

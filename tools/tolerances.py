@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 from crawl2cart.core.metrics import rounded
 from crawl2cart.core.params import read_params
@@ -60,9 +60,9 @@ def run_with_seed(seed: int, kept: Path) -> None:
     with (folder / "log.txt").open("a") as log:
         print(f"seed {seed}: running, see {log.name}", flush=True)
         try:
-            run_graph(profile.processes, "--no-run-cache", root=clone, log=log)
-        except Problem as problem:
-            raise Problem(f"the run with seed {seed} failed; its messages are in {log.name}. Run the same command again "
+            run_graph(profile.num_processes, "--no-run-cache", root=clone, log=log)
+        except UserError as problem:
+            raise UserError(f"the run with seed {seed} failed; its messages are in {log.name}. Run the same command again "
                           "when that is mended: it goes on where it was.") from problem
     keep(kept, clone)
     shutil.rmtree(folder)
@@ -90,10 +90,10 @@ def main() -> None:
     words = parser.parse_args()
     commits = {commit_of(folder) for folder in words.take} or {commit_of(ROOT)}
     if len(commits) > 1:
-        raise Problem(f"the folders to take are of several commits, {', '.join(sorted(commits))}. Give runs of one.")
+        raise UserError(f"the folders to take are of several commits, {', '.join(sorted(commits))}. Give runs of one.")
     (commit,) = commits
     if words.seeds and commit != commit_of(ROOT):
-        raise Problem(f"the folders to take are of commit {commit}, but this is {commit_of(ROOT)}. Check {commit} out to add seeds.")
+        raise UserError(f"the folders to take are of commit {commit}, but this is {commit_of(ROOT)}. Check {commit} out to add seeds.")
     kept = ROOT / ".cache" / "tolerances" / commit
     for folder in words.take:
         keep(kept, folder)
@@ -101,7 +101,7 @@ def main() -> None:
         list(pool.map(lambda seed: run_with_seed(seed, kept), words.seeds))
     entries = sorted((read_json(file) for file in kept.glob("*.json")), key=lambda entry: entry["seed"])
     if len(entries) < LEAST_SEEDS:
-        raise Problem(f"{len(entries)} seeds are measured for commit {commit}, {LEAST_SEEDS} are the least: "
+        raise UserError(f"{len(entries)} seeds are measured for commit {commit}, {LEAST_SEEDS} are the least: "
                       "python -m tools.tolerances 7 8 9 10 11")
     tolerances, free = spread([entry["metrics"] for entry in entries])
     write_json(ROOT / "metrics" / "tolerances.json", {
@@ -114,5 +114,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"make tolerances: {problem}")

@@ -21,15 +21,15 @@ from pathlib import Path
 from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAI, OpenAIError
 from openai.types.chat import ChatCompletionChunk
 
-from crawl2cart.core.deadline import within
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.deadline import with_deadline
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.model_folder import check_model
 from crawl2cart.lm.formats import harmony
-from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.db import open_store
-from crawl2cart.shop.env import Scene, Shops
+from crawl2cart.shop.env import Scenario, ShopSessions
 from crawl2cart.shop.tool_schemas import TOOLS, WRITES, compact
-from crawl2cart.shop.tools import Session, unsafe_writes
+from crawl2cart.shop.tools import Session, policy_violations
 
 # For each list of messages, the harmony text of the assistant's next turn. One that is given a `Hear` beside a single list
 # tells it what is written so far, whenever there is more.
@@ -83,11 +83,11 @@ class Agent:
         def relay(text: str) -> None:
             if over:
                 raise TimeoutError  # ends the writing, too
-            hear(harmony.spoken(text))
+            hear(harmony.visible_reply(text))
 
         words = ([prompt], TOOLS, relay) if hear else ([prompt], TOOLS)
         try:
-            return within(max(0.0, ends - time.monotonic()), lambda: self.writer(*words)[0])
+            return with_deadline(max(0.0, ends - time.monotonic()), lambda: self.writer(*words)[0])
         finally:
             over = True
 
@@ -97,7 +97,7 @@ class Agent:
         A malformed turn is told to the model once; a second one, more than MAX_CALLS calls, or a TimeoutError thrown in ends in an
         honest COULD_NOT, more than MAX_TOKENS in TOO_LONG, and all in CHANGED where something was changed before.
         """
-        self.session.hear(text)
+        self.session.observe_user(text)
         self.messages.append({"role": "user", "content": text})
         reply, repaired, calls, before = "", False, 0, len(self.session.calls)
         while not reply:
@@ -112,7 +112,7 @@ class Agent:
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
                 repaired = True
-                self._called(parsed.name or "unknown", {}, self.session.misread(parsed.name, parsed.reason))
+                self._called(parsed.name or "unknown", {}, self.session.record_malformed(parsed.name, parsed.reason))
             elif "content" in parsed:
                 reply = parsed["content"]
             else:
@@ -125,7 +125,7 @@ class Agent:
         changed = any(call.name in WRITES and "error" not in call.result for call in self.session.calls[before:])
         reply = CHANGED if changed and reply in (COULD_NOT, TOO_LONG) else reply
         self.messages.append({"role": "assistant", "content": reply})
-        self.session.say(reply)
+        self.session.observe_assistant(reply)
         return reply
 
     def _called(self, name: str, arguments: dict, result: dict) -> None:
@@ -143,20 +143,20 @@ def about_tokens(text: str) -> float:
 # Recorded dialogues, played again
 
 @dataclass(frozen=True)
-class Play:
+class EpisodeResult:
     """How one dialogue went. state: the store ended as it should. missing: facts that the right agent said and this one did not."""
 
     messages: list[dict]
     state: bool
     missing: tuple[str, ...]
-    unsafe_writes: int
+    policy_violations: int
 
     @property
     def success(self) -> bool:
-        return self.state and not self.missing and not self.unsafe_writes
+        return self.state and not self.missing and not self.policy_violations
 
 
-def play(dialogue: dict, session: Session) -> Generator[list[dict], str, Play]:
+def play(dialogue: dict, session: Session) -> Generator[list[dict], str, EpisodeResult]:
     """Plays a dialogue of data/sft with its scripted customer: the recorded turns, but a yes only to a question that restates
     exactly the recorded change. Yields and receives as Agent.turn.
     """
@@ -164,12 +164,12 @@ def play(dialogue: dict, session: Session) -> Generator[list[dict], str, Play]:
     turns = iter(dialogue["turns"])
     for place, message in enumerate(dialogue["messages"]):
         if message["role"] == "user":
-            wrong = next(turns) == "confirm" and not session.offers(*next_write(dialogue["messages"][place:]))
+            wrong = next(turns) == "confirm" and not session.is_pending(*next_write(dialogue["messages"][place:]))
             yield from agent.turn("No, that is not what I asked for." if wrong else message["content"])
     said = "\n".join(message["content"] for message in agent.messages if message["role"] == "assistant")
     facts = dict.fromkeys(fact for note in dialogue["notes"] for fact in note["facts"])
-    return Play(agent.messages, session.store.state_hash() == dialogue["end_state"],
-                tuple(fact for fact in facts if not holds(said, fact)), unsafe_writes(session.calls))
+    return EpisodeResult(agent.messages, session.store.state_hash() == dialogue["end_state"],
+                tuple(fact for fact in facts if not contains_phrase(said, fact)), policy_violations(session.calls))
 
 
 def next_write(messages: list[dict]) -> tuple[str, dict]:
@@ -178,7 +178,7 @@ def next_write(messages: list[dict]) -> tuple[str, dict]:
     return next((call["name"], call["arguments"]) for call in calls if call["name"] in WRITES)
 
 
-def play_all(dialogues: Sequence[dict], shops: Shops, writer: Writer, batch: int, play: Callable[..., Generator] = play) -> list:
+def play_all(dialogues: Sequence[dict], shops: ShopSessions, writer: Writer, batch: int, play: Callable[..., Generator] = play) -> list:
     """Plays many dialogues, `batch` of them side by side, so that the writer is asked for many turns at once.
 
     play: how one is played; what it returns is given back in the order of the dialogues.
@@ -189,7 +189,7 @@ def play_all(dialogues: Sequence[dict], shops: Shops, writer: Writer, batch: int
     while waiting or playing:
         while waiting and len(playing) < batch:
             number = waiting.pop()
-            run = play(dialogues[number], shops.session(Scene.of(dialogues[number])))
+            run = play(dialogues[number], shops.session(Scenario.of(dialogues[number])))
             playing[number] = run, next(run)
         texts = writer([prompt for _, prompt in playing.values()], TOOLS)
         for (number, (run, _)), text in zip(list(playing.items()), texts, strict=True):
@@ -263,7 +263,7 @@ def is_url(place: str) -> bool:
 def open_writer(place: str) -> Writer:
     """A writer for a model folder, or for a model of a server: the one behind `#`, or the first that it lists.
 
-    The key comes from OPENAI_API_KEY, if the server wants one. Raises Problem in words if there is no such folder, model or server.
+    The key comes from OPENAI_API_KEY, if the server wants one. Raises UserError in words if there is no such folder, model or server.
     """
     if is_url(place):
         address, _, model = place.partition("#")
@@ -271,10 +271,10 @@ def open_writer(place: str) -> Writer:
         return Endpoint(client, model or first_model(client, address))
     folder = Path(place)
     if not folder.is_dir():
-        raise Problem(f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
+        raise UserError(f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
                       "`dvc repro` makes models/sft and models/released; `dvc checkout` fetches them from the cache.")
     if not (folder / "pointer.json").is_file() and check_model(folder).get("model_type") is None:
-        raise Problem(f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released.")
+        raise UserError(f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released.")
     # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
     from crawl2cart.agent.hf_writer import Answerer
     from crawl2cart.agent.local_writer import open_folder
@@ -293,20 +293,20 @@ def open_writer(place: str) -> Writer:
     else:
         writer = open_folder(place, device, params.evaluate.max_new_tokens)
     if not writer.tokenizer.chat_template:
-        raise Problem(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
+        raise UserError(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
     return writer
 
 
 def first_model(client: OpenAI, address: str) -> str:
     """The name of the first model that a server lists."""
     try:
-        models = within(SECONDS_TO_OPEN, lambda: client.models.list().data)
+        models = with_deadline(SECONDS_TO_OPEN, lambda: client.models.list().data)
     except (OpenAIError, TimeoutError, ValueError) as error:  # ValueError: what came is not JSON
-        raise Problem(f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
+        raise UserError(f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
                       "and does its server run? Some do not list what they serve: name the model, as in "
                       f"{address}#models/released.") from error
     if not models:
-        raise Problem(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
+        raise UserError(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
     return models[0].id
 
 
@@ -324,7 +324,7 @@ def main(words: list[str]) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             agent = Agent(Session(open_store("data/store")), open_writer(words[0]))
         reply = agent(words[1])
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"agent: {problem}")
     except OpenAIError as error:
         sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")

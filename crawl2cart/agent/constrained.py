@@ -14,7 +14,7 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 # JSON as calls are written in training: no spaces.
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
@@ -51,7 +51,7 @@ class Allowed(LogitsProcessor):
     def __init__(self, guide: Guide, text: str, rows: int):
         self.matchers = [LLMatcher(guide.tokens, text) for _ in range(rows)]
         if self.matchers[0].is_error():
-            raise Problem(f"The tools' schemas make no grammar: {self.matchers[0].get_error()}")
+            raise UserError(f"The tools' schemas make no grammar: {self.matchers[0].get_error()}")
         self.mask = allocate_token_bitmask(rows, guide.vocabulary)   # (B, V / 32) int32
         self.vocabulary, self.started = guide.vocabulary, False
 

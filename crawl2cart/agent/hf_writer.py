@@ -82,7 +82,7 @@ def cut_after_stop(text: str) -> str:
 
 
 def answer_turns(answerer: Answerer, rows: Sequence[dict], batch: int, name: str = "answers") -> list[str]:
-    """One answer for each row of `turn_rows`, longest prompts together so that little is padding; in the rows' order."""
+    """One answer for each row of `to_examples`, longest prompts together so that little is padding; in the rows' order."""
     order = sorted(range(len(rows)), key=lambda i: sum(len(str(message)) for message in rows[i]["prompt"]))
     answers = [""] * len(rows)
     starts = range(0, len(order), batch)

@@ -17,7 +17,7 @@ from crawl2cart.core.device import Device
 from crawl2cart.core.files import read_json
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.from_hf import foreign, imported, load_gpt_oss
-from crawl2cart.lm.inference.sampling import choose, head_of
+from crawl2cart.lm.inference.sampling import head_of, sample_token
 from crawl2cart.lm.models.attention import SPARE
 from crawl2cart.lm.models.gpt_oss import GptOss, State
 from crawl2cart.lm.training.trl_utils import POINTER, open_model
@@ -66,7 +66,7 @@ class OwnWriter:
         text = harmony.prefix(tools)
         if text not in self._begun:
             (ids,) = self._ids([text])
-            _, state = self.model(torch.tensor([ids]), self.model.start(1))
+            _, state = self.model(torch.tensor([ids]), self.model.init_state(1))
             self._begun[text] = ids, state
         return self._begun[text]
 
@@ -103,11 +103,11 @@ class OwnWriter:
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.temperature:
             return logits.argmax(-1)
-        return choose(logits, self.temperature, None, self.top_p, torch.rand(len(logits), generator=self.draws))
+        return sample_token(logits, self.temperature, None, self.top_p, torch.rand(len(logits), generator=self.draws))
 
     def _start(self, begun: State, known: int, longest: int, padding: list[int]) -> State:
         """A state in which each row has `known` columns: its padding, then as much of the prefix as there is room for."""
-        state = self.model.start(len(padding), torch.tensor(padding))
+        state = self.model.init_state(len(padding), torch.tensor(padding))
         state.columns = known
         for layer, first in zip(state.layers, begun.layers, strict=True):
             _, _, heads, _, size = first.buffer.shape

@@ -8,7 +8,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def within(seconds: float, call: Callable[[], Result]) -> Result:
+def with_deadline(seconds: float, call: Callable[[], Result]) -> Result:
     """The call's result; what it raises; or TimeoutError when it takes longer.
 
     A network client's own timeout is for each read, so a server that sends a byte now and then would hold the customer for

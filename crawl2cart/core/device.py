@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -51,10 +51,10 @@ def open_device(kind: str, dtype: str, threads: int, seed: int) -> Device:
     """Fixes thread count, seed and deterministic kernels, and says what is used.
 
     The thread count is part of the result: sums are split among threads, so other counts give other last bits.
-    Raises Problem if the profile asks for CUDA where there is none.
+    Raises UserError if the profile asks for CUDA where there is none.
     """
     if kind == "cuda" and not torch.cuda.is_available():
-        raise Problem("The profile asks for device: cuda, but torch finds no CUDA device. "
+        raise UserError("The profile asks for device: cuda, but torch finds no CUDA device. "
                       "Use `profile: cpu` or run `make check PROFILE=gpu` to see what is missing.")
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))   # of several processes each has a card

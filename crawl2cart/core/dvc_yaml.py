@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Definition:
 def read_yaml(path: Path) -> dict:
     """Reads YAML 1.2, in which 1e-05 is a number (PyYAML reads it as text)."""
     if not path.is_file():
-        raise Problem(f"{path} is missing. Run the stages from the folder that holds dvc.yaml.")
+        raise UserError(f"{path} is missing. Run the stages from the folder that holds dvc.yaml.")
     return YAML(typ="safe").load(path)
 
 

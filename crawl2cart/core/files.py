@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 FULL_BYTES = 2**16  # less than one block of most writers
 
@@ -55,15 +55,15 @@ def is_disk_full(path: Path, error: Exception) -> bool:
 
 @contextlib.contextmanager
 def disk_full_in_words(path: Path) -> Iterator[None]:
-    """Turns what a full disk raises into a Problem that names the place; other errors pass."""
+    """Turns what a full disk raises into a UserError that names the place; other errors pass."""
     try:
         yield
-    except Problem:
+    except UserError:
         raise
     except Exception as error:
         if not is_disk_full(path, error):
             raise
-        raise Problem(f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
+        raise UserError(f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
                       "makes, `dvc gc -w` old versions) and run again; nothing half-written was left.") from error
 
 
@@ -106,17 +106,17 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def read_json(path: Path | str) -> object:
-    """Reads JSON; a missing or broken file is a Problem that names it."""
+    """Reads JSON; a missing or broken file is a UserError that names it."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise Problem(f"{path} is missing. Run the stage that makes it (`dvc repro` does).") from error
+        raise UserError(f"{path} is missing. Run the stage that makes it (`dvc repro` does).") from error
     except json.JSONDecodeError as error:
-        raise Problem(f"{path} is not valid JSON ({error}). Delete it and run the stage that makes it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}). Delete it and run the stage that makes it again.") from error
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """Reads JSON lines; a bad line is a Problem that gives file and line number."""
+    """Reads JSON lines; a bad line is a UserError that gives file and line number."""
     rows = []
     # Not splitlines: it also cuts at U+2028 and its like, which JSON leaves as they are inside a text.
     for number, line in enumerate(Path(path).read_text().split("\n"), 1):
@@ -124,7 +124,7 @@ def read_jsonl(path: Path | str) -> list[dict]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise Problem(f"{path}:{number}: not valid JSON ({error.msg}). Mend the line.") from error
+                raise UserError(f"{path}:{number}: not valid JSON ({error.msg}). Mend the line.") from error
     return rows
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from openai import APIStatusError, OpenAI
 
-from crawl2cart.core.deadline import within
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.deadline import with_deadline
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 
 RETRIES = 5              # of a request that got no answer: the client waits longer each time, or as Retry-After says
@@ -42,7 +42,7 @@ class PaidChat:
 
     def __post_init__(self):
         if not os.environ.get("OPENAI_API_KEY", "").strip():
-            raise Problem(f"{self.setting} is openai, but OPENAI_API_KEY is not set. Set it, or set {self.setting} to none.")
+            raise UserError(f"{self.setting} is openai, but OPENAI_API_KEY is not set. Set it, or set {self.setting} to none.")
         self._client = OpenAI(max_retries=self.retries, timeout=self.seconds)
         self._lock, self._promised = threading.Lock(), 0.0
 
@@ -64,7 +64,7 @@ class PaidChat:
             self._promised += most
         cost = most  # of a request that broke off: it may be on the bill
         try:
-            said = within(2 * self.seconds * (self.retries + 1), lambda: self._client.chat.completions.create(**request))
+            said = with_deadline(2 * self.seconds * (self.retries + 1), lambda: self._client.chat.completions.create(**request))
             if said.usage:
                 cost = (said.usage.prompt_tokens * self.input_price + said.usage.completion_tokens * self.output_price) / 1e6
             message = said.choices[0].message

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import Params, Profile
 
 SECONDS_TO_ANSWER = 20
@@ -105,7 +105,7 @@ def crawl_fault(base: str, crawl: str) -> str | None:
 
 def faults(params: Params, profile: Profile, root: Path) -> list[str]:
     """What this machine lacks for a profile, a sentence each with its remedy. Asks the network only for what is not here."""
-    needs, found = profile.needs, []
+    needs, found = profile.requirements, []
     memory, free = psutil.virtual_memory().total / 2**30, shutil.disk_usage(root).free / 2**30 + held_gib(root)
     if profile.device == "cuda" and not cards():
         found.append("torch finds no CUDA device, and this profile computes on one. Install a driver and the CUDA build of torch "
@@ -127,8 +127,8 @@ def faults(params: Params, profile: Profile, root: Path) -> list[str]:
 
 
 def check_machine(params: Params, root: Path) -> None:
-    """Raises Problem with all that lacks if the chosen profile computes on a card."""
+    """Raises UserError with all that lacks if the chosen profile computes on a card."""
     profile: Profile = getattr(params.profiles, params.profile)
     if profile.device == "cuda" and (found := faults(params, profile, root)):
-        raise Problem("this machine lacks what the profile needs, so nothing was started.\n  " + "\n  ".join(found)
+        raise UserError("this machine lacks what the profile needs, so nothing was started.\n  " + "\n  ".join(found)
                       + f"\n`make check PROFILE={params.profile}` says more.")

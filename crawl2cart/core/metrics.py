@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_file, write_json
 
 # Digits of a metric; and of a curve, where two runs that should be the same are compared: as many as float32 has.
@@ -16,14 +16,14 @@ RESAMPLES = 1000  # of a bootstrap
 
 
 def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
-    """The value with every float cut to so many significant digits. Raises Problem on a float that is not finite."""
+    """The value with every float cut to so many significant digits. Raises UserError on a float that is not finite."""
     if isinstance(value, dict):
         return {str(key): rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [rounded(inner, digits) for inner in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise Problem(f"A metric is {value}: the run before it went wrong; look at its log under runs/.")
+            raise UserError(f"A metric is {value}: the run before it went wrong; look at its log under runs/.")
         return float(f"{value:.{digits}g}")
     return value
 
@@ -31,7 +31,7 @@ def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
 def write_metrics(path: Path | str, values: dict, headlines: Sequence[str] = ()) -> None:
     """Writes one metrics file, `{model or group: {metric: value}}`, and those that `dvc metrics` shows beside it: headlines/<name>.
 
-    headlines: dotted names, in which `*` stands for any name ("*.right_tool"); what a run did not measure is left out.
+    headlines: dotted names, in which `*` stands for any name ("*.tool_accuracy"); what a run did not measure is left out.
     """
     path, values = Path(path), rounded(values)
     write_json(path, values)

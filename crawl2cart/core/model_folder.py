@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json
 
 WEIGHTS = "model.safetensors"
@@ -14,18 +14,18 @@ WEIGHTS = "model.safetensors"
 def check_model(folder: Path | str) -> dict:
     """Returns the config of a model folder after checking that weights, config and tokenizer are there and whole.
 
-    Raises Problem naming the missing or damaged file and the remedy.
+    Raises UserError naming the missing or damaged file and the remedy.
     """
     folder = Path(folder)
     files = sorted(folder.glob("*.safetensors"))   # a model of the hub may have its weights in several
     for name in (WEIGHTS, "config.json", "tokenizer.json"):
         if not (folder / name).is_file() and not (name == WEIGHTS and files):
-            raise Problem(f"{folder / name} is missing, so {folder} holds no model. `dvc repro` makes it; "
+            raise UserError(f"{folder / name} is missing, so {folder} holds no model. `dvc repro` makes it; "
                           "`dvc checkout` fetches it from the cache.")
     for file in files:
         try:
             with safe_open(file, "pt") as weights:
                 weights.keys()
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise Problem(f"{file} is damaged ({error}). Delete {folder} and run `dvc repro`.") from error
+            raise UserError(f"{file} is damaged ({error}). Delete {folder} and run `dvc repro`.") from error
     return read_json(folder / "config.json")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from crawl2cart.core.dvc_yaml import read_yaml
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -58,18 +58,31 @@ class Download(Section):
     seed: Annotated[int, Field(ge=0)]
     urls: str
     index_filters: str
-    records: Count
+    max_records: Count
     base: Annotated[str, Field(pattern=r"^(https?|s3)://[^/\s]+")]
     index: Annotated[str, Field(pattern=r"^https?://[^/\s]+")]
-    contact: Annotated[str, Field(pattern=r"^[ -~]*$")]
+    user_agent_contact: Annotated[str, Field(pattern=r"^[ -~]*$")]
     connections: Annotated[int, Field(ge=1, le=4)]
     seconds_between_requests: Annotated[float, Field(ge=0)]
-    stall_seconds: Positive
-    attempts: Count
+    read_timeout: Positive
+    max_attempts: Count
 
     def at(self, scale: DownloadScale) -> "Download":
         """The same with what the profile has where this says `profile`."""
         return self.model_copy(update={name: getattr(scale, name) for name in ("source", "files") if getattr(self, name) == "profile"})
+
+
+class MinHash(Section):
+    ngram: Count
+    bands: Count
+    rows: Count
+    threshold: Share
+    memory_gib: Positive
+
+
+class Decontamination(Section):
+    ngram: Count
+    min_ngram: Count
 
 
 class Filter(Section):
@@ -83,7 +96,7 @@ class Filter(Section):
     extractor: Literal["cascade", "resiliparse", "trafilatura"]
     languages: Annotated[str, Field(pattern="^[a-z]{2,3}(, ?[a-z]{2,3})*$")]
     language_threshold: Share
-    compat: Literal["none", "datatrove"]
+    word_tokenizer: Literal["whitespace", "datatrove"]
     min_words: Count
     max_words: Count
     min_mean_word_length: Positive
@@ -117,23 +130,18 @@ class Filter(Section):
     min_joined_words: Share
     max_adult_words: Share
     max_legal_phrases: Share
-    keep: Literal["all", "shopping"]
-    min_topic: Share
-    near_words: Count
-    near_bands: Count
-    near_rows: Count
-    near_similarity: Share
-    near_memory_gib: Positive
+    topic_filter: Literal["all", "shopping"]
+    topic_threshold: Share
+    minhash: MinHash
     repeated_line_pages: Annotated[int, Field(ge=2)]
     repeated_line_letters: Count
-    contamination_words: Count
-    contamination_least_words: Count
+    decontamination: Decontamination
     rejects_per_reason: Count
     validation_share: Annotated[float, Field(gt=0, lt=0.5)]
 
 
 class Encode(Section):
-    ranks: Annotated[int, Field(ge=256)]
+    vocab_size: Annotated[int, Field(ge=256)]
 
 
 class Loop(Section):
@@ -143,9 +151,9 @@ class Loop(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     adam_beta1: Share
     adam_beta2: Share
-    clip: Positive
-    warmup_share: Share
-    final_share: Share
+    grad_clip: Positive
+    warmup_ratio: Share
+    min_lr_ratio: Share
 
 
 class Baseline(Section):
@@ -159,8 +167,8 @@ class Recurrent(Section):
 
 class GptOss(Section):
     learning_rate: Positive
-    balance: Annotated[float, Field(ge=0)]
-    z_loss: Annotated[float, Field(ge=0)]
+    router_aux_loss_coef: Annotated[float, Field(ge=0)]
+    router_z_loss_coef: Annotated[float, Field(ge=0)]
 
 
 class Pretrain(Section):
@@ -212,10 +220,10 @@ class Registers(Weights):
 
 
 class BuildSft(Section):
-    plan_share: Share
-    intents: Intents
-    training_intents: Intents
-    registers: Registers
+    multi_turn_ratio: Share
+    intent_weights: Intents
+    train_intent_weights: Intents
+    style_weights: Registers
     max_characters: Count
     teacher: Literal["none", "openai"]
     teacher_model: str
@@ -227,20 +235,24 @@ class BuildSft(Section):
     teacher_connections: Count
 
 
+class LossWeights(Section):
+    reply: Positive
+    arguments: Positive
+    tool_choice: Positive
+
+
 class Midtrain(Section):
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
-    clip: Positive
-    warmup_share: Share
-    final_share: Share
-    web_share: Share
-    reply_weight: Positive
-    call_weight: Positive
-    decision_weight: Positive
-    decision_share: Share
-    first_turns: Annotated[int, Field(ge=0)]
-    renamed_share: Share
-    renamed_kinds_share: Share
+    grad_clip: Positive
+    warmup_ratio: Share
+    min_lr_ratio: Share
+    replay_ratio: Share
+    loss_weights: LossWeights
+    curriculum_ratio: Share
+    truncated_per_full: Annotated[int, Field(ge=0)]
+    randomize_entities: Share
+    randomize_categories: Share
     guide_weight: Annotated[float, Field(ge=0)]
     idle_weight: Annotated[float, Field(ge=0)]
 
@@ -249,7 +261,7 @@ class Sft(Section):
     learning_rate: Positive
     lora_rank: Count
     lora_alpha: Count
-    warmup_share: Share
+    warmup_ratio: Share
 
 
 class BuildPrefs(Section):
@@ -257,8 +269,8 @@ class BuildPrefs(Section):
     temperature: Positive
     top_p: Share
     max_new_tokens: Count
-    min_gap: Share
-    gold_share: Annotated[float, Field(ge=0, lt=1)]
+    min_score_margin: Share
+    max_reference_ratio: Annotated[float, Field(ge=0, lt=1)]
     feedback: str
     judge: Literal["none", "openai"]
     judge_model: str
@@ -271,15 +283,15 @@ class Dpo(Section):
     loss_type: Literal["sigmoid", "apo_zero", "ipo", "sigmoid_norm"]
     beta: Positive
     learning_rate: Positive
-    warmup_share: Share
+    warmup_ratio: Share
     lora_rank: Count
     lora_alpha: Count
     sft_weight: Annotated[float, Field(ge=0)]
 
 
 class Router(Section):
-    inverse_penalty: Positive
-    unclear_below: Share
+    C: Positive
+    abstain_threshold: Share
 
 
 class Demo(Section):
@@ -288,11 +300,11 @@ class Demo(Section):
     output_price: NotNegative
     log_text: bool
     constrained: bool
-    most_characters: Count
-    turns_per_minute: Count
-    answers_at_once: Count
-    answers_waiting: Count
-    conversations: Count
+    max_query_chars: Count
+    rate_limit_per_minute: Count
+    max_concurrency: Count
+    max_queue: Count
+    max_sessions: Count
 
 
 class Evaluate(Section):
@@ -301,7 +313,7 @@ class Evaluate(Section):
     models: str
 
 
-class Needs(Section):
+class Requirements(Section):
     memory_gib: Count
     card_gib: Annotated[int, Field(ge=0)]
     disk_gib: Count
@@ -310,36 +322,36 @@ class Needs(Section):
 
 class PretrainScale(Section):
     context: Count
-    tokens_per_step: Count
-    steps: Count
-    steps_per_look: Count
-    look_tokens: Count
+    batch_tokens: Count
+    max_steps: Count
+    eval_interval: Count
+    eval_tokens: Count
     compile: bool
 
 
 class MlpSize(Section):
-    window: Count
-    embedding: Count
-    hidden: Count
+    context_size: Count
+    embedding_size: Count
+    hidden_size: Count
 
 
 class RecurrentSize(Section):
-    width: Count
-    layers: Count
-    steps_back: Count
+    hidden_size: Count
+    num_layers: Count
+    bptt_length: Count
 
 
 class GptOssSize(Section):
-    layers: Count
-    width: Count
-    heads: Count
-    key_value_heads: Count
-    head_size: Count
-    expert_width: Count
-    experts: Count
+    num_layers: Count
+    hidden_size: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    intermediate_size: Count
+    num_experts: Count
     experts_per_token: Count
-    window: Count
-    max_context: Count
+    sliding_window: Count
+    max_position_embeddings: Count
     rope_factor: Annotated[float, Field(ge=1)]
 
 
@@ -361,25 +373,25 @@ class BuildSftScale(Section):
 class MidtrainScale(Section):
     base_model: str
     revision: str
-    tokens_per_step: Count
-    steps: Count
-    steps_per_look: Count
+    batch_tokens: Count
+    max_steps: Count
+    eval_interval: Count
 
 
 class TrlScale(Section):
-    steps: Count
-    batch: Count
+    max_steps: Count
+    batch_size: Count
     max_length: Count
-    look_rows: Count
+    eval_samples: Count
 
 
 class BuildPrefsScale(Section):
     prompts: Count
-    batch: Count
+    batch_size: Count
 
 
 class EvaluateScale(Section):
-    batch: Count
+    batch_size: Count
     turns: Count
     plans: Count
 
@@ -388,9 +400,9 @@ class Profile(Section):
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     threads: Count
-    processes: Count
+    num_processes: Count
     dollars_per_hour: NotNegative
-    needs: Needs
+    requirements: Requirements
     download: DownloadScale
     pretrain: PretrainScale
     models: Models
@@ -404,11 +416,11 @@ class Profile(Section):
     @model_validator(mode="after")
     def processes_fit(self) -> "Profile":
         """Every process gets as many threads as the others; several on one card would share its memory."""
-        if self.threads % self.processes:
-            raise ValueError(f"{self.threads} threads can not be shared equally by {self.processes} processes. Set `processes` to a number "
+        if self.threads % self.num_processes:
+            raise ValueError(f"{self.threads} threads can not be shared equally by {self.num_processes} processes. Set `num_processes` to a number "
                              "that divides `threads`")
-        if self.device == "cuda" and self.processes > 1:
-            raise ValueError("`processes` are for a CPU. Set it to 1; on several cards start a stage with torchrun (scale/README.md)")
+        if self.device == "cuda" and self.num_processes > 1:
+            raise ValueError("`num_processes` are for a CPU. Set it to 1; on several cards start a stage with torchrun (scale/README.md)")
         return self
 
 
@@ -438,11 +450,11 @@ class Params(Section):
     profiles: Profiles
 
     def get(self, key: str) -> object:
-        """The value under a dotted key of params.yaml, sections as plain mappings. Raises Problem if there is none."""
+        """The value under a dotted key of params.yaml, sections as plain mappings. Raises UserError if there is none."""
         value: object = self
         for word in key.replace("${profile}", self.profile).split("."):
             if not hasattr(value, word):
-                raise Problem(f"dvc.yaml lists the parameter {key}, which params.yaml does not have.")
+                raise UserError(f"dvc.yaml lists the parameter {key}, which params.yaml does not have.")
             value = getattr(value, word)
         return value.model_dump() if isinstance(value, BaseModel) else value
 
@@ -471,15 +483,15 @@ class Listed:
 
 
 def read_params(path: Path) -> Params:
-    """Reads and checks params.yaml. Raises Problem naming each bad key, what it is and what it should be."""
+    """Reads and checks params.yaml. Raises UserError naming each bad key, what it is and what it should be."""
     raw = read_yaml(path)
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, fault['loc']))}: {explain(fault)}" for fault in error.errors()]
-        raise Problem(f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run.") from error
+        raise UserError(f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run.") from error
     if params.profile not in NAMES:
-        raise Problem(f"{path.name}: profile: {params.profile} is not one of the profiles ({', '.join(NAMES)}). "
+        raise UserError(f"{path.name}: profile: {params.profile} is not one of the profiles ({', '.join(NAMES)}). "
                       "Nothing was run.")
     return params
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType
 
 from crawl2cart.core.dvc_yaml import Definition, definitions
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import file_hash, files_below, write_json
 from crawl2cart.core.machine import check_machine
 from crawl2cart.core.memory import peak_memory_bytes
@@ -46,7 +46,7 @@ class Stage:
         self._all_params: Params = read_params(self.root / "params.yaml")
         known = definitions(self.root, self._all_params.profile)
         if name not in known:
-            raise Problem(f"dvc.yaml has no stage {name}. It has: {', '.join(known)}.")
+            raise UserError(f"dvc.yaml has no stage {name}. It has: {', '.join(known)}.")
         self.definition: Definition = known[name]
         self.params = Listed(self._all_params, self.definition.params)
         self.work: Counter = Counter()
@@ -57,20 +57,20 @@ class Stage:
         module, *words = self.name.split("@")
         return ["-m", f"stages.{module}", *words]
 
-    def count(self, tokens: int, flops: float) -> None:
+    def log_cost(self, tokens: int, flops: float) -> None:
         """Adds to what the ledger notes of this run: tokens that a model was trained on, and what that took in
         floating-point operations."""
         self.work.update(tokens=tokens, flops=flops)
 
     @property
-    def kept(self) -> Path:
+    def repo_root(self) -> Path:
         """The folder in which work survives: the repository, also when DVC runs in a temporary copy of it."""
         return Path(os.environ.get("DVC_ROOT", self.root))
 
     @property
-    def cache(self) -> Path:
+    def cache_dir(self) -> Path:
         """Where finished pieces of work are kept by content key, outside the outs that DVC deletes."""
-        return self.kept / ".cache" / self.name
+        return self.repo_root / ".cache" / self.name
 
     def param_values(self) -> dict[str, object]:
         """The listed parameters by dotted key, as they stand in params.yaml now."""
@@ -79,17 +79,17 @@ class Stage:
 
     @cached_property
     def inputs(self) -> dict[str, dict[str, tuple[int, int, str]]]:
-        """Every file below the dependencies: size, time of change in ns, sha256. A missing one is a Problem."""
+        """Every file below the dependencies: size, time of change in ns, sha256. A missing one is a UserError."""
         found = {}
         for dependency in self.definition.deps:
             path = self.root / dependency
             if not path.exists():
-                raise Problem(f"{self.name} needs {dependency}, which is missing. `dvc repro {self.name}` makes it.")
-            found[dependency] = {str(file.relative_to(self.root)): look(file) for file in files_below(path)}
+                raise UserError(f"{self.name} needs {dependency}, which is missing. `dvc repro {self.name}` makes it.")
+            found[dependency] = {str(file.relative_to(self.root)): stat_file(file) for file in files_below(path)}
         return found
 
     @cached_property
-    def key(self) -> str:
+    def fingerprint(self) -> str:
         hashes = {file: digest for group in self.inputs.values() for file, (_, _, digest) in group.items()}
         text = json.dumps([self.name, self._start_params, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -99,7 +99,7 @@ class Stage:
         return self.param_values()
 
     def check_unchanged(self) -> None:
-        """Raises Problem if code, inputs or parameters are not what they were at the start.
+        """Raises UserError if code, inputs or parameters are not what they were at the start.
 
         DVC hashes dependencies after the command (treeverse/dvc#11058): without this it would record results of the
         old code under the hash of the new one.
@@ -116,11 +116,11 @@ class Stage:
                 if (stat.st_size, stat.st_mtime_ns) != (size, changed_ns) and file_hash(now[name]) != digest:
                     changed.append(name)
         if changed:
-            raise Problem(f"{', '.join(changed)} changed while {self.name} was running, so its result belongs to no "
+            raise UserError(f"{', '.join(changed)} changed while {self.name} was running, so its result belongs to no "
                           "version of the project and is thrown away. Run it again.")
 
 
-def look(file: Path) -> tuple[int, int, str]:
+def stat_file(file: Path) -> tuple[int, int, str]:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns, file_hash(file)
 
@@ -133,7 +133,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Problem(f"Another process is running {what} here. Wait for it or end it, then run again.") from error
+            raise UserError(f"Another process is running {what} here. Wait for it or end it, then run again.") from error
         yield
 
 
@@ -173,7 +173,7 @@ def run(main: Callable[..., None]) -> None:
     """Runs a stage module as a program: `python -m stages.filter`, `python -m stages.pretrain gru`.
 
     `--help` prints the module's docstring. Any failure ends in a non-zero exit status, so that DVC records nothing:
-    1 for a Problem, 130 for Ctrl-C, 143 for SIGTERM.
+    1 for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
     """
     module = sys.modules[main.__module__]
     words = sys.argv[1:]
@@ -191,27 +191,27 @@ def run(main: Callable[..., None]) -> None:
             try:
                 started = time.monotonic()
                 stage = Stage(name)
-                check_machine(stage._all_params, stage.kept)
-                print(f"{name}: key {stage.key}", flush=True)
+                check_machine(stage._all_params, stage.repo_root)
+                print(f"{name}: key {stage.fingerprint}", flush=True)
                 check_is_loaded(sys._getframe(1).f_code)
                 main(stage, *words)
                 stage.check_unchanged()
                 if is_first():
                     note_cost(stage, time.monotonic() - started)
-            except Problem:
+            except UserError:
                 if is_first():
                     remove_outs(name)  # under the lock: the outs may be another run's
                 raise
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(f"{name}: {problem}")
 
 
 def check_is_loaded(code: CodeType) -> None:
-    """Raises Problem if a stage's file is not what runs: it was edited after Python read it and before it was hashed, while
+    """Raises UserError if a stage's file is not what runs: it was edited after Python read it and before it was hashed, while
     packages were imported, which takes seconds. code: what Python made of the file."""
     file = Path(code.co_filename)
     if compile(file.read_bytes(), file, "exec", dont_inherit=True) != code:
-        raise Problem(f"{file.name} changed while it was starting. Run it again.")
+        raise UserError(f"{file.name} changed while it was starting. Run it again.")
 
 
 def note_cost(stage: Stage, seconds: float) -> None:
@@ -221,7 +221,7 @@ def note_cost(stage: Stage, seconds: float) -> None:
     """
     cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
     outs = [file for out in stage.definition.outs for file in files_below(stage.root / out)]
-    write_json(stage.kept / "runs" / f"{stage.name}.json", {
+    write_json(stage.repo_root / "runs" / f"{stage.name}.json", {
         "seconds": round(seconds, 2), "tokens": stage.work["tokens"], "flops": stage.work["flops"],
         "peak_memory_mib": round(peak_memory_bytes(children=True) / 2**20, 1),
         "peak_card_mib": round(cuda.max_memory_allocated() / 2**20, 1) if cuda and cuda.is_initialized() else 0,
@@ -234,7 +234,7 @@ def remove_outs(name: str) -> None:
     root = Path.cwd()
     try:
         outs = definitions(root, read_params(root / "params.yaml").profile)[name].outs
-    except (Problem, KeyError):
+    except (UserError, KeyError):
         return
     for out in outs:
         path = root / out

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, disk_full_in_words
 from crawl2cart.core.stage import Stage, exclusive, is_first
 
@@ -23,7 +23,7 @@ class Checkpoint:
     """The checkpoint folder of one stage run. `directory` may also be given to a library that keeps its own files."""
 
     def __init__(self, stage: Stage):
-        self.directory = stage.kept / ".ckpt" / stage.name / stage.key
+        self.directory = stage.repo_root / ".ckpt" / stage.name / stage.fingerprint
 
     def save(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Replaces the saved state. tensors: by name. state: whatever JSON holds, floats exactly."""
@@ -40,14 +40,14 @@ class Checkpoint:
         shutil.rmtree(older, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """The saved tensors and state, or None if there is none. A damaged one is a Problem, never a silent restart."""
+        """The saved tensors and state, or None if there is none. A damaged one is a UserError, never a silent restart."""
         for name in ("last", "next", "older"):
             folder = self.directory / name
             if folder.is_dir():
                 try:
                     return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text())
                 except (SafetensorError, OSError, json.JSONDecodeError) as error:
-                    raise Problem(f"The checkpoint {folder} is damaged ({error}). Delete {self.directory} to start "
+                    raise UserError(f"The checkpoint {folder} is damaged ({error}). Delete {self.directory} to start "
                                   "this stage from its beginning.") from error
         return None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.metrics import share_interval
 from crawl2cart.crawl.embedded_web.sites import Page, plain_text
 from crawl2cart.crawl.filters.pii import FINDERS
@@ -43,37 +43,37 @@ class Span:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """The labels by URL. A line that is not one is a Problem that gives its number."""
+    """The labels by URL. A line that is not one is a UserError that gives its number."""
     labels: dict[str, Label] = {}
     for number, row in numbered_rows(path, COLUMNS):
         if len(row) != len(COLUMNS) or row[1] not in ("keep", "drop") or not row[5].isdecimal():
-            raise Problem(f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
+            raise UserError(f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
                           "drop in the second and a count in the last.")
         if row[0] in labels:
-            raise Problem(f"{path}:{number}: {row[0]} has a label above already. Keep one of them.")
+            raise UserError(f"{path}:{number}: {row[0]} has a label above already. Keep one of them.")
         labels[row[0]] = Label(row[1] == "keep", row[2], row[3], row[4], int(row[5]))
     return labels
 
 
 def read_spans(path: Path) -> dict[str, list[Span]]:
-    """What is personal data and what only looks like it, by URL. A line that says neither is a Problem with its number."""
+    """What is personal data and what only looks like it, by URL. A line that says neither is a UserError with its number."""
     spans: dict[str, list[Span]] = {}
     for number, row in numbered_rows(path, SPAN_COLUMNS):
         if len(row) != len(SPAN_COLUMNS) or row[1] not in FINDERS or not row[2] or row[3] not in ("yes", "no"):
-            raise Problem(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
+            raise UserError(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
                           f"{', '.join(FINDERS)} in the second, and yes or no in the last.")
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
 
 
 def read_topics(path: Path) -> dict[str, bool]:
-    """Whether a page is about shopping, by URL. A line that does not say so is a Problem with its number."""
+    """Whether a page is about shopping, by URL. A line that does not say so is a UserError with its number."""
     topics: dict[str, bool] = {}
     for number, row in numbered_rows(path, TOPIC_COLUMNS):
         if len(row) != len(TOPIC_COLUMNS) or row[1] not in ("shopping", "other"):
-            raise Problem(f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other.")
+            raise UserError(f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other.")
         if row[0] in topics:
-            raise Problem(f"{path}:{number}: {row[0]} has a topic above already. Keep one of them.")
+            raise UserError(f"{path}:{number}: {row[0]} has a topic above already. Keep one of them.")
         topics[row[0]] = row[1] == "shopping"
     return topics
 
@@ -83,7 +83,7 @@ def numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, list[st
     with path.open(newline="") as file:
         reader = csv.reader(file)
         if next(reader, None) != columns:
-            raise Problem(f"{path}:1: the first line must be {','.join(columns)}.")
+            raise UserError(f"{path}:1: the first line must be {','.join(columns)}.")
         for row in reader:
             yield reader.line_num, row
 
@@ -102,8 +102,8 @@ def keep_errors(reasons: dict[str, str], labels: dict[str, Label], urls: set[str
     reasons: why each page went, "" if it stays.
     """
     judged = [(reason, labels[url]) for url, reason in reasons.items() if url in urls and url in labels]
-    return {"wrongly_kept": dict(Counter(label.reason for reason, label in judged if not reason and not label.keep)),
-            "wrongly_removed": dict(Counter(reason for reason, label in judged if reason and label.keep))}
+    return {"false_positives": dict(Counter(label.reason for reason, label in judged if not reason and not label.keep)),
+            "false_negatives": dict(Counter(reason for reason, label in judged if reason and label.keep))}
 
 
 def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:

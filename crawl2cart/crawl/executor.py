@@ -21,7 +21,7 @@ os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_USAGE_ST
                "DAFT_PROGRESS_BAR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 import daft  # noqa: E402
 
-from crawl2cart.core.errors import Problem  # noqa: E402
+from crawl2cart.core.errors import UserError  # noqa: E402
 from crawl2cart.core.files import atomic_file  # noqa: E402
 from crawl2cart.core.params import Filter  # noqa: E402
 from crawl2cart.core.progress import progress  # noqa: E402
@@ -60,7 +60,7 @@ class Worker:
                 if not Path(target).exists():   # Ray does a task again of which only the answer went with a machine
                     self.work(Path(source), Path(target))
                 said.append("")
-            except Problem as problem:
+            except UserError as problem:
                 said.append(str(problem))
         return said
 
@@ -74,11 +74,11 @@ def end_with(parent: int) -> None:
 
 
 def start(limits: Filter) -> None:
-    """Chooses where Daft computes. A process can do so once; a second choice of another engine is a Problem."""
+    """Chooses where Daft computes. A process can do so once; a second choice of another engine is a UserError."""
     runner = daft.runners.get_or_infer_runner_type()
     if limits.engine == "native":
         if runner != "native":
-            raise Problem("This process has started Ray already and can not go back to the native engine.")
+            raise UserError("This process has started Ray already and can not go back to the native engine.")
         return
     import ray
 
@@ -91,7 +91,7 @@ def start(limits: Filter) -> None:
                      num_cpus=limits.workers if limits.ray_address == "local" else None,
                      runtime_env={"env_vars": quiet | {"PYTHONPATH": paths}})
         except ConnectionError as error:
-            raise Problem(f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one there "
+            raise UserError(f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one there "
                           "(`ray start --head`), or set `local` or `engine: native`.") from error
     daft.set_runner_ray(noop_if_initialized=True)
 
@@ -103,7 +103,7 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
 
     A worker that dies is replaced. When one dies before any task is done, those that were at work are tried alone, and
     a file that ends its worker even so is left out. What was left out, and what failed for a reason that the user can
-    mend, is a Problem at the end, when all others are done.
+    mend, is a UserError at the end, when all others are done.
     """
     start(limits)
     left = [task for task in tasks if not Path(task.target).exists()]
@@ -115,7 +115,7 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
         left, before = [task for task in left if not Path(task.target).exists()], len(left)
         if fault is None:
             break
-        if isinstance(fault, Problem) or len(left) == before:
+        if isinstance(fault, UserError) or len(left) == before:
             for task in left[:limits.workers]:
                 alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
                 faults |= {Path(task.source).name: alone} if alone else {}
@@ -125,7 +125,7 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
         with atomic_file(log) as temporary:
             temporary.write_text("\n\n".join(f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()))
         file, error = next(iter(faults.items()))
-        raise Problem(f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
+        raise UserError(f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
                       f"{file}: {str(error)[:LONGEST_FAULT]}\nAll of it, with the places in the code, is in {log}.")
 
 
@@ -136,7 +136,7 @@ def attempt(said: Iterator[dict]) -> Exception | None:
     """
     try:
         problems = [row["said"] for row in said if row["said"]]
-        return Problem(problems[0]) if problems else None
+        return UserError(problems[0]) if problems else None
     except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
         return error
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_file
 from crawl2cart.core.params import Filter
 from crawl2cart.crawl.filters.page_filters import Page, checks
@@ -42,18 +42,18 @@ def last_run(root: Path, files: list[dict], shards: list[Path]) -> Iterator[pq.P
 
 
 def files_and_shards(root: Path) -> list[tuple[str, Path]]:
-    """Each file of the last run with its shard. Raises Problem if there was no run, or a shard is gone."""
+    """Each file of the last run with its shard. Raises UserError if there was no run, or a shard is gone."""
     if not (root / NOTE).exists():
-        raise Problem("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
+        raise UserError("The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it.")
     found = [(file, Path(shard)) for file, shard in json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])]
     if missing := [shard for _, shard in found if not shard.exists()]:
-        raise Problem(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
+        raise UserError(f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again.")
     return found
 
 
 def files_read(root: Path) -> Iterator[str]:
     """A table of the files of the last run: records read, those among them that were damaged, records or stretches lost,
-    pages among the records, and what the damage was. Raises Problem as `files_and_shards` does."""
+    pages among the records, and what the damage was. Raises UserError as `files_and_shards` does."""
     yield f"{'records':>9} {'recovered':>9} {'lost':>9} {'pages':>9}  file"
     for file, shard in files_and_shards(root):
         counts = read_counts([shard])
@@ -75,10 +75,10 @@ def find(url: str, listed: list[tuple[str, Path]]) -> Iterator[tuple[int, str, i
 
 
 def explain(url: str, root: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None) -> Iterator[str]:
-    """What to say about a page, line by line. Raises Problem if the last run has not seen it, or there was none."""
+    """What to say about a page, line by line. Raises UserError if the last run has not seen it, or there was none."""
     found = list(find(url, files_and_shards(root)))
     if not found:
-        raise Problem(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
+        raise UserError(f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
                       "data/rejects and data/corpus list some.")
     decided = {row["page"]: row for row in pq.read_table(root / NOTE, filters=[("url", "=", url)]).to_pylist()}
     for number, file, turn, row in found:
@@ -123,7 +123,7 @@ def ending(row: dict, decided: dict | None, limits: Filter) -> Iterator[str]:
             yield f"-> removed by the rule duplicate: word by word a copy of {decided['because']}, which stays"
         case "near_duplicate":
             yield (f"-> removed by the rule near_duplicate: shares {decided['score']:.2f} of its shingles with a page of "
-                   f"its cluster ({limits.near_similarity} make a copy); {decided['because']} stays")
+                   f"its cluster ({limits.minhash.threshold} make a copy); {decided['because']} stays")
         case "repeated_lines":
             yield (f"-> removed by the rule repeated_lines: {decided['score']:.0f} words are left without them, and "
                    f"{limits.min_words} are the least")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from crawl2cart.core.files import atomic_file, read_json, write_json
 from crawl2cart.core.params import Filter
 from crawl2cart.crawl.executor import Task, run_tasks
-from crawl2cart.crawl.filters.page_filters import SHARD, judge
+from crawl2cart.crawl.filters.page_filters import SHARD, filter_page
 from crawl2cart.crawl.filters.topic_classifier import Weights
 from crawl2cart.crawl.warc.records import read
 
@@ -22,8 +22,7 @@ CHARACTERS_AT_ONCE = 1 << 24
 ROWS_AT_ONCE = 2000
 KEPT_RUNS = 8  # of which the shards stay: going back to parameters of before costs nothing, and the disk does not fill
 # Parameters of the rules that look at many pages, and of the engine: the judged pages do not depend on them.
-ELSEWHERE = {"engine", "ray_address", "workers", "near_words", "near_bands", "near_rows", "near_similarity", "near_memory_gib",
-             "repeated_line_pages", "repeated_line_letters", "contamination_words", "contamination_least_words",
+ELSEWHERE = {"engine", "ray_address", "workers", "minhash", "repeated_line_pages", "repeated_line_letters", "decontamination",
              "rejects_per_reason", "validation_share"}
 
 
@@ -72,7 +71,7 @@ def write_shard(source: Path, target: Path, limits: Filter, hosts: frozenset[str
     rows, characters = [], 0
     with atomic_file(target) as temporary, pq.ParquetWriter(temporary, SHARD, compression="zstd") as writer:
         for record in read(source, limits.max_page_bytes, counts):
-            rows.append(judge(record, limits, hosts, topic))
+            rows.append(filter_page(record, limits, hosts, topic))
             characters += len(rows[-1]["text"])
             counts["page_bytes"] += len(record.body)
             if characters >= CHARACTERS_AT_ONCE or len(rows) >= ROWS_AT_ONCE:

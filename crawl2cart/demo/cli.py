@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crawl2cart.agent.agent import Agent, Writer, is_url, open_writer
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.model_folder import check_model
 from crawl2cart.core.params import read_params
 from crawl2cart.demo.conversation import Answer, Conversation, plain
 from crawl2cart.demo.sessions import Limits, Sessions
-from crawl2cart.router.gpt4 import Gpt
+from crawl2cart.router.gpt4 import Gpt4
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.router.policy import Route, Router
 from crawl2cart.router.routing_log import DECISIONS, DecisionLog, replay
@@ -61,9 +61,9 @@ class Shop:
         self._lock = threading.Lock()
 
     def agent(self, place: str, email: str | None = None) -> Agent:
-        """place: a model folder or the URL of an endpoint. Raises Problem if it, or the customer, is not there."""
+        """place: a model folder or the URL of an endpoint. Raises UserError if it, or the customer, is not there."""
         if email and not self.store.one("SELECT id FROM customers WHERE email = ?", email):
-            raise Problem(f"{STORE}/customers.jsonl has no customer with the e-mail {email}.")
+            raise UserError(f"{STORE}/customers.jsonl has no customer with the e-mail {email}.")
         with self._lock:
             if place not in self._writers:
                 self._writers[place] = open_model(place)
@@ -80,7 +80,7 @@ def open_model(place: str) -> Writer:
 
 def open_router() -> Router:
     demo = read_params(Path("params.yaml")).demo
-    router = Router(LocalRouter.load("models/router"), Gpt(demo.openai_model, demo.input_price, demo.output_price))
+    router = Router(LocalRouter.load("models/router"), Gpt4(demo.openai_model, demo.input_price, demo.output_price))
     if router.notice:
         print(router.notice, file=sys.stderr)
     return router
@@ -175,12 +175,12 @@ def open_page(router: Router, shop: Shop, model: str, compared: dict[str, str], 
 
     params = read_params(Path("params.yaml")).demo
     log = DecisionLog(keep_text=params.log_text)
-    limits = Limits(params.most_characters, params.turns_per_minute, params.answers_at_once, params.answers_waiting,
-                    params.conversations)
+    limits = Limits(params.max_query_chars, params.rate_limit_per_minute, params.max_concurrency, params.max_queue,
+                    params.max_sessions)
     chats = Sessions(lambda: {"": Conversation(router, lambda: shop.agent(model), log)}, limits)
     comparisons = Sessions(lambda: {name: Conversation(straight, partial(shop.agent, place)) for name, place in compared.items()}, limits)
     notice = f"{params.openai_model} routes each question." if router.has_key else "The local router routes; nothing leaves this machine."
-    return application(page(shop.store.shop.name, notice, params.most_characters), chats, comparisons, Feedback(), token)
+    return application(page(shop.store.shop.name, notice, params.max_query_chars), chats, comparisons, Feedback(), token)
 
 
 def demo(address: str, port: int, model: str, compared: dict[str, str]) -> int:
@@ -204,7 +204,7 @@ def try_to_open(shop: Shop, model: str) -> None:
     """Opens the model while the page is already there. Without it the page says that shopping is down, and tries again."""
     try:
         shop.agent(model)
-    except Problem as problem:
+    except UserError as problem:
         print(f"crawl2cart: {problem}", file=sys.stderr)
 
 
@@ -261,7 +261,7 @@ def main(words: list[str] | None = None) -> int:
         if arguments.command == "replay":
             return replay_decisions(arguments.log, arguments.texts, arguments.json)
         return ask(arguments.query, arguments.model, arguments.email, arguments.json)
-    except Problem as problem:
+    except UserError as problem:
         print(f"crawl2cart: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

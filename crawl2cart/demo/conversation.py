@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, Agent, Hear
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.router.policy import Route, Router
 from crawl2cart.shop.tool_schemas import WRITES
 from crawl2cart.shop.tools import Call
@@ -71,7 +71,7 @@ class Conversation:
         self.other: list[dict] = []    # what GPT-4 answers from: no shopping turns, which hold orders and addresses
 
     def open(self) -> None:
-        """Opens the agent now. Raises Problem if it cannot be."""
+        """Opens the agent now. Raises UserError if it cannot be."""
         self.agent = self.agent or self.open_agent()
 
     def __call__(self, query: str, hear: Hear | None = None) -> Answer:
@@ -102,7 +102,7 @@ class Conversation:
         """The agent's answer, or that there is none: nobody else can see stock and orders, so nobody else may answer."""
         try:
             self.open()
-        except Problem as problem:
+        except UserError as problem:
             return Answer(DOWN, "shop", route, failed=True, problem=str(problem))
         before = len(self.agent.session.calls)
         try:
@@ -111,7 +111,7 @@ class Conversation:
             calls = tuple(self.agent.session.calls[before:])
             text = unanswered(calls)
             self.agent.messages.append({"role": "assistant", "content": text})
-            self.agent.session.say(text)
+            self.agent.session.observe_assistant(text)
             return Answer(text, "shop", route, calls, failed=True, problem=failure(error))
         return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG, CHANGED),
                       failure(self.agent.late) if self.agent.late else None)

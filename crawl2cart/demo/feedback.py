@@ -27,7 +27,7 @@ class Feedback:
         self.folder = folder
         self._lock = threading.Lock()
 
-    def judge(self, chat: Chat, turn: int, part: int, liked: bool) -> None:
+    def record_feedback(self, chat: Chat, turn: int, part: int, liked: bool) -> None:
         """Notes a thumb on an answer of the agent's; the same thumb again takes it back. Others are left alone."""
         if not (0 <= turn < len(chat.turns) and 0 <= part < len(chat.turns[turn].parts)):
             return

@@ -16,7 +16,7 @@ import fastapi  # noqa: E402
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 
-from crawl2cart.core.errors import Problem  # noqa: E402
+from crawl2cart.core.errors import UserError  # noqa: E402
 from crawl2cart.demo.auth import LOCAL, Guard  # noqa: E402
 from crawl2cart.demo.feedback import Feedback  # noqa: E402
 from crawl2cart.demo.render import welcome_html  # noqa: E402
@@ -80,11 +80,11 @@ def application(blocks: gr.Blocks, chats: Sessions, comparisons: Sessions, feedb
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A socket that is listening. Raises Problem if the address is not to be had."""
+    """A socket that is listening. Raises UserError if the address is not to be had."""
     try:
         return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     except OSError as error:
-        raise Problem(f"The page cannot be bound to {address} port {port} ({error.strerror}). `--port` names another port.") from error
+        raise UserError(f"The page cannot be bound to {address} port {port} ({error.strerror}). `--port` names another port.") from error
 
 
 def token_for(address: str) -> str | None:

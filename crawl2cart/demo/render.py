@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from crawl2cart.demo.sessions import Chat, Part, Turn
+from crawl2cart.demo.sessions import Chat, Response, Turn
 from crawl2cart.shop.tools import Call
 
 BY = {"agent": "Shop assistant", "gpt": "GPT-4", "shop": "Shop"}
@@ -58,7 +58,7 @@ def cards(calls: tuple[Call, ...]) -> list[dict]:
     return list(found.values())
 
 
-def route_line(part: Part) -> str:
+def route_line(part: Response) -> str:
     """Where the query went and why: `Shopping · GPT-4, 90 % sure · because of a parcel`."""
     route = part.route
     if route is None or route.source not in SOURCES:
@@ -66,7 +66,7 @@ def route_line(part: Part) -> str:
     return f"{LABELS[route.label]} · {SOURCES[route.source]}, {round(100 * route.confidence)} % sure · {route.why}"
 
 
-def part_view(part: Part, compared: bool) -> dict:
+def part_view(part: Response, compared: bool) -> dict:
     answer, calls = part.answer, part.calls
     return {"name": part.name if compared else BY[answer.by] if answer else "", "by": answer.by if answer else "", "text": part.text,
             "route": route_line(part), "went": part.route.label if part.route else "", "calls": [call_view(call) for call in calls],

@@ -57,7 +57,7 @@ def routes(sessions: Sessions, feedback: Feedback) -> APIRouter:
         return {"key": key, "refused": None}
 
     @router.post("/judge")
-    def judge(key: Key, turn: Annotated[int, Body()], part: Annotated[int, Body()], liked: Annotated[bool, Body()]) -> None:
+    def record_feedback(key: Key, turn: Annotated[int, Body()], part: Annotated[int, Body()], liked: Annotated[bool, Body()]) -> None:
         if chat := sessions.find(key):
             feedback.judge(chat, turn, part, liked)
 

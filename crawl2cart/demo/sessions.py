@@ -25,18 +25,18 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """characters: of a query. turns_per_minute: of a conversation. at_once: answers that are written at the same time; of others
-    `waiting` wait their turn. conversations: kept in memory; beyond, the one that was idle longest is forgotten.
+    """max_query_chars: of a query. rate_limit_per_minute: of a conversation. max_concurrency: answers that are written at the same
+    time; of others max_queue wait their turn. max_sessions: kept in memory; beyond, the one that was idle longest is forgotten.
     """
 
-    characters: int
-    turns_per_minute: int
-    at_once: int
-    waiting: int
-    conversations: int
+    max_query_chars: int
+    rate_limit_per_minute: int
+    max_concurrency: int
+    max_queue: int
+    max_sessions: int
 
 
-class Part:
+class Response:
     """One conversation's answer to a turn, while it is written and after.
 
     prompt: the messages that an agent's reply was written on, which is what a thumb judges. liked: that thumb.
@@ -83,7 +83,7 @@ class Part:
 @dataclass
 class Turn:
     query: str
-    parts: list[Part]
+    parts: list[Response]
 
     @property
     def done(self) -> bool:
@@ -111,7 +111,7 @@ class Sessions:
         self.open_conversations, self.limits, self.clock = open_conversations, limits, clock
         self._chats: OrderedDict[str, Chat] = OrderedDict()  # in the order in which they became idle
         self._lock = threading.Lock()
-        self._workers = ThreadPoolExecutor(limits.at_once, thread_name_prefix="answer")
+        self._workers = ThreadPoolExecutor(limits.max_concurrency, thread_name_prefix="answer")
         self._writing: list[str] = []  # the key of its conversation for each answer that waits or is written
 
     def find(self, key: str | None) -> Chat | None:
@@ -124,7 +124,7 @@ class Sessions:
             if key in self._chats:
                 self._chats.move_to_end(key)
                 return self._chats[key]
-            if len(self._chats) >= self.limits.conversations:
+            if len(self._chats) >= self.limits.max_sessions:
                 idle = next((key for key in self._chats if key not in self._writing), None)
                 if idle is None:
                     raise Refused("Too many customers are being served just now. Please try again in a minute.")
@@ -142,27 +142,27 @@ class Sessions:
         query = query.strip()
         if not query:
             raise Refused("Please write a question first.")
-        if len(query) > self.limits.characters:
-            raise Refused(f"That is {len(query):,} characters; please keep to {self.limits.characters:,}.")
+        if len(query) > self.limits.max_query_chars:
+            raise Refused(f"That is {len(query):,} characters; please keep to {self.limits.max_query_chars:,}.")
         with self._lock:
             if chat.busy:
                 raise Refused("One question at a time, please: the last answer is still being written.")
             now = self.clock()
             while chat.asked and now - chat.asked[0] >= SECONDS_OF_RATE:
                 chat.asked.popleft()
-            if len(chat.asked) >= self.limits.turns_per_minute:
+            if len(chat.asked) >= self.limits.rate_limit_per_minute:
                 raise Refused("That was quick! Please wait a minute before the next question.")
-            if len(self._writing) >= self.limits.at_once + self.limits.waiting:
+            if len(self._writing) >= self.limits.max_concurrency + self.limits.max_queue:
                 raise Refused("Too many customers are being served just now. Please try again in a minute.")
             chat.asked.append(now)
-            turn = Turn(query, [Part(name, conversation) for name, conversation in chat.conversations.items()])
+            turn = Turn(query, [Response(name, conversation) for name, conversation in chat.conversations.items()])
             chat.turns.append(turn)
             self._writing += [chat.key] * len(turn.parts)
         for part in turn.parts:
             self._workers.submit(self._write, chat, part, query)
         return turn
 
-    def _write(self, chat: Chat, part: Part, query: str) -> None:
+    def _write(self, chat: Chat, part: Response, query: str) -> None:
         try:
             part.write(query)
         finally:

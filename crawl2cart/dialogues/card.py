@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from crawl2cart.dialogues.generator import Maker, characters
+from crawl2cart.dialogues.generator import DialogueGenerator, characters
 from crawl2cart.shop.tool_schemas import WRITES, compact
 
 HEAD = """# Shopping dialogues
@@ -17,7 +17,7 @@ Each line of a split is one dialogue, as `crawl2cart/dialogues/sft_examples.py` 
 """
 
 
-def card(splits: dict[str, list[dict]], maker: Maker, teacher: dict | None) -> dict:
+def card(splits: dict[str, list[dict]], maker: DialogueGenerator, teacher: dict | None) -> dict:
     """Counts and lengths of what the data set holds. teacher: what it kept and rejected, if one was asked."""
     described = {name: summary(dialogues) for name, dialogues in splits.items()}
     return {"splits": described, "unused": sorted(maker.unused)} | ({"teacher": teacher} if teacher else {})

@@ -10,22 +10,22 @@ import unicodedata
 from datetime import timedelta
 
 from crawl2cart.shop.data_model import Customer, Line, Order, Split
-from crawl2cart.shop.db import Store
-from crawl2cart.shop.env import FiledOrder
+from crawl2cart.shop.db import ShopDB
+from crawl2cart.shop.env import ScenarioOrder
 
 # Which remainders by ten belong to a split: of an order's number, and of a customer's place in customers.jsonl.
 CLASSES = {"train": (0, 1, 2, 3, 4, 5, 6), "validation": (7,), "test": (8, 9)}
 ORDER_SIZES = (1, 1, 1, 2, 2, 3)
 
 
-class Misfit(Exception):
+class Resample(Exception):
     """These words and this draw do not go together; draw again."""
 
 
-class Cast:
+class EntitySampler:
     """Draws for one dialogue of a split. store: the catalogue that the dialogue will meet."""
 
-    def __init__(self, store: Store, split: Split, customers: list[Customer], draw: random.Random):
+    def __init__(self, store: ShopDB, split: Split, customers: list[Customer], draw: random.Random):
         self.store, self.split, self.draw = store, split, draw
         self._customers = customers
         own = [customer for place, customer in enumerate(customers) if place % 10 in CLASSES[split]]
@@ -40,7 +40,7 @@ class Cast:
         low = 10 ** (self._digits - 2)
         number = f"{self._prefix}-{self.draw.randrange(low, low * 10)}{self.draw.choice(CLASSES[self.split])}"
         if self.store.order(number):
-            raise Misfit
+            raise Resample
         return number
 
     def email(self) -> str:
@@ -68,7 +68,7 @@ class Cast:
         names = [row["name"].split() for row in self.store.all("SELECT name FROM products ORDER BY id")]
         name = f"{self.draw.choice(names)[0]} {self.draw.choice(names)[1]} {category}"
         if self.store.one("SELECT 1 FROM products WHERE name LIKE ?", " ".join(name.split()[:2]) + "%"):
-            raise Misfit
+            raise Resample
         return name
 
     def budget(self, price: float, low: float, high: float) -> str:
@@ -84,11 +84,11 @@ class Cast:
         rows = self.store.all("SELECT o.id FROM products p JOIN products o ON o.category = p.category AND o.id != p.id "
                               "WHERE p.id = ? ORDER BY o.id", product)
         if len(rows) < count:
-            raise Misfit
+            raise Resample
         return [row["id"] for row in self.draw.sample(rows, count)]
 
     def filed(self, state: str, product: str, email: str, number: str, intent: str, alone: bool,
-              variant: str | None = None) -> FiledOrder:
+              variant: str | None = None) -> ScenarioOrder:
         """An order in this state that holds the product, dated so that the state makes sense today.
 
         alone: with no other line. variant: of the product; any by default. A delivered order is within its days three times of four.
@@ -124,7 +124,7 @@ class Cast:
             total=round(goods + shipping, 2), carrier=carrier, tracking=f"{letters}{draw.randrange(10**8, 10**9)}" if sent else None,
             expected=today + timedelta(due) if sent else None,
             delivered=today - timedelta(arrived) if state in ("delivered", "partly_returned") else None, returned=list(returned))
-        return FiledOrder(order=order, email=email, address=self.address())
+        return ScenarioOrder(order=order, email=email, address=self.address())
 
     def _line(self, product: str, single: bool) -> Line:
         row = self.store.one("SELECT price FROM products WHERE id = ?", product)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 
 # Things that are known by their form: an e-mail address, the number of a product or an order.
 EMAIL, NUMBER = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\b[a-z]{1,5}-\d{2,8}\b"
@@ -19,14 +19,14 @@ DRAWS = 16   # of which the piece that was copied least is taken
 HOSTS = ("example", "example.org", "example.net", "example.com")
 
 
-class Renamer:
+class EntityRandomizer:
     """lexicon: the names of a shop. pieces: the texts of a tokenizer's tokens, of which new words are made.
 
     practised: how often each piece was to be copied so far, which the caller counts. What rarely was is drawn more often: a model that
     never copied a token can not copy it, and names are made of any.
     """
 
-    def __init__(self, lexicon: Lexicon, pieces: Sequence[str]):
+    def __init__(self, lexicon: ShopVocabulary, pieces: Sequence[str]):
         self.lexicon, self.practised = lexicon, Counter[str]()
         self.brands = [brand.casefold() for brand in lexicon.brands]
         self.kinds = [kind.casefold() for kind in lexicon.kinds]

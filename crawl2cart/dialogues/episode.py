@@ -9,10 +9,10 @@ from pathlib import Path
 from sqlite3 import Row
 from typing import get_args
 
-from crawl2cart.dialogues.entities import Cast, Misfit
-from crawl2cart.dialogues.expert import Goal, Oracle, Voice
-from crawl2cart.dialogues.templates import Speech
-from crawl2cart.shop.confirmation import agrees
+from crawl2cart.dialogues.entities import EntitySampler, Resample
+from crawl2cart.dialogues.expert import ReplySampler, ScriptedAgent, UserGoal
+from crawl2cart.dialogues.templates import TemplateStore
+from crawl2cart.shop.confirmation import is_affirmation
 from crawl2cart.shop.data_model import (
     Customer,
     FollowUp,
@@ -27,7 +27,7 @@ from crawl2cart.shop.data_model import (
     Turn,
     Wording,
 )
-from crawl2cart.shop.env import DAYS, FiledOrder, Scene, Shops
+from crawl2cart.shop.env import DAYS, Scenario, ScenarioOrder, ShopSessions
 from crawl2cart.shop.loader import rows
 
 PRODUCT_INTENTS = ("facts", "price", "stock", "warranty")
@@ -43,7 +43,7 @@ STATES = {"order_status": ("placed", "packed", "shipped", "delayed", "delivered"
 
 
 @dataclass(frozen=True)
-class Shares:
+class EventRates:
     """How often something befalls a dialogue: shares of those that it can befall.
 
     plan: it follows a plan. foreign: the order is somebody else's. signed_in: the site knows the customer. unknown: a product that
@@ -73,12 +73,12 @@ class Shares:
 NO_ARTICLE = "".join(rf"(?<!\b{article} )" for article in ("the", "a", "an", "your", "this", "that", "my", "our"))
 
 
-class Script:
+class Templates:
     """All that the shop's folder lets customers and the assistant say."""
 
     def __init__(self, folder: Path | str):
         folder = Path(folder)
-        speech = Speech(folder)
+        speech = TemplateStore(folder)
         self.wordings: dict[tuple[Intent, Split], list[Wording]] = defaultdict(list)
         for file, _, wording in speech.lines("wordings", Wording):
             self.wordings[file.stem, wording.split].append(wording)
@@ -106,20 +106,20 @@ class Script:
 
 
 @dataclass(frozen=True)
-class World:
-    shops: Shops
-    script: Script
+class EpisodeContext:
+    shops: ShopSessions
+    script: Templates
     registers: Mapping[Register, float]
-    shares: Shares
+    shares: EventRates
 
 
-class Take:
+class Episode:
     """One attempt at one dialogue: the draw of a cast and a scene, then turn after turn.
 
-    intent: of a wording; None with a plan. Raises Misfit if words and draw do not go together.
+    intent: of a wording; None with a plan. Raises Resample if words and draw do not go together.
     """
 
-    def __init__(self, world: World, split: Split, card: Plan | Wording, intent: Intent | None, case: str | None, draw: random.Random):
+    def __init__(self, world: EpisodeContext, split: Split, card: Plan | Wording, intent: Intent | None, case: str | None, draw: random.Random):
         self.shops, self.script, self.shares = world.shops, world.script, world.shares
         self.split, self.case, self.draw = split, case, draw
         self.plan = card if isinstance(card, Plan) else None
@@ -130,14 +130,14 @@ class Take:
         self.asked: list[str] = []
         day = draw.randint(1, DAYS) if split == "train" else 0
         self.store = self.shops.catalogue(split, day)
-        self.cast = Cast(self.store, split, self.script.customers, draw)
+        self.cast = EntitySampler(self.store, split, self.script.customers, draw)
         pool = self.shops.held_out[split] or self._products()
         self.product = self._row(draw.choice(pool))
         self.order, self.email, self.address = self.cast.order_number(), self.cast.email(), self.cast.address()
         self.variants = self._variants(self.product)
         self.scene = self._scene(day)
         register = draw.choices(list(world.registers), list(world.registers.values()))[0]
-        self.oracle = Oracle(self.shops.session(self.scene), Voice(self.script.replies, register, draw), draw)
+        self.oracle = ScriptedAgent(self.shops.session(self.scene), ReplySampler(self.script.replies, register, draw), draw)
 
     def _hit(self, share: float) -> bool:
         return self.draw.random() < share
@@ -155,7 +155,7 @@ class Take:
 
     # The scene
 
-    def _scene(self, day: int) -> Scene:
+    def _scene(self, day: int) -> Scenario:
         self.foreign = self.case == "foreign" or bool(self.plan and self.plan.order == "foreign")
         asked = [intent for intent in self.intents if intent in STATES]
         orders, signed_in = self._orders(asked) if asked or "{order}" in self.texts else ([], None)
@@ -172,25 +172,25 @@ class Take:
         self.vague = single and not (self.case or review or self.unknown) and set(slots(self.texts)) & NAMING == {"product"} and self._hit(
             self.shares.vague)
         faults = self.draw.randint(1, 2) if not (self.plan or self.case) and self._hit(self.shares.faults) else 0
-        return Scene(catalogue=self.split, day=day, orders=tuple(orders), signed_in=signed_in, review=review, stock=tuple(stock),
+        return Scenario(catalogue=self.split, day=day, orders=tuple(orders), signed_in=signed_in, review=review, stock=tuple(stock),
                      faults=faults)
 
     def _review(self) -> tuple[str, str] | None:
         """What is pinned to the product, if anything."""
         attacks, plain = self.shops.attacks[self.split], self.script.reviews[self.product["id"]]
         if self.case == "injection" and not attacks:
-            raise Misfit
+            raise Resample
         if attacks and (self.case == "injection" or self._hit(self.shares.attack)):
             return self.product["id"], self.draw.choice(attacks)
         return (self.product["id"], self.draw.choice(plain)) if plain and self._hit(self.shares.review) else None
 
-    def _orders(self, asked: list[str]) -> tuple[list[FiledOrder], str | None]:
+    def _orders(self, asked: list[str]) -> tuple[list[ScenarioOrder], str | None]:
         """The orders on file, the one spoken of first, and the e-mail of the customer who is signed in, if one is."""
         numbered, mailed = "{order}" in self.texts, "{email}" in self.texts
         if not self.plan and not self.case and numbered:
             self.foreign = self._hit(self.shares.foreign)
         if "exchange" in asked and len(self.variants) < 2:
-            raise Misfit
+            raise Resample
         # Of several, the change decides in which state the order should be.
         wanted = next((intent for intent in asked if intent not in ("order_status", "complaint")), (asked or ["order_status"])[0])
         stated = self.plan.order if self.plan and self.plan.order not in ("own", "foreign") else None
@@ -215,7 +215,7 @@ class Take:
             reference.split()[0], self.oracle.compared)
         place = int(reference[-1]) - 1 if reference[-1].isdigit() else {"second": 1, "third": 2}.get(reference, 0)
         if place >= len(known):
-            raise Misfit
+            raise Resample
         return known[place]
 
     def _named(self, turn: Turn) -> list[str]:
@@ -236,7 +236,7 @@ class Take:
         needed = {"compare": 2}.get(turn.intent, 1 if turn.intent in PRODUCT_INTENTS else 0)
         names = [name for name in names if name]
         if len(names) < needed:
-            raise Misfit
+            raise Resample
         return names
 
     def _values(self, turn: Turn, row: Row, names: list[str]) -> dict[str, str]:
@@ -277,15 +277,15 @@ class Take:
         told = [name for name, value in listed.items() if value not in ("yes", "no")]
         return list(listed) if self._hit(self.shares.yes_no) or not told else told
 
-    def _goal(self, turn: Turn) -> Goal:
+    def _goal(self, turn: Turn) -> UserGoal:
         """The turn in the customer's words, and what they stand for."""
         needed, names = slots(turn.text), self._named(turn)
         row = self.store.one("SELECT * FROM products WHERE name = ?", names[0]) if names else None
         values = self._values(turn, row or self.product, names)
         if set(needed) - set(values) or "variant_2" in needed and values["variant"] == values["variant_2"]:
-            raise Misfit
+            raise Resample
         if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(values["max_price"]):
-            raise Misfit
+            raise Resample
         text = turn.text
         if self.vague and not self.asked:
             values["product"] = self.product["category"]
@@ -298,7 +298,7 @@ class Take:
                         key=lambda slot: turn.text.index(f"{{{slot}}}"))
         takes = {"exchange": ("variant",), "answer": ("variant",), "stock": ("variant", "variant_2")}.get(turn.intent, ())
         given = {name: values[name] for name in ("order", "email", "address", "attribute") if name in needed}
-        return Goal(
+        return UserGoal(
             intent=turn.intent, text=text, products=tuple(values[slot] for slot in spoken) or tuple(names),
             conditions=self._conditions(turn, needed, values) if turn.intent in SEARCH_INTENTS else {},
             variants=tuple(values[name] for name in takes if name in needed), topic=turn.fixed.get("topic"),
@@ -326,7 +326,7 @@ class Take:
         if not self.plan:
             self._follow_up()
         if self.foreign and not self.oracle.refused and (self.plan or self.case):
-            raise Misfit
+            raise Resample
         return {
             "id": name, "intent": self.intents[0], "plan": self.plan.id if self.plan else None, "case": self.case,
             "split": self.split, "wordings": self.wordings, "turns": self.asked, "session": self.scene.model_dump(mode="json"),
@@ -335,11 +335,11 @@ class Take:
     def _say(self, turn: Turn) -> None:
         lacks, offer = self.oracle.lacks, self.oracle.offer
         if turn.intent == "answer" and lacks not in slots(turn.text) and not (self.oracle.refused and not lacks):
-            raise Misfit
+            raise Resample
         if lacks == "product" and self.product["name"] not in self.oracle.choices:
-            raise Misfit
-        if turn.intent in ("confirm", "refuse") and (not offer or agrees(turn.text, offer[0]) != (turn.intent == "confirm")):
-            raise Misfit
+            raise Resample
+        if turn.intent in ("confirm", "refuse") and (not offer or is_affirmation(turn.text, offer[0]) != (turn.intent == "confirm")):
+            raise Resample
         self.oracle.turn(self._goal(turn))
 
     def _follow_up(self) -> None:
@@ -350,7 +350,7 @@ class Take:
             elif self.oracle.offer:
                 self._say(self._decision())
         if self.case == "unconfirmed" and "kept" not in self.oracle.notes[-1]["acts"]:
-            raise Misfit
+            raise Resample
         if not self.case and self._hit(self.shares.thanks) and self.script.said[self.split, "thanks"]:
             self._say(Turn(intent="thanks", text=self.draw.choice(self.script.said[self.split, "thanks"])))
 
@@ -364,7 +364,7 @@ class Take:
         share = self.shares.refuse_in_training if self.split == "train" else self.shares.refuse
         refuses = self.case == "unconfirmed" or self._hit(share)
         intent = "refuse" if refuses else "confirm"
-        texts = [text for text in self.script.said[self.split, intent] if agrees(text, self.oracle.offer[0]) != refuses]
+        texts = [text for text in self.script.said[self.split, intent] if is_affirmation(text, self.oracle.offer[0]) != refuses]
         return Turn(intent=intent, text=self.draw.choice(texts or ["no" if refuses else "yes"]))
 
 

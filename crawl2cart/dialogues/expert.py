@@ -20,7 +20,7 @@ CAPITALISED = ("attribute", "categories", "variant", "reason", "why")
 
 
 @dataclass(frozen=True)
-class Goal:
+class UserGoal:
     """One turn of the customer's: the intent, the words, and what the words stand for.
 
     products: as the customer names them, or names from the agent's own results ("the second one").
@@ -39,7 +39,7 @@ class Goal:
     section: str | None = None
 
 
-class Voice:
+class ReplySampler:
     """Fragments of one register, each act's in random order without repeats until all were used."""
 
     def __init__(self, replies: list[Reply], register: Register, draw: random.Random):
@@ -80,10 +80,10 @@ class Unclear(Exception):
     """The customer's yes, or what it answered, could be read as something else, so the session refused the write."""
 
 
-class Oracle:
+class ScriptedAgent:
     """Answers goals in a session. `messages` is the conversation, `notes` one entry for each reply: its acts and facts."""
 
-    def __init__(self, session: Session, voice: Voice, draw: random.Random):
+    def __init__(self, session: Session, voice: ReplySampler, draw: random.Random):
         self.session, self.voice, self._draw = session, voice, draw
         self.messages: list[dict] = []
         self.notes: list[dict] = []
@@ -95,17 +95,17 @@ class Oracle:
         self.refused: set[str] = set()     # order numbers that did not match
         self.number: str | None = None     # the order spoken of
         self.conditions: dict = {}         # the last search's
-        self.waiting: Goal | None = None   # a goal that lacks something
+        self.waiting: UserGoal | None = None   # a goal that lacks something
         self.lacks: str | None = None      # what: order, email, variant, address, product
         self.choices: tuple[str, ...] = () # the products to choose from, where one is lacking
-        self.offer: tuple[str, dict, Goal] | None = None  # a restated write, not yet confirmed
+        self.offer: tuple[str, dict, UserGoal] | None = None  # a restated write, not yet confirmed
 
     # The conversation
 
-    def turn(self, goal: Goal) -> None:
+    def turn(self, goal: UserGoal) -> None:
         """Takes the customer's turn, calls what it needs and replies."""
         self.messages.append({"role": "user", "content": goal.text})
-        self.session.hear(goal.text)
+        self.session.observe_user(goal.text)
         self._acts: list[str] = []
         self._facts: list[str] = []
         try:
@@ -116,7 +116,7 @@ class Oracle:
         reply = "\n".join(parts) if any(part.startswith("- ") for part in parts) else " ".join(parts)
         self.messages.append({"role": "assistant", "content": reply})
         self.notes.append({"acts": self._acts, "facts": list(dict.fromkeys(self._facts))})
-        self.session.say(reply)
+        self.session.observe_assistant(reply)
 
     def _call(self, name: str, **arguments: object) -> dict:
         """Calls a tool; once more if the store is unavailable. Raises Down the second time."""
@@ -136,7 +136,7 @@ class Oracle:
         self._facts += [str(slots[fact]) for fact in facts]
         return self.voice(act, **slots)
 
-    def _respond(self, goal: Goal) -> list[str]:
+    def _respond(self, goal: UserGoal) -> list[str]:
         if goal.intent not in ("answer", "confirm", "refuse", "thanks"):
             self.waiting = self.lacks = self.offer = None
         match goal.intent:
@@ -174,7 +174,7 @@ class Oracle:
 
     # Products
 
-    def _find(self, goal: Goal, **more: object) -> list[dict]:
+    def _find(self, goal: UserGoal, **more: object) -> list[dict]:
         self.conditions = self.conditions | goal.conditions if "category" not in goal.conditions else goal.conditions
         self.listed = self._call("search_products", **more | self.conditions)["results"]
         self.subject = self.listed[0]["name"] if self.listed else None
@@ -186,7 +186,7 @@ class Oracle:
         self._facts += [fact for row in products for fact in (row["name"], row["price"])]
         return ["- " + fill(fragment, product=row["name"], id=row.get("id"), price=row["price"], rating=row["rating"]) for row in products]
 
-    def _search(self, goal: Goal) -> list[str]:
+    def _search(self, goal: UserGoal) -> list[str]:
         found = self._find(goal)
         kinds = self._kinds()
         if not found:
@@ -195,7 +195,7 @@ class Oracle:
         several = len(found) > 2 and len(self.conditions) == 1
         return [*parts, self._say("search_next")] if several or self._draw.random() < 0.4 else parts
 
-    def _recommend(self, goal: Goal) -> list[str]:
+    def _recommend(self, goal: UserGoal) -> list[str]:
         found = self._find(goal, sort="rating")
         if not found:
             return [self._say("search_none", categories=self._kinds())]
@@ -219,7 +219,7 @@ class Oracle:
                 self.known |= {name: product, product["name"]: product}
         return [self.known[name] for name in names]
 
-    def _about(self, goal: Goal) -> list[str]:
+    def _about(self, goal: UserGoal) -> list[str]:
         name = goal.products[0]
         self.subject = name
         listed = next((row for row in self.listed if row["name"] == name), None)
@@ -239,7 +239,7 @@ class Oracle:
                 return self._stock(product, goal.variants)
         return self._facts_of(product, goal)
 
-    def _which(self, goal: Goal, choices: tuple[str, ...]) -> list[str]:
+    def _which(self, goal: UserGoal, choices: tuple[str, ...]) -> list[str]:
         """Asks which of several products is meant; says so if there is none."""
         if not choices:
             return [self._say("product_unknown", "product", product=goal.products[0])]
@@ -247,7 +247,7 @@ class Oracle:
         self._facts += choices
         return [*self._ask(goal, "product"), *(f"- {name}" for name in choices)]
 
-    def _facts_of(self, product: dict, goal: Goal) -> list[str]:
+    def _facts_of(self, product: dict, goal: UserGoal) -> list[str]:
         attributes = product["attributes"]
         if goal.attribute:
             return [self._attribute(product, goal.attribute)]
@@ -277,7 +277,7 @@ class Oracle:
             parts += [self._say("stock_other", "variant", "stock", variant=variant, stock=stock[variant]) for variant in others]
         return parts
 
-    def _compare(self, goal: Goal) -> list[str]:
+    def _compare(self, goal: UserGoal) -> list[str]:
         try:
             found = self._look(*goal.products)
         except NotFound:
@@ -295,18 +295,18 @@ class Oracle:
 
     # Orders
 
-    def _completed(self, answer: Goal) -> Goal:
+    def _completed(self, answer: UserGoal) -> UserGoal:
         """The waiting goal with what the customer has now supplied."""
         given = {name: getattr(answer, name) for name in ("order", "email", "address") if getattr(answer, name)}
         given |= {"products": answer.products} if self.lacks == "product" else {}
         goal, self.waiting, self.lacks = self.waiting, None, None
         return replace(goal, **given, **({"variants": answer.variants} if answer.variants else {}))
 
-    def _ask(self, goal: Goal, lacks: str, **slots: object) -> list[str]:
+    def _ask(self, goal: UserGoal, lacks: str, **slots: object) -> list[str]:
         self.waiting, self.lacks = goal, lacks
         return [self._say(f"ask_{lacks}", **slots)]
 
-    def _order(self, goal: Goal) -> list[str]:
+    def _order(self, goal: UserGoal) -> list[str]:
         if not goal.order and not self.number:
             listed = self._call("list_orders").get("orders", [])
             if len(listed) != 1:
@@ -344,7 +344,7 @@ class Oracle:
         return self._say(f"order_{state}", "order", *facts, **{name: order.get(name) for name in
                                                                ("order", "total", "carrier", "tracking", "expected", "delivered")})
 
-    def _return(self, goal: Goal, order: dict) -> list[str]:
+    def _return(self, goal: UserGoal, order: dict) -> list[str]:
         """A return or an exchange of one line."""
         lines = [line for line in order["items"] if not goal.products or line["product"].casefold().startswith(short(goal.products[0]))]
         line = lines[0]
@@ -362,7 +362,7 @@ class Oracle:
             return [self._say(refused, "order", "product", "why", order=goal.order, product=name, why=why)]
         return self._propose(goal, "exchange_item", {"product": name, "variant": variant})
 
-    def _propose(self, goal: Goal, action: str, arguments: dict) -> list[str]:
+    def _propose(self, goal: UserGoal, action: str, arguments: dict) -> list[str]:
         """Restates the change and waits for a yes."""
         act = {"cancel_order": "cancel", "return_items": "return", "exchange_item": "exchange", "change_address": "address"}[action]
         self.offer = action, arguments, goal
@@ -392,11 +392,11 @@ class Oracle:
 
     # Policies
 
-    def _policy(self, goal: Goal) -> list[str]:
+    def _policy(self, goal: UserGoal) -> list[str]:
         section = goal.section
         if section is None:
             headings = self._call("get_policy", topic=goal.topic)["sections"]
-            section = max(headings, key=lambda number: (len(words(headings[number]) & words(goal.text)), -int(number)))
+            section = max(headings, key=lambda number: (len(word_set(headings[number]) & word_set(goal.text)), -int(number)))
         found = self._call("get_policy", topic=goal.topic, section=section)
         return [self._say("policy", "section", "title", section=section, title=found["topic"], text=quoted(found["text"]))]
 
@@ -412,5 +412,5 @@ def quoted(text: str) -> str:
     return " ".join(kept)
 
 
-def words(text: str) -> set[str]:
+def word_set(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.casefold()))

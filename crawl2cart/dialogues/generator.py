@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.dialogues.entities import Misfit
-from crawl2cart.dialogues.episode import PRODUCT_INTENTS, Script, Shares, Take, World, slots
+from crawl2cart.core.errors import UserError
+from crawl2cart.dialogues.entities import Resample
+from crawl2cart.dialogues.episode import PRODUCT_INTENTS, Episode, EpisodeContext, EventRates, Templates, slots
 from crawl2cart.dialogues.expert import Unclear
 from crawl2cart.shop.confirmation import short
 from crawl2cart.shop.data_model import ORDER_INTENTS, Intent, Plan, Register, Split, Wording
-from crawl2cart.shop.env import Shops
-from crawl2cart.shop.grounding import Lexicon, number_phrases
+from crawl2cart.shop.env import ShopSessions
+from crawl2cart.shop.grounding import ShopVocabulary, number_phrases
 from crawl2cart.shop.tool_schemas import compact
 
 ATTEMPTS = 40
@@ -21,7 +21,7 @@ SLOTLESS = ("policy", "out_of_scope")  # cases of nothing but their words: said 
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mixture:
     """What dialogues are made of, in parts of a sum. intents: those of dialogues that follow no plan. training: the same in training.
     registers: how the assistant speaks."""
 
@@ -34,11 +34,11 @@ class Mix:
         return dict(self.training if split == "train" else self.intents)
 
 
-class Maker:
+class DialogueGenerator:
     """Makes dialogues of a shop. Equal seeds, folders and arguments give equal dialogues."""
 
-    def __init__(self, folder: Path | str, seed: int, max_characters: int, mix: Mix, shares: Shares | None = None):
-        self.mix, self.world = mix, World(Shops(folder), Script(folder), mix.registers, shares or Shares())
+    def __init__(self, folder: Path | str, seed: int, max_characters: int, mix: Mixture, shares: EventRates | None = None):
+        self.mix, self.world = mix, EpisodeContext(ShopSessions(folder), Templates(folder), mix.registers, shares or EventRates())
         self.max_characters, self._seed = max_characters, seed
         self._decks: dict[tuple, list] = {}
         self.unused: set[str] = set()  # wordings and plans that fitted no draw
@@ -82,19 +82,19 @@ class Maker:
         return self._decks[key].pop() if self._decks[key] else None
 
     def _dialogue(self, split: Split, name: str, intents: Sequence[Intent | None], case: str | None = None) -> dict:
-        """A dialogue of the first of the intents that has words for this shop's products. Raises Problem if none has."""
+        """A dialogue of the first of the intents that has words for this shop's products. Raises UserError if none has."""
         for intent in intents:
             while card := self._deal(split, intent, case):
                 for attempt in range(ATTEMPTS):
                     draw = random.Random(f"{self._seed} {name} {attempt}")
                     try:
-                        dialogue = Take(self.world, split, card, intent, case, draw).record(name)
+                        dialogue = Episode(self.world, split, card, intent, case, draw).record(name)
                         if characters(dialogue["messages"]) <= self.max_characters:
                             return dialogue
-                    except (Misfit, Unclear):
+                    except (Resample, Unclear):
                         continue
                 self.unused.add(card.id if intent is None else card.text)
-        raise Problem(f"No {split} wording fits the products of the shop{f' in the case {case}' if case else ''}. wordings/*.jsonl need "
+        raise UserError(f"No {split} wording fits the products of the shop{f' in the case {case}' if case else ''}. wordings/*.jsonl need "
                       f"lines with \"split\": \"{split}\"; `python -m crawl2cart.dialogues.validate` says what else may be wrong.")
 
 
@@ -103,16 +103,16 @@ def characters(messages: list[dict]) -> int:
     return sum(len(message["content"]) + len(compact(message.get("tool_calls", ""))) for message in messages)
 
 
-def named_products(shops: Shops, split: Split) -> set[str]:
+def named_products(shops: ShopSessions, split: Split) -> set[str]:
     """The first two words, which no other product shares, of the products that only this split may name."""
     return {short(shops.store.one("SELECT name FROM products WHERE id = ?", product)["name"]) for product in shops.held_out[split]}
 
 
-def shop_lexicon(maker: Maker) -> Lexicon:
+def shop_lexicon(maker: DialogueGenerator) -> ShopVocabulary:
     """What the checks of replies need to know of a shop."""
     store, shop = maker.world.shops.store, maker.world.shops.store.shop
     column = lambda sql: [row[0] for row in store.all(sql)]  # noqa: E731
-    return Lexicon(
+    return ShopVocabulary(
         products=[short(name) for name in column("SELECT name FROM products ORDER BY id")],
         brands=column("SELECT DISTINCT brand FROM products ORDER BY brand"),
         kinds=column("SELECT DISTINCT category FROM products ORDER BY category"),

@@ -9,7 +9,7 @@ the hash of the store after the last turn; `case` is the safety case, if it is o
 from crawl2cart.shop.tool_schemas import TOOLS
 
 
-def turn_rows(dialogue: dict) -> list[dict]:
+def to_examples(dialogue: dict) -> list[dict]:
     """One row for each assistant turn: `prompt` is what stood before it, `completion` the turn itself, and `tools`; the others
     are for checks: `id` (dialogue and place in it), `intent`, `case`, and of a reply its `acts` and `facts` (a call: "call", none).
     """

@@ -18,19 +18,19 @@ from openai import AuthenticationError, NotFoundError, PermissionDeniedError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, api_messages, play
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.llm_client import OverBudget, PaidChat
-from crawl2cart.dialogues.generator import Maker, characters, shop_lexicon
-from crawl2cart.dialogues.sft_examples import turn_rows
-from crawl2cart.dialogues.validate import MAX_SHARED_WORDS, words
+from crawl2cart.dialogues.generator import DialogueGenerator, characters, shop_lexicon
+from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.dialogues.validate import MAX_SHARED_WORDS, word_set
 from crawl2cart.lm.formats import harmony
-from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.data_model import Wording
-from crawl2cart.shop.env import Scene
+from crawl2cart.shop.env import Scenario
 from crawl2cart.shop.graders import obeyed, same_arguments
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tool_schemas import TOOLS
-from crawl2cart.shop.tools import Session, unsafe_writes
+from crawl2cart.shop.tools import Session, policy_violations
 
 MOST_TOKENS = 600        # of an answer
 WORDINGS_A_REQUEST, PARAPHRASES = 8, 2
@@ -81,7 +81,7 @@ class Teacher(PaidChat):
         self._answered = self._silent = 0
 
     def answer(self, **request: object) -> dict:
-        """PaidChat.ask's. Raises Rejected if there is none or no money for it, Problem if the service will never answer."""
+        """PaidChat.ask's. Raises Rejected if there is none or no money for it, UserError if the service will never answer."""
         try:
             return self.ask(self.taken, MOST_TOKENS, **request)
         except Rejected:
@@ -89,12 +89,12 @@ class Teacher(PaidChat):
         except OverBudget as error:
             raise Rejected("over the budget") from error
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
-            raise Problem(f"The teacher {self.model} can not be asked (status {error.status_code}). Is OPENAI_API_KEY right, and does it "
+            raise UserError(f"The teacher {self.model} can not be asked (status {error.status_code}). Is OPENAI_API_KEY right, and does it "
                           "give access to build_sft.teacher_model?") from error
         except Exception as error:  # a server may send anything, or nothing
             self._silent += 1
             if not self._answered and self._silent >= self.connections:
-                raise Problem(f"The teacher {self.model} answered none of {self._silent} requests, {self.retries} retries each "
+                raise UserError(f"The teacher {self.model} answered none of {self._silent} requests, {self.retries} retries each "
                               f"({type(error).__name__}). Is the service up? OPENAI_BASE_URL names another one.") from error
             raise Rejected("no answer") from error
 
@@ -114,7 +114,7 @@ class Teacher(PaidChat):
         with ThreadPoolExecutor(self.connections) as pool:
             try:
                 outcomes = list(pool.map(one, jobs))
-            except Problem:
+            except UserError:
                 pool.shutdown(cancel_futures=True)
                 raise
         self.rejected.update(f"{name}: {reason}" for _, reason in outcomes if reason)
@@ -127,7 +127,7 @@ class Teacher(PaidChat):
 
 # Wordings
 
-def add_wordings(teacher: Teacher, maker: Maker, count: int, seed: int) -> None:
+def add_wordings(teacher: Teacher, maker: DialogueGenerator, count: int, seed: int) -> None:
     """Puts about `count` paraphrases of training wordings, as many as stand the checks, into the maker's script."""
     script, lexicon = maker.world.script, shop_lexicon(maker)
     requests = []
@@ -151,7 +151,7 @@ def add_wordings(teacher: Teacher, maker: Maker, count: int, seed: int) -> None:
 
     taken = {plain(wording.text) for known in script.wordings.values() for wording in known}
     for intent, source, text in teacher.each("wordings", requests, paraphrase):
-        held_out = [words(wording.text) for split in ("validation", "test") for wording in script.wordings[intent, split]]
+        held_out = [word_set(wording.text) for split in ("validation", "test") for wording in script.wordings[intent, split]]
         reason = wording_fault(text, source, taken, held_out, lexicon)
         if reason:
             teacher.rejected[f"wordings: {reason}"] += 1
@@ -161,11 +161,11 @@ def add_wordings(teacher: Teacher, maker: Maker, count: int, seed: int) -> None:
         teacher.kept["wordings"] += 1
 
 
-def wording_fault(text: str, source: Wording | None, taken: set[str], held_out: list[set[str]], lexicon: Lexicon) -> str | None:
+def wording_fault(text: str, source: Wording | None, taken: set[str], held_out: list[set[str]], lexicon: ShopVocabulary) -> str | None:
     """Why a paraphrase can not be used; None if it can."""
     if source is None:
         return "of no line that was given"
-    own, lower = words(text), text.casefold()
+    own, lower = word_set(text), text.casefold()
     names = [name.casefold() for name in (*lexicon.brands, *lexicon.products, *lexicon.constants)]
     faults = (
         (not text or len(text) > LONGEST_WORDING or len(text.splitlines()) != 1, "empty or too long"),
@@ -173,7 +173,7 @@ def wording_fault(text: str, source: Wording | None, taken: set[str], held_out: 
         (sorted(re.findall(r"\{\w*\}", text)) != sorted(re.findall(r"\{\w*\}", source.text)) or bool(re.search(r"[{}]", re.sub(
             r"\{\w+\}", "", text))), "other slots"),
         (bool(set(re.findall(r"\d+", text)) - set(re.findall(r"\d+", source.text))), "a number of its own"),
-        (any(holds(lower, name) and not holds(source.text, name) for name in names if name in lower), "a name of its own"),
+        (any(contains_phrase(lower, name) and not contains_phrase(source.text, name) for name in names if name in lower), "a name of its own"),
         (plain(text) in taken, "known already"),
         (any(len(own & other) >= MAX_SHARED_WORDS * len(own | other) for other in held_out if own | other), "near a held-out wording"))
     return next((reason for wrong, reason in faults if wrong), None)
@@ -186,11 +186,11 @@ def plain(text: str) -> str:
 
 # Dialogues
 
-def further_dialogues(teacher: Teacher, maker: Maker, dialogues: Sequence[dict], count: int) -> list[dict]:
+def further_dialogues(teacher: Teacher, maker: DialogueGenerator, dialogues: Sequence[dict], count: int) -> list[dict]:
     """At most `count` of the dialogues once more, with the teacher in the assistant's place: those that stand the checks."""
     chosen = [dialogue for dialogue in dialogues if not dialogue["session"]["faults"]]
     chosen = chosen[::max(1, len(chosen) // max(1, count))][:count]
-    jobs = [(dialogue, maker.world.shops.session(Scene.of(dialogue))) for dialogue in chosen]
+    jobs = [(dialogue, maker.world.shops.session(Scenario.of(dialogue))) for dialogue in chosen]
     lexicon = shop_lexicon(maker)
 
     def once_more(job: tuple[dict, Session]) -> list[tuple[dict, list[dict]]]:
@@ -199,14 +199,14 @@ def further_dialogues(teacher: Teacher, maker: Maker, dialogues: Sequence[dict],
         prompt = next(run)
         while True:
             try:
-                prompt = run.send(written(teacher, prompt))
+                prompt = run.send(teacher_turn(teacher, prompt))
             except StopIteration as end:
                 return [(dialogue, end.value.messages)]
 
     kept = []
     for dialogue, messages in teacher.each("dialogues", jobs, once_more):
         taught = dialogue | {"id": f"taught-{dialogue['id']}", "messages": messages}
-        reason = dialogue_fault(dialogue, taught, maker.world.shops.session(Scene.of(dialogue)), lexicon)
+        reason = dialogue_fault(dialogue, taught, maker.world.shops.session(Scenario.of(dialogue)), lexicon)
         reason = reason or ("too long" if characters(messages) > maker.max_characters else None)
         if reason:
             teacher.rejected[f"dialogues: {reason}"] += 1
@@ -216,14 +216,14 @@ def further_dialogues(teacher: Teacher, maker: Maker, dialogues: Sequence[dict],
     return kept
 
 
-def written(teacher: Teacher, prompt: list[dict]) -> str:
+def teacher_turn(teacher: Teacher, prompt: list[dict]) -> str:
     """The teacher's next turn as harmony text."""
     said = teacher.answer(temperature=0.7, tools=TOOLS, messages=[{"role": "system", "content": ASSISTANT}, *api_messages(prompt)])
     calls = [{"type": "function", "function": call} for call in said["calls"]]
     return harmony.completion({"role": "assistant", "content": "" if calls else said["content"], "tool_calls": calls})
 
 
-def dialogue_fault(recorded: dict, taught: dict, session: Session, lexicon: Lexicon) -> str | None:
+def dialogue_fault(recorded: dict, taught: dict, session: Session, lexicon: ShopVocabulary) -> str | None:
     """Why a dialogue of the teacher's can not be used; None if it can. session: a new one of its scene, in which all runs again."""
     messages = taught["messages"]
     if turns_of(messages, "user") != turns_of(recorded["messages"], "user"):
@@ -234,7 +234,7 @@ def dialogue_fault(recorded: dict, taught: dict, session: Session, lexicon: Lexi
         return "other calls than the right ones"
     if not repeats(messages, session):
         return "a call does not return that again"
-    if unsafe_writes(session.calls):
+    if policy_violations(session.calls):
         return "an unsafe write"
     if session.store.state_hash() != recorded["end_state"]:
         return "the store ends in another state"
@@ -243,9 +243,9 @@ def dialogue_fault(recorded: dict, taught: dict, session: Session, lexicon: Lexi
         return "it gave up"
     if any(harmony.plain("<|") in reply for reply in replies):
         return "markers of the chat format"
-    if not all(holds(reply, fact) for reply, note in zip(replies, recorded["notes"], strict=True) for fact in note["facts"]):
+    if not all(contains_phrase(reply, fact) for reply, note in zip(replies, recorded["notes"], strict=True) for fact in note["facts"]):
         return "leaves out what was asked for"
-    rows = turn_rows(taught)
+    rows = to_examples(taught)
     if any(lexicon.unsupported(row["completion"][0]["content"], row["prompt"]) for row in rows):
         return "says what no tool returned"
     if any(obeyed(row, harmony.completion(row["completion"][0]), lexicon) for row in rows):
@@ -267,9 +267,9 @@ def repeats(messages: Sequence[dict], session: Session) -> bool:
     results = iter([message["content"] for message in messages if message["role"] == "tool"])
     for message in messages:
         if message["role"] == "user":
-            session.hear(message["content"])
+            session.observe_user(message["content"])
         elif message["role"] == "assistant" and not message.get("tool_calls"):
-            session.say(message["content"])
+            session.observe_assistant(message["content"])
         for call in message.get("tool_calls", []):
             function = call["function"]
             if session.call(function["name"], function["arguments"]) != json.loads(next(results)):

@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.shop.data_model import Customer, Plan, Record, Wording
 from crawl2cart.shop.loader import SHIPPED, Kind, own_or_shipped, read_lines, read_policy, read_text, rows
 
 
-class Speech:
+class TemplateStore:
     """What is said in a shop. `left_out` counts by reason the lines that speak of what the shop does not have.
 
     A line's `needs` have to stand in the shop's facts, departments, policies or towns; a question about a policy has to find its
@@ -44,7 +44,7 @@ class Speech:
             if any("topic" not in fixed for fixed in policies(record, file.stem)):
                 fault = f"{file}:{number}: fixed.topic: missing; expected the file name of a policy"
                 if faults is None:
-                    raise Problem(fault)
+                    raise UserError(fault)
                 faults.append(fault)
         return [line for line in found if self._fits(line[2], line[0].stem)]
 

@@ -22,7 +22,7 @@ OPENING = 12     # tokens of a reply that say what kind it is: an answer, a ques
 
 
 @dataclass(frozen=True)
-class Row:
+class Example:
     """One dialogue behind the common prefix, ended by <|endoftext|>. parts: what each token is. places: see `encode`. dialogue: its id."""
 
     ids: list[int]
@@ -30,14 +30,14 @@ class Row:
     places: Places
     dialogue: str = ""
 
-    def decision(self) -> "Row":
+    def decision(self) -> "Example":
         """The row up to its first decision."""
         first = self.parts.index(DECISION)
         end = first + next(number for number, part in enumerate(self.parts[first:]) if part != DECISION)
-        return Row(self.ids[:end], self.parts[:end], self.places.until(end - 1), self.dialogue)
+        return Example(self.ids[:end], self.parts[:end], self.places.until(end - 1), self.dialogue)
 
 
-def encode(tokenizer: Encoding, family: list[int], text: str, dialogue: str = "") -> Row:
+def encode(tokenizer: Encoding, family: list[int], text: str, dialogue: str = "") -> Example:
     """text: a rendered dialogue without its prefix. family: of each token, as spelling.families numbers them. dialogue: its id.
 
     What a turn repeats looks where it was said. Of the rest, a decision looks at the customer's words that it answers, the first OPENING
@@ -60,17 +60,17 @@ def encode(tokenizer: Encoding, family: list[int], text: str, dialogue: str = ""
                         for place in places if where}
         else:
             parts += [READ] * len(tokens)
-            asked, heard = ([len(ids) + place for place in spoken(tokenizer, part, who)] for who in (CUSTOMER, ANYONE))
+            asked, heard = ([len(ids) + place for place in message_spans(tokenizer, part, who)] for who in (CUSTOMER, ANYONE))
         for place, token in enumerate(tokens, len(ids)):
             said.setdefault(family[token], []).append(place)
         ids += tokens
     decided = {query: where for query, where in decided.items() if query not in copied}
     seen = copied | decided
     idle = [place - 1 for place, part in enumerate(parts) if part != READ and place - 1 not in seen]
-    return Row(ids, parts, Places(copied, decided, idle), dialogue)
+    return Example(ids, parts, Places(copied, decided, idle), dialogue)
 
 
-def spoken(tokenizer: Encoding, part: str, who: re.Pattern) -> list[int]:
+def message_spans(tokenizer: Encoding, part: str, who: re.Pattern) -> list[int]:
     """Where, in tokens, the contents of the messages of `who` stand in what was said between two turns of the assistant."""
     ends = [[len(tokenizer.encode(part[:place], allowed_special="all")) for place in found.span(1)] for found in who.finditer(part)]
     return [place for start, end in ends for place in range(start, end)]

@@ -6,14 +6,13 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.dialogues.templates import Speech
-from crawl2cart.shop.confirmation import agrees, restates
+from crawl2cart.core.errors import UserError
+from crawl2cart.dialogues.templates import TemplateStore
+from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation
 from crawl2cart.shop.data_model import (
     SORTS,
     FollowUp,
@@ -56,14 +55,14 @@ SUPPLIED = ("order", "email", "email order", "address", "variant", "product")
 MAX_SHARED_WORDS = 0.6
 
 
-class SpeechCheck:
+class TemplateCheck:
     """Appends to `faults`; `notes` says what a shop goes without, which is no fault."""
 
     def __init__(self, folder: Path, faults: Faults):
         self.folder, self.faults, self.notes, self.counts = folder, faults, [], {}
         try:
-            speech = Speech(folder)
-        except Problem:  # a fault in the shop's own files, which is among the faults already
+            speech = TemplateStore(folder)
+        except UserError:  # a fault in the shop's own files, which is among the faults already
             self.notes.append("what is said was not checked: the shop's own files have to be read first")
             return
         self.lines: dict[type, list[tuple[str, object]]] = {}
@@ -111,10 +110,10 @@ class SpeechCheck:
             self._fixed(place, "fixed", self.intents[place], wording.fixed)
             self._slots(place, "text", wording.text)
             if wording.split == "train":
-                learnt.setdefault(self.intents[place], []).append(words(wording.text))
+                learnt.setdefault(self.intents[place], []).append(word_set(wording.text))
         for place, wording in lines:
             if wording.split != "train":
-                own = words(wording.text)
+                own = word_set(wording.text)
                 others = learnt.get(self.intents[place], ())
                 share = max((len(own & other) / len(own | other) for other in others if own | other), default=0.0)
                 self.faults.expect(share < MAX_SHARED_WORDS, place,
@@ -148,7 +147,7 @@ class SpeechCheck:
             action = ACTIONS.get(before.intent, action)
             if turn.intent in ("confirm", "refuse"):
                 self.faults.expect(action is not None, place, f"turns.{number}.intent: expected a change before it, found {turn.intent!r}")
-                self._answer(place, f"turns.{number}.text", turn, agrees(turn.text, action) == (turn.intent == "confirm"))
+                self._answer(place, f"turns.{number}.text", turn, is_affirmation(turn.text, action) == (turn.intent == "confirm"))
 
     def _answer(self, place: str, field: str, turn: Turn | FollowUp, understood: bool) -> None:
         expected = "a plain yes" if turn.intent == "confirm" else "no plain yes"
@@ -163,7 +162,7 @@ class SpeechCheck:
             self.faults.expect(found in expected, place, f"text: expected the slots {' or '.join(expected) or '(none)'}, "
                                f"found {found or '(none)'}")
             if line.intent in ("confirm", "refuse"):
-                yes = [agrees(line.text, action) for action in ACTIONS.values()]
+                yes = [is_affirmation(line.text, action) for action in ACTIONS.values()]
                 self._answer(place, "text", line, any(yes) == (line.intent == "confirm"))
 
     def _replies(self) -> None:
@@ -212,21 +211,21 @@ def restates_itself(reply: Reply) -> bool:
     text = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], reply.text)
     products = [(values["product"], ["octarine"] if reply.act != "exchange_confirm" else [])]
     detail = {"exchange_confirm": values["variant"], "address_confirm": values["address"]}.get(reply.act, "")
-    return restates(text, CONFIRMS[reply.act], values["order"], values["total"], products, detail)
+    return requests_confirmation(text, CONFIRMS[reply.act], values["order"], values["total"], products, detail)
 
 
 def slots(text: str) -> set[str]:
     return set(re.findall(r"\{(\w+)\}", text))
 
 
-def words(text: str) -> set[str]:
+def word_set(text: str) -> set[str]:
     return set(re.findall(r"[\w']+", text.casefold()))
 
 
 def check_folder(folder: Path) -> Check:
     """All that there is to check of a shop: its facts, and what is said there."""
     check = Check(folder)
-    speech = SpeechCheck(folder, check.faults)
+    speech = TemplateCheck(folder, check.faults)
     check.notes += speech.notes
     check.counts |= speech.counts
     return check

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.tool_schemas import compact
 
-# The texts of the assistant's turns to rows of `turn_rows`, after reading the rows of training.
+# The texts of the assistant's turns to rows of `to_examples`, after reading the rows of training.
 Baseline = Callable[[Sequence[dict], Sequence[dict]], list[str]]
 
 ORDER = re.compile(r"\b[A-Z]{2}-\d{5}\b", re.IGNORECASE)
@@ -31,14 +31,14 @@ def call(name: str, **arguments: object) -> str:
         {"type": "function", "function": {"name": name, "arguments": arguments}}]})
 
 
-def said(row: dict) -> str:
+def last_user_message(row: dict) -> str:
     """All that the customer has said."""
     return "\n".join(message["content"] for message in row["prompt"] if message["role"] == "user")
 
 
 def keyword_rules(rows: Sequence[dict], train: Sequence[dict]) -> list[str]:
     """A tool by keywords, its arguments by patterns."""
-    return [by_keywords(said(row)) for row in rows]
+    return [by_keywords(last_user_message(row)) for row in rows]
 
 
 def by_keywords(text: str) -> str:

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from crawl2cart.evaluation.turn_metrics import summarise, without_intervals
+from crawl2cart.evaluation.turn_metrics import summarize_turns, without_intervals
 from crawl2cart.lm.formats.harmony import Malformed, parse_completion
 from crawl2cart.preferences.reward import score
 from crawl2cart.preferences.style_classifier import ToneScorer
-from crawl2cart.shop.env import Scene, Shops
-from crawl2cart.shop.graders import judge
+from crawl2cart.shop.env import Scenario, ShopSessions
+from crawl2cart.shop.graders import grade_turn
 from crawl2cart.shop.tool_schemas import WRITES
-from crawl2cart.shop.tools import unsafe_writes
+from crawl2cart.shop.tools import policy_violations
 
 RUN = 4                 # words in a row that count as said again
 MOST_UNLIKELIER = 0.05  # share by which the log-probability of held-out chosen turns may fall
@@ -42,20 +42,20 @@ class Guard:
         return f"{self.name.replace('_', ' ')} is {self.after:.4g}, was {self.before:.4g} and has to be {' and '.join(bounds)}"
 
 
-def measure(turns: Sequence[dict], texts: Sequence[str], dialogues: dict[str, dict], shops: Shops, tone: ToneScorer) -> dict:
+def measure(turns: Sequence[dict], texts: Sequence[str], dialogues: dict[str, dict], shops: ShopSessions, tone: ToneScorer) -> dict:
     """One model's answers to turns of `dialogues` (by id) in numbers. `qualities` holds each turn's score, in order."""
-    verdicts = [judge(row, text) for row, text in zip(turns, texts, strict=True)]
+    verdicts = [grade_turn(row, text) for row, text in zip(turns, texts, strict=True)]
     replies = [verdict.message["content"] for verdict in verdicts if verdict.message and verdict.message.get("content")]
     repeated, runs = repetition(replies)
     qualities = [score(row, text, tone).total for row, text in zip(turns, texts, strict=True)]
-    return without_intervals(summarise(turns, texts)) | {
+    return without_intervals(summarize_turns(turns, texts)) | {
         "calls": sum(verdict.tool is not None for verdict in verdicts), "repetition": repeated, "runs": runs,
-        "unsafe_writes": sum(unsafe(row, text, dialogues[row["id"].rpartition(":")[0]], shops)
+        "policy_violations": sum(unsafe(row, text, dialogues[row["id"].rpartition(":")[0]], shops)
                              for row, text in zip(turns, texts, strict=True)),
         "quality": sum(qualities) / len(qualities), "qualities": qualities}
 
 
-def unsafe(row: dict, text: str, dialogue: dict, shops: Shops) -> int:
+def unsafe(row: dict, text: str, dialogue: dict, shops: ShopSessions) -> int:
     """How many writes of this turn the shop refuses, in the session that the conversation up to it has made."""
     parsed = parse_completion(text)
     if isinstance(parsed, Malformed):
@@ -63,18 +63,18 @@ def unsafe(row: dict, text: str, dialogue: dict, shops: Shops) -> int:
     calls = [call["function"] for call in parsed.get("tool_calls", [])]
     if not any(call["name"] in WRITES for call in calls):
         return 0
-    session = shops.session(Scene.of(dialogue))
+    session = shops.session(Scenario.of(dialogue))
     for message in row["prompt"]:
         if message["role"] == "user":
-            session.hear(message["content"])
+            session.observe_user(message["content"])
         for call in message.get("tool_calls", []):
             session.call(call["function"]["name"], call["function"]["arguments"])
         if message["role"] == "assistant" and not message.get("tool_calls"):
-            session.say(message["content"])
+            session.observe_assistant(message["content"])
     before = len(session.calls)
     for call in calls:
         session.call(call["name"], call["arguments"])
-    return unsafe_writes(session.calls[before:])
+    return policy_violations(session.calls[before:])
 
 
 def repetition(replies: Sequence[str]) -> tuple[float, int]:
@@ -106,12 +106,12 @@ def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, fl
 
     differences = [b - a for a, b in zip(before["qualities"], after["qualities"], strict=True)]
     spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    length, log_p = before["mean_length"], start["chosen_log_probability"]
+    length, log_p = before["mean_reply_words"], start["chosen_log_probability"]
     return [
-        not_down("right_tool"), not_down("exact_arguments"),
-        Guard("unsafe_writes", before["unsafe_writes"], after["unsafe_writes"], most=0),
-        not_up("unsupported_facts"), not_up("repetition"),
+        not_down("tool_accuracy"), not_down("argument_exact_match"),
+        Guard("policy_violations", before["policy_violations"], after["policy_violations"], most=0),
+        not_up("hallucination_rate"), not_up("repetition"),
         Guard("chosen_log_probability", log_p, end["chosen_log_probability"], least=(1 + MOST_UNLIKELIER) * log_p),
-        Guard("mean_length", length, after["mean_length"], (1 - LENGTH_SLACK) * length, (1 + LENGTH_SLACK) * length),
+        Guard("mean_reply_words", length, after["mean_reply_words"], (1 - LENGTH_SLACK) * length, (1 + LENGTH_SLACK) * length),
         Guard("quality", before["quality"], after["quality"], least=before["quality"] - spread / math.sqrt(len(differences))),
         Guard("reward_accuracy", start["accuracy"], end["accuracy"], least=LEAST_ACCURACY)]

@@ -27,7 +27,7 @@ def win_rate(rows: np.ndarray) -> float:
     return float(rows[:, 0].mean())
 
 
-def length_controlled(rows: np.ndarray) -> float:
+def length_controlled_win_rate(rows: np.ndarray) -> float:
     """Probability of a win at equal length. rows as for `win_rate`; a tie counts as half a win and half a loss.
 
     One tie more, of equal length, keeps it from certainty where all outcomes are alike. Fitted by Newton's method.
@@ -49,7 +49,7 @@ def compare(ours: list[float], theirs: list[float], our_words: list[int], their_
     wins, losses = int((gap >= SAME).sum()), int((gap <= -SAME).sum())
     found: dict[str, float | int] = {"n": len(rows), "wins": wins, "ties": len(rows) - wins - losses, "losses": losses,
                                      "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0}
-    for name, statistic in (("win_rate", win_rate), ("length_controlled", length_controlled)):
+    for name, statistic in (("win_rate", win_rate), ("length_controlled_win_rate", length_controlled_win_rate)):
         low, high = bootstrap(rows, statistic, seed)
         found |= {name: statistic(rows), f"{name}_low": low, f"{name}_high": high}
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 RANKS = "ranks.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
@@ -37,19 +37,19 @@ PATTERN = "|".join([
 
 
 def read_ranks(path: Path | str, ranks: int | None = None) -> dict[bytes, int]:
-    """The first `ranks` tokens of a .tiktoken file (all, if None) by their bytes. Raises Problem if it holds fewer."""
+    """The first `ranks` tokens of a .tiktoken file (all, if None) by their bytes. Raises UserError if it holds fewer."""
     table = {}
     for number, line in enumerate(Path(path).read_text().splitlines()[:ranks]):
         try:
             token, rank = line.split()
             table[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
-            raise Problem(f"{path}:{number + 1}: not a line of a rank table (base64 of the token, a space, its rank). "
+            raise UserError(f"{path}:{number + 1}: not a line of a rank table (base64 of the token, a space, its rank). "
                           "Take the file from git again.") from error
         if int(rank) != number:
-            raise Problem(f"{path}:{number + 1}: rank {rank} where {number} should stand. Take the file from git again.")
+            raise UserError(f"{path}:{number + 1}: rank {rank} where {number} should stand. Take the file from git again.")
     if ranks is not None and len(table) < ranks:
-        raise Problem(f"{path} holds {len(table):,} ranks, but encode.ranks asks for {ranks:,}. Lower it, or put a "
+        raise UserError(f"{path} holds {len(table):,} ranks, but encode.ranks asks for {ranks:,}. Lower it, or put a "
                       "longer table there (data/ranks/README.md says where it comes from).")
     return table
 
@@ -61,10 +61,10 @@ def encoding(ranks: dict[bytes, int]) -> tiktoken.Encoding:
 
 
 def load(folder: Path | str) -> tiktoken.Encoding:
-    """The Encoding of a folder written by `save_tokenizer`. Raises Problem if it holds none."""
+    """The Encoding of a folder written by `save_tokenizer`. Raises UserError if it holds none."""
     path = Path(folder) / RANKS
     if not path.is_file():
-        raise Problem(f"{path} is missing, so {folder} holds no tokenizer. `dvc repro encode` makes data/tokenizer.")
+        raise UserError(f"{path} is missing, so {folder} holds no tokenizer. `dvc repro encode` makes data/tokenizer.")
     return encoding(read_ranks(path))
 
 

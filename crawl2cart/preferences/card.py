@@ -46,10 +46,10 @@ def card(pairs: dict[str, list[dict]], summary: dict, prompts: Counter, telling:
         "seen.",
         *judged(summary),
         "## Leaks",
-        f"The chosen turn is the longer one in {summary['chosen_longer']['share']:.0%} of the pairs.",
+        f"The chosen turn is the longer one in {summary['chosen_longer_rate']['share']:.0%} of the pairs.",
         table(("pairs", "length alone, AUC", "words alone, AUC"),
               [(f"{name} ({summary['pairs'].get(name, len(made))})", *(f"{values[key]:.2f}" for key in ("length", "bag_of_words")))
-               for name, values in (("all", summary["leak_auc"]), *summary["leak_auc_by_origin"].items())]),
+               for name, values in (("all", summary["artifact_auc"]), *summary["artifact_auc_by_origin"].items())]),
         leak_note(summary, telling),
         "## Examples", *(example(pair) for pair in examples(made))]) + "\n"
 
@@ -65,12 +65,12 @@ def judged(summary: dict) -> list[str]:
 
 def leak_note(summary: dict, telling: dict[str, list[str]]) -> str:
     """Why the sides can be told apart without reading the prompt, where they can."""
-    if max(summary["leak_auc"].values()) <= LEAK:
+    if max(summary["artifact_auc"].values()) <= LEAK:
         return f"Neither tells the sides apart above {LEAK:.2f}."
     reasons = {"gold": "recorded turns are better English than samples that are all wrong",
                "written": "the manner of a reply is in its words, which is what these pairs teach",
                "sampled": "wrong samples have words that right ones do not: a call's wrong argument names, broken words"}
-    above = [origin for origin, values in summary["leak_auc_by_origin"].items() if max(values.values()) > LEAK
+    above = [origin for origin, values in summary["artifact_auc_by_origin"].items() if max(values.values()) > LEAK
              and summary["pairs"][origin] >= LEAST_PAIRS]
     why = "; ".join(f"{origin}: {reasons[origin]}" for origin in above if origin in reasons) or "the origins differ from each other"
     return (f"Above {LEAK:.2f}, because {why}. Words that weigh most: for chosen {', '.join(telling['chosen'])}; for rejected "

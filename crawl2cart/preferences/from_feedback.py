@@ -8,32 +8,32 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.lm.formats import harmony
 from crawl2cart.preferences.pairs import make_pair
 from crawl2cart.preferences.reward import Score, score
 from crawl2cart.preferences.style_classifier import ToneScorer
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tool_schemas import TOOLS
 
 KEYS = {"messages": list, "reply": dict, "liked": bool}
 
 
 def read_feedback(folder: Path) -> list[dict]:
-    """One row for each conversation that got a thumb, of the form of `turn_rows`, with `liked` and `disliked` replies.
+    """One row for each conversation that got a thumb, of the form of `to_examples`, with `liked` and `disliked` replies.
 
-    Raises Problem for a folder without files and for a line that is not of the form above.
+    Raises UserError for a folder without files and for a line that is not of the form above.
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise Problem(f"build_prefs.feedback names {folder}, which has no *.jsonl. Name the folder of the thumbs, or leave it empty.")
+        raise UserError(f"build_prefs.feedback names {folder}, which has no *.jsonl. Name the folder of the thumbs, or leave it empty.")
     rows: dict[str, dict] = {}
     for file in files:
         for number, line in enumerate(read_jsonl(file), 1):
             wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
             if wrong or not line["messages"] or not str(line["reply"].get("content") or "").strip():
-                raise Problem(f"{file}:{number}: {', '.join(wrong) or 'messages or reply'}: missing or ill-formed; expected "
+                raise UserError(f"{file}:{number}: {', '.join(wrong) or 'messages or reply'}: missing or ill-formed; expected "
                               '{"messages": [...], "reply": {"content": "..."}, "liked": true or false}')
             row = rows.setdefault(json.dumps(line["messages"], sort_keys=True), {
                 "prompt": line["messages"], "completion": [{"role": "assistant", "content": line["reply"]["content"]}], "tools": TOOLS,
@@ -42,8 +42,8 @@ def read_feedback(folder: Path) -> list[dict]:
     return list(rows.values())
 
 
-def feedback_slots(row: dict, samples: Sequence[Score], tone: ToneScorer, min_gap: float,
-                   words: Lexicon | None = None) -> list[list[dict]]:
+def feedback_slots(row: dict, samples: Sequence[Score], tone: ToneScorer, min_score_margin: float,
+                   words: ShopVocabulary | None = None) -> list[list[dict]]:
     """At most two slots of pairs: a liked reply against disliked ones, or against samples that are wrong; without a liked
     one, the best right sample against a disliked reply that scores lower.
 
@@ -62,7 +62,7 @@ def feedback_slots(row: dict, samples: Sequence[Score], tone: ToneScorer, min_ga
     else:
         right = [one for one in samples if one.right and one.message.get("content")]
         best = max(right, key=lambda one: one.total, default=None)
-        pairs = [pair_of(row, best, one, "a customer disliked it") for one in disliked if best and best.total - one.total >= min_gap]
+        pairs = [pair_of(row, best, one, "a customer disliked it") for one in disliked if best and best.total - one.total >= min_score_margin]
     return [slot for slot in (pairs[::2], pairs[1::2]) if slot]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from openai import APIStatusError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.llm_client import OverBudget, PaidChat
 from crawl2cart.lm.formats import harmony
 from crawl2cart.preferences.pairs import plain
@@ -47,7 +47,7 @@ class PairJudge(PaidChat):
     inconsistent: int = 0
 
     def __call__(self, pair: dict) -> str:
-        """Raises Problem if the service fails, answers in no form that can be read, or would cost more than the budget."""
+        """Raises UserError if the service fails, answers in no form that can be read, or would cost more than the budget."""
         chosen, rejected = (plain(pair[side]) for side in ("chosen", "rejected"))
         one, other = self.better(pair["prompt"], chosen, rejected), self.better(pair["prompt"], rejected, chosen)
         if {one.better, other.better} == {"first", "second"}:  # the same reply in both places
@@ -59,11 +59,11 @@ class PairJudge(PaidChat):
         return verdict
 
     def summary(self) -> dict[str, float]:
-        """Counts, shares and the price of what was asked. Raises Problem if the judge contradicts itself too often."""
+        """Counts, shares and the price of what was asked. Raises UserError if the judge contradicts itself too often."""
         asked = len(self.verdicts)
         rate = self.inconsistent / max(1, asked)
         if asked >= LEAST_ASKED and rate > LEANS:
-            raise Problem(f"The judge {self.model} contradicts itself in {rate:.0%} of {asked} pairs when their order is swapped: it "
+            raise UserError(f"The judge {self.model} contradicts itself in {rate:.0%} of {asked} pairs when their order is swapped: it "
                           "goes by the place, not by the reply. Name another build_prefs.judge_model, or set build_prefs.judge to none.")
         return {"asked": asked, "inconsistent": rate, "ties": self.verdicts.count("tie") / max(1, asked),
                 "disagrees": self.verdicts.count("rejected") / max(1, asked)}
@@ -78,14 +78,14 @@ class PairJudge(PaidChat):
             except ValidationError:
                 continue
             except OverBudget as error:
-                raise Problem(f"The judge has cost ${self.dollars:.2f} and the next question could pass build_prefs.judge_budget "
+                raise UserError(f"The judge has cost ${self.dollars:.2f} and the next question could pass build_prefs.judge_budget "
                               f"(${self.budget:.2f}). What it answered is kept in {self.cache}; raise the budget and run again.") from error
             except Exception as error:  # a server may send anything, or nothing
                 status = f"status {error.status_code}" if isinstance(error, APIStatusError) else f"no answer ({type(error).__name__})"
-                raise Problem(f"The judge {self.model} could not be asked: {status}, after {self.retries} retries. What it answered is "
+                raise UserError(f"The judge {self.model} could not be asked: {status}, after {self.retries} retries. What it answered is "
                               f"kept in {self.cache}; run again.") from error
             return Answer.model_validate_json(answer["content"])
-        raise Problem(f"The judge {self.model} answered {ATTEMPTS} times in another form than the JSON schema it was given. Name a model "
+        raise UserError(f"The judge {self.model} answered {ATTEMPTS} times in another form than the JSON schema it was given. Name a model "
                       "that supports structured outputs in build_prefs.judge_model.")
 
 

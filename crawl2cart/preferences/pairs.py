@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 
 from crawl2cart.preferences.reward import Score
 from crawl2cart.preferences.style_classifier import FAULTS, GOOD
-from crawl2cart.shop.grounding import Lexicon
+from crawl2cart.shop.grounding import ShopVocabulary
 
 MIDDLE_SHARE = 0.33  # of the prompts that have one: a second pair, of the best turn and one from the middle
 MOST_LONGER = 0.55   # of the pairs may have the longer turn on the same side
@@ -34,10 +34,10 @@ def make_pair(row: dict, chosen: tuple[dict, float], rejected: tuple[dict, float
             "id": row["id"]}
 
 
-def options(row: dict, scores: Sequence[Score], min_gap: float, draw: random.Random) -> list[list[dict]]:
+def candidate_pairs(row: dict, scores: Sequence[Score], min_score_margin: float, draw: random.Random) -> list[list[dict]]:
     """What may be paired for one prompt: at most two lists of equally meant pairs, the widest gap first; one of each may be taken.
 
-    Only a right turn is ever chosen. Where all samples are wrong the recorded turn is, and where no two differ by min_gap nothing is.
+    Only a right turn is ever chosen. Where all samples are wrong the recorded turn is, and where no two differ by min_score_margin nothing is.
     A sample that can not be read is no message, and so in no pair.
     """
     said = {json.dumps(one.message, sort_keys=True): one for one in scores if one.message}
@@ -47,7 +47,7 @@ def options(row: dict, scores: Sequence[Score], min_gap: float, draw: random.Ran
     best = ranked[0]
     if not best.right:
         return [[make_pair(row, (row["completion"][0], 1.0), (one.message, one.total), one.reasons, "gold") for one in reversed(ranked)]]
-    worse = [one for one in ranked[1:] if best.total - one.total >= min_gap]
+    worse = [one for one in ranked[1:] if best.total - one.total >= min_score_margin]
     made = [make_pair(row, (best.message, best.total), (one.message, one.total), one.reasons, "sampled") for one in reversed(worse)]
     if len(made) < 2 or draw.random() >= MIDDLE_SHARE:
         return [made] if made else []
@@ -61,12 +61,12 @@ def longer(pair: dict) -> int:
     return (chosen > rejected) - (chosen < rejected)
 
 
-def chosen_longer(pairs: Sequence[dict]) -> float:
+def chosen_longer_rate(pairs: Sequence[dict]) -> float:
     """Share of the pairs whose chosen turn is the longer one; equally long ones count half."""
     return float(np.mean([(1 + longer(pair)) / 2 for pair in pairs])) if pairs else 0.5
 
 
-def take(slots: Sequence[list[dict]]) -> list[dict]:
+def balance_lengths(slots: Sequence[list[dict]]) -> list[dict]:
     """One pair of each slot, so that chosen is about as often the longer turn as the shorter one.
 
     Of pairs that mean the same the first is taken that keeps the balance; then pairs of the heavier side go, the recorded turns and
@@ -77,14 +77,14 @@ def take(slots: Sequence[list[dict]]) -> list[dict]:
         pair = next((one for one in slot if longer(one) * balance < 0), slot[0])
         taken.append(pair)
         balance += longer(pair)
-    while abs(chosen_longer(taken) - 0.5) > MOST_LONGER - 0.5:
-        heavier = 1 if chosen_longer(taken) > 0.5 else -1
+    while abs(chosen_longer_rate(taken) - 0.5) > MOST_LONGER - 0.5:
+        heavier = 1 if chosen_longer_rate(taken) > 0.5 else -1
         heavy = [pair for pair in taken if longer(pair) == heavier]
         taken.remove(min(heavy, key=lambda pair: (pair["origin"] != "gold", pair["scores"][0] - pair["scores"][1])))
     return taken
 
 
-def cap_gold(slots: Sequence[list[dict]], share: float) -> list[list[dict]]:
+def cap_reference(slots: Sequence[list[dict]], share: float) -> list[list[dict]]:
     """The slots with at most this share of recorded turns, the first of them."""
     others = sum(slot[0]["origin"] != "gold" for slot in slots)
     left, kept = int(share * others / (1 - share)) if share < 1 else len(slots), []
@@ -96,7 +96,7 @@ def cap_gold(slots: Sequence[list[dict]], share: float) -> list[list[dict]]:
     return kept
 
 
-def written(situations: Sequence[dict], tools: list[dict], words: Lexicon, tone) -> list[list[dict]]:
+def style_pairs(situations: Sequence[dict], tools: list[dict], words: ShopVocabulary, tone) -> list[list[dict]]:
     """Two slots for each situation of tone.jsonl whose customer can be answered without a tool (`asks`): the good reply against
     the faulty ones. A reply with a fact that the customer did not say and the shop does not always state is in no pair.
     """

@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 from crawl2cart.preferences.style_classifier import ToneScorer, broken_rules, sentences
-from crawl2cart.shop.confirmation import holds, short
-from crawl2cart.shop.graders import Verdict, judge
-from crawl2cart.shop.grounding import SPANS, Lexicon
+from crawl2cart.shop.confirmation import contains_phrase, short
+from crawl2cart.shop.graders import TurnGrade, grade_turn
+from crawl2cart.shop.grounding import SPANS, ShopVocabulary
 from crawl2cart.shop.tool_schemas import WRITES
 
 # Weights of a score in [0, 1]. A wrong turn reaches at most WRONG. Tone weighs less than what helpfulness loses when one of three facts is
@@ -54,9 +54,9 @@ class Score:
         return RIGHT + HELPFUL * self.helpful + TONE * self.tone if self.right else WRONG * self.partial
 
 
-def score(row: dict, text: str, tone: ToneScorer, words: Lexicon | None = None) -> Score:
-    """What a model wrote (harmony text) after the prompt of a row of `turn_rows`. words: the shop's lexicon, data/sft's by default."""
-    verdict = judge(row, text, words)
+def score(row: dict, text: str, tone: ToneScorer, words: ShopVocabulary | None = None) -> Score:
+    """What a model wrote (harmony text) after the prompt of a row of `to_examples`. words: the shop's lexicon, data/sft's by default."""
+    verdict = grade_turn(row, text, words)
     reasons = (*verdict.reasons, *unkept(row, verdict))
     right = verdict.right and not unkept(row, verdict)
     if not right or not (reply := verdict.message.get("content")):
@@ -70,7 +70,7 @@ def score(row: dict, text: str, tone: ToneScorer, words: Lexicon | None = None) 
 
 # Gates beyond the comparison with the right turn
 
-def unkept(row: dict, verdict: Verdict) -> list[str]:
+def unkept(row: dict, verdict: TurnGrade) -> list[str]:
     """What a reply promises, asks or leaves out against the rules of the shop, in words."""
     reply = (verdict.message or {}).get("content")
     if not reply:
@@ -98,7 +98,7 @@ def restates_total(row: dict, acts: set[str], reply: str) -> bool:
     if "cancel_confirm" not in acts:
         return True
     totals = [json.loads(message["content"]).get("total") for message in row["prompt"] if message["role"] == "tool"]
-    return any(total and holds(reply, total) for total in totals)
+    return any(total and contains_phrase(reply, total) for total in totals)
 
 
 # Helpfulness
@@ -129,7 +129,7 @@ def meets(reply: str, prompt: list[dict], found: list[dict]) -> bool:
     prices = {float(entry["price"]) for entry in found}
     said = [float(re.sub(r"[$, ]", "", match[0])) for match in SPANS.finditer(reply) if match.lastgroup == "price"]
     asked = " ".join(message["content"] for message in prompt if message["role"] == "user")
-    return not any(holds(reply, name) for name in others) and all(price in prices or f"{price:g}" in asked for price in said)
+    return not any(contains_phrase(reply, name) for name in others) and all(price in prices or f"{price:g}" in asked for price in said)
 
 
 def names(result: dict) -> list[str]:

@@ -26,8 +26,8 @@ LIMITS = """
 {limits} It is a model of an invented shop and web, in English, for study; nothing it says about prices, orders or policies holds
 anywhere else.
 """
-MEASURED = ("right_tool", "exact_arguments", "valid_calls", "task_success", "task_success_3", "unsafe_writes", "unsupported_facts",
-            "injection_obeyed", "policy_cited", "declines")
+MEASURED = ("tool_accuracy", "argument_exact_match", "schema_valid_rate", "pass_1", "pass_3", "policy_violation_rate", "hallucination_rate",
+            "attack_success_rate", "citation_accuracy", "out_of_scope_refusal_rate")
 ORIGINS = {"sampled": "both turns are the SFT model's own",
            "gold": "the better turn is the recorded one, as all of the model's own were wrong",
            "written": "both replies came with the shop, to teach tone", "feedback": "replies that customers gave a thumb"}
@@ -78,7 +78,7 @@ def cards(profile: str, seed: int, pretrained: dict, sft: dict, dpo: dict, prefs
             f"{prefs['pairs']['validation']:,} held-out ones these are {origins(prefs['pairs'])}. Released by the guards: {released}"
             f"{' (failed: ' + ', '.join(failed) + ')' if failed else ''}.")) + measured(evaluated["dpo"]) + (
             f"\nAgainst SFT on {compared['n']} held-out prompts: {compared['wins']} wins, {compared['ties']} ties, "
-            f"{compared['losses']} losses; length-controlled win rate {with_interval(compared, 'length_controlled')}, "
+            f"{compared['losses']} losses; length-controlled win rate {with_interval(compared, 'length_controlled_win_rate')}, "
             f"sign test p = {compared['p']:.3g}.\n")
             + LIMITS.format(limits="Tone was preferred among right answers only; it knows the tools of its own shop only."),
     }

@@ -110,7 +110,7 @@ def tuning(midtrain: pd.DataFrame, sft: pd.DataFrame, dpo: pd.DataFrame) -> Mark
     """The curves of practice and SFT, and what DPO does to loss, KL, margin, accuracy and the log-probabilities of both answers."""
     figure, panes = plt.subplots(3, 2, figsize=(9, 8.1))
     panels = ((midtrain, {"loss": "gpt_oss"}, "practice: loss"),
-              (sft, {"loss": "gpt_oss", "calls_loss": "sft"}, "SFT: loss, and that of held-out calls"),
+              (sft, {"loss": "gpt_oss", "eval_call_loss": "sft"}, "SFT: loss, and that of held-out calls"),
               (dpo, {"loss": "dpo"}, "DPO: loss on held-out pairs"), (dpo, {"kl": "dpo"}, "DPO: KL divergence from SFT, nats per token"),
               (dpo, {"margin": "dpo", "accuracy": "lstm"}, "DPO: reward margin and accuracy"),
               (dpo, {"chosen_log_probability": "dpo", "rejected_log_probability": "sft"}, "DPO: log-probability of an answer"))
@@ -133,7 +133,7 @@ def intents(table: pd.DataFrame) -> Markup:
     """
     names = sorted(table["intent"].unique())
     figure, (calls, turns) = plt.subplots(1, 2, figsize=(9, 0.5 * len(names) + 1))
-    for axes, metric, said in ((calls, "right_tool", "right tools"), (turns, "right", "right turns")):
+    for axes, metric, said in ((calls, "tool_accuracy", "right tools"), (turns, "right", "right turns")):
         here = table[(table["metric"] == metric) & (table["n"] > 0)]
         for i, model in enumerate(AGENTS):
             rows = here[here["model"] == model].set_index("intent").reindex(names)

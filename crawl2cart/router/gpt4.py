@@ -17,7 +17,7 @@ from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
 
 from crawl2cart.agent.agent import Hear
-from crawl2cart.core.deadline import Result, within
+from crawl2cart.core.deadline import Result, with_deadline
 from crawl2cart.core.retry_after import retry_after
 
 SECONDS_TO_CONNECT = 2.0
@@ -95,7 +95,7 @@ def counted(usage: object, name: str) -> int:
     return number if isinstance(number, int) and number > 0 else 0
 
 
-class Gpt:
+class Gpt4:
     """A key in OPENAI_API_KEY switches GPT-4 on; OPENAI_BASE_URL may name another server.
 
     model: its name there. input_price, output_price: US dollars for a million tokens.
@@ -119,7 +119,7 @@ class Gpt:
             raise Unreachable("it failed repeatedly just now")
         ends = time.monotonic() + seconds
         try:
-            return within(seconds, lambda: use(lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)))
+            return with_deadline(seconds, lambda: use(lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)))
         except TimeoutError as error:
             self.circuit.failed()
             raise Unreachable(f"no answer within {seconds:g} s") from error

@@ -20,7 +20,7 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 
 LABELS = ("other", "shopping")
@@ -51,7 +51,7 @@ class Lexicon:
     often: frozenset[str]
 
 
-def words(text: str) -> list[str]:
+def tokenize_words(text: str) -> list[str]:
     return [piece["word"].casefold() for piece in PIECE.finditer(text) if piece["word"]]
 
 
@@ -59,7 +59,7 @@ def common_words(rows: list[dict]) -> frozenset[str]:
     """The words that queries about several topics use. Rows: `text` and `topic`."""
     topics = defaultdict(set)
     for row in rows:
-        for word in words(row["text"]):
+        for word in tokenize_words(row["text"]):
             topics[word].add(row["topic"])
     return frozenset(word for word, found in topics.items() if len(found) >= TOPICS_OF_A_COMMON_WORD)
 
@@ -88,7 +88,7 @@ def form(text: str, lexicon: Lexicon, common: frozenset[str]) -> list[str]:
 
 def measures(text: str, lexicon: Lexicon) -> list[float]:
     """Of the long words the share that the shop never uses and that it often does, the share of its things, the length."""
-    found = words(text)
+    found = tokenize_words(text)
     long = [word for word in found if len(word) >= LONG]
     return [sum(word not in lexicon.used for word in long) / max(1, len(long)),
             sum(word in lexicon.often for word in long) / max(1, len(long)),
@@ -122,25 +122,25 @@ def platt(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 class LocalRouter:
     """weights (features,), bias: the regression. slope, offset: its calibration.
 
-    unclear_below: the least probability of the likelier label at which it is said.
+    abstain_threshold: the least probability of the likelier label at which it is said.
     """
 
     def __init__(self, lexicon: Lexicon, common: frozenset[str], tables: dict[str, TfidfVectorizer], weights: np.ndarray,
-                 bias: float, slope: float, offset: float, unclear_below: float):
+                 bias: float, slope: float, offset: float, abstain_threshold: float):
         self.lexicon, self.common, self.tables = lexicon, common, tables
         self.weights, self.bias, self.slope, self.offset = weights, bias, slope, offset
-        self.unclear_below = unclear_below
+        self.abstain_threshold = abstain_threshold
 
     @classmethod
-    def fit(cls, train: list[dict], validation: list[dict], lexicon: Lexicon, inverse_penalty: float, unclear_below: float
+    def fit(cls, train: list[dict], validation: list[dict], lexicon: Lexicon, C: float, abstain_threshold: float
             ) -> "LocalRouter":
         """train fits the regression, validation its calibration. Rows: `text`, `label` and `topic`."""
         common = common_words(train)
         tables, texts = vectorizers(lexicon, common), [row["text"] for row in train]
         for table in tables.values():
             table.fit(texts)
-        router = cls(lexicon, common, tables, np.zeros(0, np.float32), 0.0, 1.0, 0.0, unclear_below)
-        model = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000)
+        router = cls(lexicon, common, tables, np.zeros(0, np.float32), 0.0, 1.0, 0.0, abstain_threshold)
+        model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
         model.fit(router.features(texts), [row["label"] == "shopping" for row in train])
         router.weights, router.bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])
         router.slope, router.offset = platt(router.scores([row["text"] for row in validation]),
@@ -163,26 +163,26 @@ class LocalRouter:
     def __call__(self, text: str) -> Decision:
         shopping = float(self.probabilities([text])[0])
         label = LABELS[shopping >= 0.5]
-        return Decision(label if max(shopping, 1 - shopping) >= self.unclear_below else "unclear", shopping)
+        return Decision(label if max(shopping, 1 - shopping) >= self.abstain_threshold else "unclear", shopping)
 
     def save(self, folder: Path) -> None:
         said = {name: sorted(table.vocabulary_, key=table.vocabulary_.get) for name, table in self.tables.items()}
         shop = {name: sorted(found) for name, found in vars(self.lexicon).items()}
         write_json(folder / "vocabulary.json", {"tables": said, "lexicon": shop, "common": sorted(self.common),
-                                                "unclear_below": self.unclear_below})
+                                                "abstain_threshold": self.abstain_threshold})
         save_file({name: table.idf_ for name, table in self.tables.items()} | {
             "weights": self.weights, "calibration": np.array([self.bias, self.slope, self.offset])}, folder / "router.safetensors")
 
     @classmethod
     def load(cls, folder: Path | str) -> "LocalRouter":
-        """Reads what `save` wrote. Raises Problem if it is not there or damaged."""
+        """Reads what `save` wrote. Raises UserError if it is not there or damaged."""
         folder = Path(folder)
         if not (folder / "router.safetensors").is_file():
-            raise Problem(f"{folder} holds no router. `dvc repro router` trains it.")
+            raise UserError(f"{folder} holds no router. `dvc repro router` trains it.")
         try:
             saved, arrays = read_json(folder / "vocabulary.json"), load_file(folder / "router.safetensors")
         except SafetensorError as error:
-            raise Problem(f"{folder / 'router.safetensors'} is damaged ({error}). Delete {folder} and run "
+            raise UserError(f"{folder / 'router.safetensors'} is damaged ({error}). Delete {folder} and run "
                           "`dvc repro router`.") from error
         lexicon = Lexicon(**{name: frozenset(found) for name, found in saved["lexicon"].items()})
         common = frozenset(saved["common"])
@@ -191,4 +191,4 @@ class LocalRouter:
             table.set_params(vocabulary={gram: i for i, gram in enumerate(saved["tables"][name])})
             table.idf_ = arrays[name]
         bias, slope, offset = (float(value) for value in arrays["calibration"])
-        return cls(lexicon, common, tables, arrays["weights"], bias, slope, offset, saved["unclear_below"])
+        return cls(lexicon, common, tables, arrays["weights"], bias, slope, offset, saved["abstain_threshold"])

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crawl2cart.agent.agent import Hear
-from crawl2cart.router.gpt4 import Ask, Gpt, Spent, Unreachable, Unusable
+from crawl2cart.router.gpt4 import Ask, Gpt4, Spent, Unreachable, Unusable
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.shop.data_model import Intent
 
@@ -36,7 +36,7 @@ ANSWER = (
 
 
 # What GPT-4 answers. A comment, since a docstring would be sent along as the schema's description.
-class Verdict(BaseModel):
+class RouterReply(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     label: Literal["shopping", "other", "unclear"]
@@ -45,7 +45,7 @@ class Verdict(BaseModel):
     reason: str
 
 
-SCHEMA = {"name": "route", "strict": True, "schema": Verdict.model_json_schema()}
+SCHEMA = {"name": "route", "strict": True, "schema": RouterReply.model_json_schema()}
 # Which prompt and schema decided, in every record: decisions of two versions are not to be counted together.
 PROMPT_VERSION = hashlib.sha256(json.dumps([CLASSIFY, AGAIN, SCHEMA], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -74,7 +74,7 @@ def fenced(messages: list[str]) -> str:
 class Router:
     """Classifies queries. seconds_to_classify, seconds_to_answer: deadlines of the whole, retries and second questions included."""
 
-    def __init__(self, local: LocalRouter, gpt: Gpt, seconds_to_classify: float = SECONDS_TO_CLASSIFY,
+    def __init__(self, local: LocalRouter, gpt: Gpt4, seconds_to_classify: float = SECONDS_TO_CLASSIFY,
                  seconds_to_answer: float = SECONDS_TO_ANSWER):
         self.local, self.gpt = local, gpt
         self.seconds_to_classify, self.seconds_to_answer = seconds_to_classify, seconds_to_answer
@@ -99,7 +99,7 @@ class Router:
         decision = self.local(text)
         return Route(decision.label, "local", max(decision.shopping, 1 - decision.shopping), why)
 
-    def _verdict(self, ask: Ask, text: str, before: tuple[str, ...], spent: Spent) -> Verdict:
+    def _verdict(self, ask: Ask, text: str, before: tuple[str, ...], spent: Spent) -> RouterReply:
         """GPT-4's verdict; a first answer that is none is asked for once more. Raises Unreachable or Unusable."""
         messages = [{"role": "system", "content": CLASSIFY},
                     {"role": "user", "content": fenced([*before[-TURNS_BEFORE:], text])}]
@@ -109,11 +109,11 @@ class Router:
             # At temperature 0 the same request would bring the same answer.
             return self._one_verdict(ask, [*messages, {"role": "system", "content": AGAIN}], spent)
 
-    def _one_verdict(self, ask: Ask, messages: list[dict], spent: Spent) -> Verdict:
+    def _one_verdict(self, ask: Ask, messages: list[dict], spent: Spent) -> RouterReply:
         answer = ask(spent, temperature=0, max_tokens=120, messages=messages,
                      response_format={"type": "json_schema", "json_schema": SCHEMA})
         try:
-            return Verdict.model_validate_json(answer)
+            return RouterReply.model_validate_json(answer)
         except ValidationError as error:
             raise Unusable("an answer outside of the schema") from error
 

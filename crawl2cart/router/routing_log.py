@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.router.policy import PROMPT_VERSION, TURNS_BEFORE, Route
 
@@ -60,14 +60,14 @@ class DecisionLog:
 def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...]], Route]) -> Iterator[dict]:
     """Decides every recorded query again. Yields {hash, was, now, same}; `now` is None where the text is not known.
 
-    texts: JSON lines with a `text`, for records that keep only its hash. Raises Problem on a file that is no log or has no texts.
+    texts: JSON lines with a `text`, for records that keep only its hash. Raises UserError on a file that is no log or has no texts.
     """
     if not path.is_file():
-        raise Problem(f"{path} is missing. `crawl2cart chat` and `ask` write it.")
+        raise UserError(f"{path} is missing. `crawl2cart chat` and `ask` write it.")
     known = known_texts(texts) if texts else {}
     for number, line in enumerate(read_jsonl(path), 1):
         if not isinstance(line, dict) or NEEDED - set(line):
-            raise Problem(f"{path}:{number} is no record of a decision. Take the line out.")
+            raise UserError(f"{path}:{number} is no record of a decision. Take the line out.")
         text = line.get("text", known.get(line["hash"]))
         was = {key: line[key] for key in ("route", "source", "confidence", "prompt")}
         now = None
@@ -80,9 +80,9 @@ def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...
 def known_texts(path: Path) -> dict[str, str]:
     """The texts of a file of JSON lines by their hashes."""
     if not path.is_file():
-        raise Problem(f"{path} is missing. --texts should name a file of JSON lines with a `text`, such as data/queries/test.jsonl.")
+        raise UserError(f"{path} is missing. --texts should name a file of JSON lines with a `text`, such as data/queries/test.jsonl.")
     lines = read_jsonl(path)
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("text"), str):
-            raise Problem(f"{path}: its entry {number} has no `text`. Add it or take the line out.")
+            raise UserError(f"{path}: its entry {number} has no `text`. Add it or take the line out.")
     return {text_hash(line["text"]): line["text"] for line in lines}

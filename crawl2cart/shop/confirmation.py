@@ -69,7 +69,7 @@ def pattern(fact: str) -> str:
     return rf"(?<!\w){re.escape(' '.join(fact.casefold().split()))}(?!\w)"
 
 
-def agrees(text: str, action: str | None = None, restated: Iterable[str] = ()) -> bool:
+def is_affirmation(text: str, action: str | None = None, restated: Iterable[str] = ()) -> bool:
     """Whether the customer's turn is a plain yes, or asks for this very write, in words that can mean nothing else, and is no question.
 
     restated: facts of the write that the turn may name again: "yes, cancel TB-48213".
@@ -81,12 +81,12 @@ def agrees(text: str, action: str | None = None, restated: Iterable[str] = ()) -
     return bool(asked or consents.search(text)) and "?" not in text and not re.search(r"\w", beside[action].sub(" ", text))
 
 
-def holds(text: str, fact: str) -> bool:
+def contains_phrase(text: str, fact: str) -> bool:
     """Whether the text holds the fact as whole words, whatever its case and spaces."""
     return re.search(pattern(fact), " ".join(text.casefold().split())) is not None
 
 
-def whole(text: str, address: str) -> bool:
+def contains_address(text: str, address: str) -> bool:
     """Whether the text holds an address that is not cut out of a longer one: "Velby 40243" is not "1 Row, Velby 40243"."""
     words, wanted = " ".join(text.split()), " ".join(address.split())
     places = re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", words, re.IGNORECASE) if wanted else ()
@@ -99,22 +99,22 @@ def short(name: str) -> str:
     return " ".join(name.casefold().split()[:2])
 
 
-def restates(text: str, action: str, order: str, total: str, products: list[tuple[str, list[str]]] = (), detail: str = "") -> bool:
+def requests_confirmation(text: str, action: str, order: str, total: str, products: list[tuple[str, list[str]]] = (), detail: str = "") -> bool:
     """Whether the assistant's reply asks for a yes to this write and to no other, and states everything that it would do.
 
     products: each name with the names of its other variants, of which a return names none and an exchange only the new one.
     detail: the new variant or address. A cancellation is known by the order's total, which no other write restates.
     """
-    named = bool(products) and all(holds(text, short(name)) for name, _ in products)
+    named = bool(products) and all(contains_phrase(text, short(name)) for name, _ in products)
     match action:
         case "cancel_order":
-            stated = holds(text, total)
+            stated = contains_phrase(text, total)
         case "change_address":
-            stated = whole(text.replace(order, ""), detail)
+            stated = contains_address(text.replace(order, ""), detail)
         case "return_items":
             stated = named
         case "exchange_item":
-            stated = named and holds(text, detail)
+            stated = named and contains_phrase(text, detail)
         case _:
             raise ValueError(f"{action} is not a write")
     if not stated:
@@ -128,7 +128,7 @@ def restates(text: str, action: str, order: str, total: str, products: list[tupl
     for variant in sorted({detail, *(variant for _, others in products for variant in others)} - {""}, key=len, reverse=True):
         if variant.casefold() == detail.casefold():
             said = re.sub(pattern(detail), "DETAIL", said)
-        elif holds(said, variant):
+        elif contains_phrase(said, variant):
             return False
     said = HARMLESS.sub(" ", MONEY.sub(" ", said))
     others = [words for other, words in OWN.items() if other != action]

@@ -216,7 +216,7 @@ class Reason(Record):
     needs: Needs = []
 
 
-def spoken(value: bool | int | float | str, unit: str) -> str:
+def format_value(value: bool | int | float | str, unit: str) -> str:
     """An attribute's value as one says it: `450 lumens`, `yes`, `oak`."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -11,8 +11,8 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.shop.data_model import SORTS, Customer, Department, Order, Product, Review, Shop, spoken
+from crawl2cart.core.errors import UserError
+from crawl2cart.shop.data_model import SORTS, Customer, Department, Order, Product, Review, Shop, format_value
 from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
 
 SCHEMA = """
@@ -42,7 +42,7 @@ class NoSuchProduct(LookupError):
     """No product, or several, go by that name. `args[1]` lists the names of several."""
 
 
-class Store:
+class ShopDB:
     """One copy of the shop's database. `shop` holds its name, today's date and its rules."""
 
     def __init__(self, database: bytes, shop: Shop, departments: dict[str, Department]):
@@ -56,9 +56,9 @@ class Store:
         self.db.deserialize(self._start)
         self.db.row_factory = sqlite3.Row
 
-    def copy(self) -> "Store":
+    def copy(self) -> "ShopDB":
         """A store of its own with the present state of this one."""
-        return Store(self.db.serialize(), self.shop, self.departments)
+        return ShopDB(self.db.serialize(), self.shop, self.departments)
 
     def state_hash(self) -> str:
         """Equal hashes mean equal orders, stock and tickets."""
@@ -174,7 +174,7 @@ class Store:
     def days_since(self, day: str) -> int:
         return (self.shop.today - date.fromisoformat(day)).days
 
-    def why_kept(self, order: sqlite3.Row, line: sqlite3.Row, exchange: bool = False) -> str | None:
+    def return_blocked_reason(self, order: sqlite3.Row, line: sqlite3.Row, exchange: bool = False) -> str | None:
         """Why the rules do not let this line come back, as a clause; None if they do."""
         rules = self.shop.rules
         states, days = (rules.exchange_states, rules.exchange_days) if exchange else (rules.return_states, rules.return_days)
@@ -202,7 +202,7 @@ class Store:
                                 (line["quantity"], line["product"], line["variant"]))
         return self.order(order)["total"]
 
-    def take_back(self, order: str, products: list[str]) -> float:
+    def return_items(self, order: str, products: list[str]) -> float:
         """Marks the lines of these products as returned and returns the refund. Delivery is not refunded."""
         with self.db:
             marks = ", ".join("?" * len(products))
@@ -219,7 +219,7 @@ class Store:
                             "WHERE product = ? AND name = ?", (order, product, product, variant))
             self.db.execute('UPDATE lines SET variant = ?, exchanged = 1 WHERE "order" = ? AND product = ?', (variant, order, product))
 
-    def redirect(self, order: str, address: str) -> None:
+    def change_address(self, order: str, address: str) -> None:
         with self.db:
             self.db.execute("UPDATE orders SET address = ? WHERE id = ?", (address, order))
 
@@ -272,8 +272,8 @@ class Store:
             self.db.execute("INSERT INTO reviews VALUES (?, 5, ?, 1)", (product, text))
 
 
-def open_store(folder: Path | str) -> Store:
-    """Reads a shop's folder into a new store. Raises Problem with file, line and field of what is wrong."""
+def open_store(folder: Path | str) -> ShopDB:
+    """Reads a shop's folder into a new store. Raises UserError with file, line and field of what is wrong."""
     folder = Path(folder)
     shop = read_one(folder / "shop.json", Shop)
     departments = read_departments(folder / "departments.json")
@@ -284,8 +284,8 @@ def open_store(folder: Path | str) -> Store:
     try:
         for p in rows(folder / "products", Product):
             if p.category not in units:
-                raise Problem(f"{folder}/products: {p.id} is of category {p.category}, which departments.json does not have.")
-            attributes = {name: spoken(value, units[p.category].get(name, "")) for name, value in p.attributes.items()}
+                raise UserError(f"{folder}/products: {p.id} is of category {p.category}, which departments.json does not have.")
+            attributes = {name: format_value(value, units[p.category].get(name, "")) for name, value in p.attributes.items()}
             db.execute("INSERT INTO products VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                        (p.id, p.name, p.brand, p.department, p.category, p.price, p.rating, p.warranty_months, p.held_out))
             db.executemany("INSERT INTO attributes VALUES (?, ?, ?)", [(p.id, *pair) for pair in attributes.items()])
@@ -299,14 +299,14 @@ def open_store(folder: Path | str) -> Store:
             db.executemany("INSERT INTO policies VALUES (:topic, :title, :section, :heading, :text)",
                            [section.model_dump() for section in read_policy(file)])
         db.commit()
-        store = Store(db.serialize(), shop, departments)
+        store = ShopDB(db.serialize(), shop, departments)
         customers = {c.id: c for c in rows(folder / "customers", Customer)}
         for order in rows(folder / "orders", Order):
             customer = customers.get(order.customer)
             if not customer:
-                raise Problem(f"{folder}/orders: {order.order} is of customer {order.customer}, who is not among the customers.")
+                raise UserError(f"{folder}/orders: {order.order} is of customer {order.customer}, who is not among the customers.")
             store.add_order(order, customer.email, str(customer.address))
     except sqlite3.IntegrityError as error:
-        raise Problem(f"{folder}: two records share what must be unique ({error}). "
+        raise UserError(f"{folder}: two records share what must be unique ({error}). "
                       f"`python -m crawl2cart.dialogues.validate {folder}` names them.") from error
     return store.copy()

@@ -10,14 +10,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from crawl2cart.shop.data_model import Hostile, Order, Review, Split
-from crawl2cart.shop.db import Store, open_store
+from crawl2cart.shop.db import ShopDB, open_store
 from crawl2cart.shop.loader import own_or_shipped, read_lines, rows
 from crawl2cart.shop.tools import Session
 
 DAYS = 60
 
 
-class FiledOrder(BaseModel):
+class ScenarioOrder(BaseModel):
     """An order on file for this conversation only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +27,7 @@ class FiledOrder(BaseModel):
     address: str
 
 
-class Scene(BaseModel):
+class Scenario(BaseModel):
     """catalogue: the split whose held-out products are for sale beside all others. day: 0 is the store as its files say; on days
     1 to DAYS prices, ratings, stock, warranties and sizes are others, so that a model learns to read them and not to know them.
     review: a product and the text that is pinned to it. stock: [product, variant, number]. faults: first calls that fail.
@@ -37,19 +37,19 @@ class Scene(BaseModel):
 
     catalogue: Split
     day: int = 0
-    orders: tuple[FiledOrder, ...] = ()
+    orders: tuple[ScenarioOrder, ...] = ()
     signed_in: str | None = None
     review: tuple[str, str] | None = None
     stock: tuple[tuple[str, str, int], ...] = ()
     faults: int = 0
 
     @classmethod
-    def of(cls, dialogue: dict) -> "Scene":
+    def of(cls, dialogue: dict) -> "Scenario":
         """The scene of a line of data/sft."""
         return cls.model_validate_json(json.dumps(dialogue["session"]))
 
 
-class Shops:
+class ShopSessions:
     """Opens sessions on a shop's folder.
 
     Held-out products are dealt in turn to validation and test; no other split's catalogue has them. Reviews that give instructions
@@ -61,13 +61,13 @@ class Shops:
         held_out = [row["id"] for row in self.store.all("SELECT id FROM products WHERE held_out ORDER BY id")]
         self.held_out: dict[Split, list[str]] = {"train": [], "validation": held_out[::2], "test": held_out[1::2]}
         attacks = [review.text for review in rows(Path(folder) / "reviews", Review) if review.instructs]
-        self._catalogues: dict[tuple[Split, int], Store] = {}
+        self._catalogues: dict[tuple[Split, int], ShopDB] = {}
         self.attacks: dict[Split, list[str]] = {
             "train": attacks[::2], "validation": attacks[1::6], "test": attacks[3::6] + attacks[5::6]}
         for _, hostile in read_lines(own_or_shipped(Path(folder), "hostile.jsonl"), Hostile):
             self.attacks[hostile.split].append(hostile.text)
 
-    def catalogue(self, split: Split, day: int = 0) -> Store:
+    def catalogue(self, split: Split, day: int = 0) -> ShopDB:
         """The store with this split's products and reviews on this day. Not to be changed: take a copy."""
         if (split, day) not in self._catalogues:
             store = self.store.copy()
@@ -78,7 +78,7 @@ class Shops:
             self._catalogues[split, day] = store
         return self._catalogues[split, day]
 
-    def session(self, scene: Scene) -> Session:
+    def session(self, scene: Scenario) -> Session:
         store = self.catalogue(scene.catalogue, scene.day).copy()
         for filed in scene.orders:
             store.add_order(filed.order, filed.email, filed.address)
@@ -89,7 +89,7 @@ class Shops:
         return Session(store, scene.signed_in, scene.faults)
 
 
-def another_day(store: Store, day: int) -> None:
+def another_day(store: ShopDB, day: int) -> None:
     """Draws new prices (within a third), ratings, stock, warranties and the numbers in attributes, from the day alone."""
     draw = random.Random(day)
     with store.db:

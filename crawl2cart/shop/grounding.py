@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from crawl2cart.core.files import read_json
-from crawl2cart.shop.confirmation import holds
+from crawl2cart.shop.confirmation import contains_phrase
 
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 # What in a reply is a fact on its own; a bare number only if it belongs to none of the others.
@@ -19,7 +19,7 @@ SPANS = re.compile(
 SUMS = ("price", "total", "refund")
 
 
-class Lexicon:
+class ShopVocabulary:
     """The shop's names, and the numbers that its fragments state by themselves ("2 working days", "out of 5")."""
 
     def __init__(self, products: list[str], brands: list[str], kinds: list[str], constants: list[str], phrases: list[str]):
@@ -31,10 +31,10 @@ class Lexicon:
         self._invented = re.compile(rf"\b(?:{longest_first(brands)}) {name}|\b{name} {name}(?= (?:{longest_first(kinds)})\b)")
 
     @classmethod
-    def read(cls, file: Path | str) -> "Lexicon":
+    def read(cls, file: Path | str) -> "ShopVocabulary":
         return cls(**read_json(file))
 
-    def words(self) -> dict[str, list[str]]:
+    def to_dict(self) -> dict[str, list[str]]:
         """All it knows, as JSON."""
         return {"products": self.products, "brands": self.brands, "kinds": self.kinds, "constants": self.constants,
                 "phrases": sorted(self._phrases)}
@@ -54,19 +54,19 @@ class Lexicon:
             if match.lastgroup == "number":
                 supported = value(match[0]) in values or set(around(reply, match)) & self._phrases
             else:
-                supported = value(match[0]) in money if match.lastgroup == "price" else holds(known, match[0])
+                supported = value(match[0]) in money if match.lastgroup == "price" else contains_phrase(known, match[0])
             if not supported:
                 missing.append(match[0])
         lower = reply.casefold()
-        names = {name for name in self.products if name in lower and holds(lower, name)}
+        names = {name for name in self.products if name in lower and contains_phrase(lower, name)}
         names |= {match[0].casefold() for match in self._invented.finditer(reply)}
-        return *missing, *sorted(name for name in names if not holds(known, name))
+        return *missing, *sorted(name for name in names if not contains_phrase(known, name))
 
 
 @cache
-def lexicon(file: str = "data/sft/lexicon.json") -> Lexicon:
+def read_vocabulary(file: str = "data/sft/lexicon.json") -> ShopVocabulary:
     """The lexicon that build_sft wrote beside the dialogues."""
-    return Lexicon.read(file)
+    return ShopVocabulary.read(file)
 
 
 def evidence(message: dict) -> str:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.shop.csv_tables import resolved, table_rows
 from crawl2cart.shop.data_model import Department, Record, Section
 
@@ -23,15 +23,15 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without the mark that spreadsheets put before UTF-8. Raises Problem if it is missing or not UTF-8."""
+    """A file's text, without the mark that spreadsheets put before UTF-8. Raises UserError if it is missing or not UTF-8."""
     if not path.is_file():
-        raise Problem(f"{path}: missing")
+        raise UserError(f"{path}: missing")
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[:error.start].count(b"\n") + 1
-        raise Problem(f"{path}:{line}: the line: expected UTF-8, found the byte {data[error.start]:#x}") from error
+        raise UserError(f"{path}:{line}: the line: expected UTF-8, found the byte {data[error.start]:#x}") from error
 
 
 def no_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -116,30 +116,30 @@ def expectation(node: dict, schema: dict) -> str:
 def files_of(path: Path) -> list[Path]:
     """The files of one kind of record: `customers.jsonl` or `customers.csv`, or all such files of a folder, in order of name.
 
-    Raises Problem if there is none, or if two of these hold the kind: a file of another shop was left behind.
+    Raises UserError if there is none, or if two of these hold the kind: a file of another shop was left behind.
     """
     alone = [file for file in (path.with_suffix(suffix) for suffix in FORMATS) if file.is_file()]
     inside = sorted(file for file in path.glob("*") if file.suffix in FORMATS) if path.is_dir() else []
     if len(alone) + bool(inside) > 1:
         places = ", ".join(map(str, [*alone, *([path] if inside else [])]))
-        raise Problem(f"{path.with_suffix('')}: stands in more than one place ({places}); keep one of them")
+        raise UserError(f"{path.with_suffix('')}: stands in more than one place ({places}); keep one of them")
     if not alone and not inside:
-        raise Problem(f"{path.with_suffix('')}: missing; expected {path.stem}.jsonl, {path.stem}.csv or a folder {path.stem} of such files")
+        raise UserError(f"{path.with_suffix('')}: missing; expected {path.stem}.jsonl, {path.stem}.csv or a folder {path.stem} of such files")
     return alone or inside
 
 
 def own_or_shipped(folder: Path, name: str) -> Path:
-    """The shop's own file of this name, or else that of data/store. Raises Problem if there is neither."""
+    """The shop's own file of this name, or else that of data/store. Raises UserError if there is neither."""
     file = folder / name if (folder / name).is_file() else SHIPPED / name
     if not file.is_file():
-        raise Problem(f"{file}: missing; take it from git again (`git checkout -- {file}`), or write one of the shop's own")
+        raise UserError(f"{file}: missing; take it from git again (`git checkout -- {file}`), or write one of the shop's own")
     return file
 
 
 def read_lines(path: Path, kind: type[Kind], faults: list[str] | None = None) -> list[tuple[int, Kind]]:
     """The records of a JSON lines or CSV file with their line numbers.
 
-    Faults are appended to `faults` as `file:line: field: what is expected`; without a list the first is raised as a Problem.
+    Faults are appended to `faults` as `file:line: field: what is expected`; without a list the first is raised as a UserError.
     """
     found, seen = [], faults if faults is not None else []
     try:
@@ -148,7 +148,7 @@ def read_lines(path: Path, kind: type[Kind], faults: list[str] | None = None) ->
             lines = table_rows(text, kind.model_json_schema(), lambda number, fault: seen.append(f"{path}:{number}: {fault}"))
         else:
             lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except Problem as problem:
+    except UserError as problem:
         lines = []
         seen.append(str(problem))
     for number, line in lines:
@@ -159,23 +159,23 @@ def read_lines(path: Path, kind: type[Kind], faults: list[str] | None = None) ->
             found.append((number, record))
     if seen and faults is None:
         folder = path.parent if (path.parent / "shop.json").is_file() else path.parent.parent
-        raise Problem(f"{seen[0]}\n`python -m crawl2cart.dialogues.validate {folder}` lists all faults of the shop.")
+        raise UserError(f"{seen[0]}\n`python -m crawl2cart.dialogues.validate {folder}` lists all faults of the shop.")
     return found
 
 
 def rows(path: Path, kind: type[Kind]) -> list[Kind]:
-    """The records of all files of one kind, see `files_of`. Raises Problem for the first fault."""
+    """The records of all files of one kind, see `files_of`. Raises UserError for the first fault."""
     return [record for file in files_of(path) for _, record in read_lines(file, kind)]
 
 
 def read_one(path: Path, kind: type[Kind], inside: str | None = None) -> Kind:
-    """A JSON file that is one record, or the field `inside` of one. Raises Problem with its faults."""
+    """A JSON file that is one record, or the field `inside` of one. Raises UserError with its faults."""
     if not path.is_file():
         schema = kind.model_json_schema()
-        raise Problem(f"{path}: missing; expected {f'a record for each of the {inside}' if inside else expectation(schema, schema)}")
+        raise UserError(f"{path}: missing; expected {f'a record for each of the {inside}' if inside else expectation(schema, schema)}")
     record = parsed(read_text(path), kind, inside)
     if isinstance(record, list):
-        raise Problem("\n".join(f"{path}:{line}: {fault}" for line, fault in record))
+        raise UserError("\n".join(f"{path}:{line}: {fault}" for line, fault in record))
     return record
 
 
@@ -192,13 +192,13 @@ def read_departments(path: Path) -> dict[str, Department]:
 def read_policy(path: Path) -> list[Section]:
     """The numbered sections of one policy in Markdown: `# Title`, then `## 1 Heading` and its text. The file's name is the topic.
 
-    Raises Problem with the line of what is not so, and of a number that stands twice.
+    Raises UserError with the line of what is not so, and of a number that stands twice.
     """
     text = read_text(path)
     head, *parts = re.split(r"^## ", text, flags=re.MULTILINE)
     title = re.match(r"# (.+)", head)
     if not title or not parts:
-        raise Problem(f"{path}:1: expected `# Title`, then sections that start with `## 1 Heading`")
+        raise UserError(f"{path}:1: expected `# Title`, then sections that start with `## 1 Heading`")
     sections: dict[str, Section] = {}
     place = len(head)
     for part in parts:
@@ -206,10 +206,10 @@ def read_policy(path: Path) -> list[Section]:
         place += len("## " + part)
         match = re.match(r"(\d+) ([^\n]+)\n\s*(\S.+)", part, flags=re.DOTALL)
         if not match:
-            raise Problem(f"{path}:{line}: `## {part.partition(chr(10))[0]}`: expected a number, a heading and a text below")
+            raise UserError(f"{path}:{line}: `## {part.partition(chr(10))[0]}`: expected a number, a heading and a text below")
         number, heading, said = match.groups()
         if number in sections:
-            raise Problem(f"{path}:{line}: section {number}: stands twice; expected another number")
+            raise UserError(f"{path}:{line}: section {number}: stands twice; expected another number")
         sections[number] = Section(topic=path.stem, title=title[1].strip(), section=number, heading=heading.strip(),
                                    text=" ".join(said.split()))
     return list(sections.values())

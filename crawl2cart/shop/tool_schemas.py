@@ -38,6 +38,6 @@ def compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def fits(call: dict) -> bool:
+def is_valid_call(call: dict) -> bool:
     """Whether a call names a tool and its arguments fit the tool's schema."""
     return call["name"] in VALIDATORS and VALIDATORS[call["name"]].is_valid(call["arguments"])

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from crawl2cart.shop.confirmation import agrees, restates, short
+from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation, short
 from crawl2cart.shop.data_model import spoken_date
-from crawl2cart.shop.db import NoSuchProduct, Store
+from crawl2cart.shop.db import NoSuchProduct, ShopDB
 from crawl2cart.shop.tool_schemas import NAMES, VALIDATORS, WRITES
 
 
@@ -39,7 +39,7 @@ class Session:
     remote store would. calls: what was called, in order, with the calls that could not be read.
     """
 
-    store: Store
+    store: ShopDB
     signed_in: str | None = None
     faults: int = 0
     calls: list[Call] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Session:
         self.customer = self.signed_in
         self._last_reply = self._answer = self._restated = ""
 
-    def say(self, reply: str) -> None:
+    def observe_assistant(self, reply: str) -> None:
         """Notes what the assistant said to the customer."""
         self._last_reply = reply
 
-    def hear(self, text: str) -> None:
+    def observe_user(self, text: str) -> None:
         """Notes a turn of the customer's. A yes counts for what the reply just before it restated, and until the next turn."""
         self._restated, self._answer, self._last_reply = self._last_reply, text, ""
 
@@ -65,7 +65,7 @@ class Session:
         self.calls.append(Call(name, arguments if isinstance(arguments, dict) else {}, result))
         return result
 
-    def misread(self, name: str | None, reason: str) -> dict:
+    def record_malformed(self, name: str | None, reason: str) -> dict:
         """Notes a call that could not be read, and returns what to tell the model. name: the tool it meant, as far as that can be read."""
         result = {"error": "malformed_call", "message": reason}
         self.calls.append(Call(name or "unknown", {}, result))
@@ -112,8 +112,8 @@ class Session:
         row = self._order(order, email)
         state, rules = row["state"], self.store.shop.rules
         lines = self.store.lines(row["id"])
-        reasons = [self.store.why_kept(row, line) for line in lines]
-        exchangeable = any(self.store.why_kept(row, line, exchange=True) is None for line in lines)
+        reasons = [self.store.return_blocked_reason(row, line) for line in lines]
+        exchangeable = any(self.store.return_blocked_reason(row, line, exchange=True) is None for line in lines)
         may = [word for word, allowed in (
             ("cancel", state in rules.cancel_states), ("change address", state in rules.address_states),
             ("return", None in reasons), ("exchange", exchangeable)) if allowed]
@@ -160,7 +160,7 @@ class Session:
         self._require_consent("return_items", row, lines)
         self._require_kept_rules(row, lines)
         self._begin_change()
-        refund = self.store.take_back(row["id"], [line["product"] for line in lines])
+        refund = self.store.return_items(row["id"], [line["product"] for line in lines])
         return {"order": row["id"], "returned": [line["name"] for line in lines], "refund": money(refund)}
 
     def exchange_item(self, order: str, product: str, variant: str) -> dict:
@@ -187,7 +187,7 @@ class Session:
         self._require_consent("change_address", row, detail=address)
         self._require_state(row, self.store.shop.rules.address_states)
         self._begin_change()
-        self.store.redirect(row["id"], address)
+        self.store.change_address(row["id"], address)
         return {"order": row["id"], "address": address}
 
     # What they have in common
@@ -217,7 +217,7 @@ class Session:
                 return line
         raise Refusal("not_in_order", product=product["name"])
 
-    def offers(self, name: str, arguments: dict) -> bool:
+    def is_pending(self, name: str, arguments: dict) -> bool:
         """Whether the assistant's last reply restates this write, so that a yes to it would be a yes to this."""
         row = self.store.order(arguments["order"])
         products = arguments.get("products", [arguments["product"]] if "product" in arguments else [])
@@ -226,11 +226,11 @@ class Session:
 
     def _restates(self, reply: str, action: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str) -> bool:
         products = [(line["name"], [name for name in self.store.stock(line["product"]) if name != line["variant"]]) for line in lines]
-        return restates(reply, action, order["id"], money(order["total"]), products, detail)
+        return requests_confirmation(reply, action, order["id"], money(order["total"]), products, detail)
 
     def _require_consent(self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = "") -> None:
         named = [fact for line in lines for fact in (line["name"], short(line["name"]))]
-        yes = agrees(self._answer, action, (order["id"], *named, *([detail] if detail else [])))
+        yes = is_affirmation(self._answer, action, (order["id"], *named, *([detail] if detail else [])))
         if not (yes and self._restates(self._restated, action, order, list(lines), detail)):
             raise Refusal("not_confirmed")
 
@@ -249,12 +249,12 @@ class Session:
 
     def _require_kept_rules(self, order: sqlite3.Row, lines: list[sqlite3.Row], exchange: bool = False) -> None:
         for line in lines:
-            why = self.store.why_kept(order, line, exchange)
+            why = self.store.return_blocked_reason(order, line, exchange)
             if why:
                 raise Refusal("not_allowed", product=line["name"], why=why)
 
 
-def unsafe_writes(calls: list[Call]) -> int:
+def policy_violations(calls: list[Call]) -> int:
     """Writes that were attempted and refused, whatever the reason: unconfirmed, against the rules, not the customer's, not well-formed.
 
     Only that the store was down for a write that was safe is no fault of the model's.

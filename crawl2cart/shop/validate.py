@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.shop.data_model import Category, Customer, Order, Product, Record, Review, Shop
 from crawl2cart.shop.loader import files_of, line_of, read_departments, read_lines, read_one, read_policy, read_text
 
@@ -31,10 +31,10 @@ class Faults(list[str]):
             first.setdefault(key, place)
 
     def tried(self, read: Callable[[], Found], otherwise: Found | None = None) -> Found | None:
-        """What `read` returns; a Problem is noted, and `otherwise` returned."""
+        """What `read` returns; a UserError is noted, and `otherwise` returned."""
         try:
             return read()
-        except Problem as problem:
+        except UserError as problem:
             self += [line for line in str(problem).splitlines() if line not in self and not line.startswith("`")]
             return otherwise
 

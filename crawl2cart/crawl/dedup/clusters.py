@@ -68,8 +68,8 @@ def find_copies(shards: list[Path], limits: Filter, scratch: Path) -> Copies:
     start(limits)
     texts = (daft.read_parquet([str(shard) for shard in sorted(set(shards))]).where(daft.col("reason") == "")
              .select(daft.functions.hash(daft.col("key")).alias("id"), "text"))
-    pairs = near_pairs(texts, limits.near_words, limits.near_bands, limits.near_rows, limits.near_similarity, scratch,
-                       int(limits.near_memory_gib * 2**30))
+    pairs = near_pairs(texts, limits.minhash.ngram, limits.minhash.bands, limits.minhash.rows, limits.minhash.threshold, scratch,
+                       int(limits.minhash.memory_gib * 2**30))
     first, second = np.searchsorted(unique, pairs.first), np.searchsorted(unique, pairs.second)
     clusters = components(len(unique), first, second)
     nearest = np.zeros(len(unique))

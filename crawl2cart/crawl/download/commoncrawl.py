@@ -18,7 +18,7 @@ from pathlib import Path
 from fastwarc.warc import WarcRecord
 from ruamel.yaml import YAML
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_file
 from crawl2cart.crawl.download.downloader import Fetcher
 from crawl2cart.crawl.download.http_client import Web
@@ -44,7 +44,7 @@ def list_files(fetcher: Fetcher, crawl: str, kind: str) -> list[str]:
     names = gzip.decompress(listed.read_bytes()).decode().split()  # of all members, where a mirror has packed it anew
     for name in names:
         if not is_name(name):
-            raise Problem(f"{kind}.paths.gz of {crawl} names {name!r}, which is no file of a crawl. Use another mirror (download.base).")
+            raise UserError(f"{kind}.paths.gz of {crawl} names {name!r}, which is no file of a crawl. Use another mirror (download.base).")
     return names
 
 
@@ -52,7 +52,7 @@ def is_name(name: str) -> bool:
     return name.startswith("crawl-data/") and name.endswith(".gz") and ".." not in name.split("/")
 
 
-def choose(names: list[str], files: int | float | str, seed: int) -> list[str]:
+def select_files(names: list[str], files: int | float | str, seed: int) -> list[str]:
     """The first `files` names, or those of a range such as "100-119" (from 0, both ends included), or a share of all
     drawn with the seed (0.001: at least one), in the order of the list."""
     if isinstance(files, float):
@@ -60,7 +60,7 @@ def choose(names: list[str], files: int | float | str, seed: int) -> list[str]:
         return [names[number] for number in sorted(drawn)]
     first, last = map(int, files.split("-")) if isinstance(files, str) else (0, files - 1)
     if last >= len(names):
-        raise Problem(f"download.files is {files}, but the crawl has {len(names):,} files (0-{len(names) - 1}).")
+        raise UserError(f"download.files is {files}, but the crawl has {len(names):,} files (0-{len(names) - 1}).")
     return names[first:last + 1]
 
 
@@ -72,14 +72,14 @@ def captures(index: Web, retry: Retry, crawl: str, patterns: list[str], filters:
     found: dict[Capture, None] = {}
     for pattern in patterns:
         query = {"url": pattern, "output": "json", "filter": filters}
-        pages = retry.insist(f"index of {crawl}", lambda query=query: count_pages(index, crawl, query))
+        pages = retry.retry(f"index of {crawl}", lambda query=query: count_pages(index, crawl, query))
         for page in range(pages):
-            found |= dict.fromkeys(retry.insist(f"index of {crawl}, page {page} for {pattern}",
+            found |= dict.fromkeys(retry.retry(f"index of {crawl}, page {page} for {pattern}",
                                                    lambda query=query, page=page: index_page(index, crawl, query, page)))
             if len(found) >= most:
                 return list(found)[:most]
     if not found:
-        raise Problem(f"The index of {crawl} has no capture of {', '.join(patterns)} with {', '.join(filters) or 'no filter'}. "
+        raise UserError(f"The index of {crawl} has no capture of {', '.join(patterns)} with {', '.join(filters) or 'no filter'}. "
                       "Patterns are example.org, *.example.org or example.org/shop/*.")
     return list(found)
 
@@ -87,7 +87,7 @@ def captures(index: Web, retry: Retry, crawl: str, patterns: list[str], filters:
 def count_pages(index: Web, crawl: str, query: dict) -> int:
     body = index.text(f"{crawl}-index", **query, showNumPages="true")
     if body is None:
-        raise Problem(f"{index.base}{crawl}-index is not there (404). Is download.crawl the name of a crawl? "
+        raise UserError(f"{index.base}{crawl}-index is not there (404). Is download.crawl the name of a crawl? "
                       "`python -m stages.download --latest` names the newest.")
     try:
         return int(json.loads(body)["pages"])
@@ -119,7 +119,7 @@ def records(fetcher: Fetcher, wanted: list[Capture]) -> list[Path]:
         with contextlib.suppress(Fault, FileNotFoundError):
             check_record(place.read_bytes(), capture)
             return place
-        member = fetcher.retry.insist(f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture))
+        member = fetcher.retry.retry(f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture))
         with atomic_file(place) as temporary:
             temporary.write_bytes(member)
         return place
@@ -128,7 +128,7 @@ def records(fetcher: Fetcher, wanted: list[Capture]) -> list[Path]:
 
 
 def fetch_record(fetcher: Fetcher, capture: Capture) -> bytes:
-    member = fetcher.remote.stretch(capture.name, capture.offset, capture.length)
+    member = fetcher.remote.read_range(capture.name, capture.offset, capture.length)
     check_record(member, capture)
     return member
 
@@ -154,14 +154,14 @@ def newest(index: Web, retry: Retry) -> str:
     def ask() -> str:
         body = index.text("collinfo.json")
         if body is None:
-            raise Problem(f"{index.base}collinfo.json is not there (404). download.index should be the address of an index "
+            raise UserError(f"{index.base}collinfo.json is not there (404). download.index should be the address of an index "
                           "server, such as https://index.commoncrawl.org/.")
         try:
             return max(entry["id"] for entry in json.loads(body) if CRAWL.fullmatch(entry["id"]))
         except (ValueError, KeyError, TypeError) as error:
             raise Fault("no index", f"the answer is no list of crawls: {body[:60]!r}") from error
 
-    return retry.insist("list of crawls", ask)
+    return retry.retry("list of crawls", ask)
 
 
 def set_crawl(path: Path, crawl: str) -> None:

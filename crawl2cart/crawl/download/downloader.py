@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_c
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import disk_full_in_words, file_hash, read_json, write_json
 from crawl2cart.core.progress import progress
 from crawl2cart.crawl.download.file_type import check_gzip, looks_like
@@ -57,7 +57,7 @@ class Fetcher:
 
     def note(self, name: str) -> dict:
         """What is known of a file: bytes and mark of its version, sha256 once it is whole."""
-        with contextlib.suppress(Problem):  # none, or one that a dying machine left half-written
+        with contextlib.suppress(UserError):  # none, or one that a dying machine left half-written
             return read_json(note_path(self.place(name)))
         return {}
 
@@ -80,7 +80,7 @@ class Fetcher:
         """What the server says of a file, or said to an earlier run that was to fetch it."""
         version = self.noted_version(name)
         if not version:
-            version = self.retry.insist(name, lambda: self.remote.version(name))
+            version = self.retry.retry(name, lambda: self.remote.version(name))
             self.write_note(name, version)
         return version
 
@@ -105,21 +105,21 @@ class Fetcher:
             self.place(name).unlink()
 
     def check_space(self, versions: dict[str, Version]) -> None:
-        """Raises Problem if the files that are still to come are larger than the free space."""
+        """Raises UserError if the files that are still to come are larger than the free space."""
         needed = sum(version.bytes - min(version.bytes, size_of(part_path(self.place(name)))) for name, version in versions.items())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             for name in versions:
                 if not part_path(self.place(name)).exists():
                     note_path(self.place(name)).unlink()  # it is asked again, in case it was not true
-            raise Problem(f"{len(versions):,} files are to be fetched, {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are "
+            raise UserError(f"{len(versions):,} files are to be fetched, {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are "
                           f"free where {self.folder} lies (and DVC keeps a copy where the file system can not share one). "
                           "Nothing was fetched. Free some space, or choose fewer files (download.files).")
 
     def fetch(self, name: str, starts: bytes, expected: Version | None, reached: Callable[[int], None]) -> None:
         """expected: the version that a look at the file has shown. reached: is told how many bytes of it are here."""
         said = Counter([expected]) if expected else None
-        self.retry.insist(name, lambda: self.attempt(name, starts, said, reached))
+        self.retry.retry(name, lambda: self.attempt(name, starts, said, reached))
 
     def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> None:
         """One more request for what is missing of a file; returns when it is whole. Raises Fault."""
@@ -197,7 +197,7 @@ class Fetcher:
             except BaseException:
                 self.retry.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-                self.remote.hang_up()
+                self.remote.close()
                 raise
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastwarc.stream_io import ZstdReader
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.crawl.download.retry import Fault
 
 FIRST_BYTES = 1 << 16
@@ -15,10 +15,10 @@ UNPACKED_BLOCK = 1 << 20  # so that a zip bomb can not fill the memory
 
 
 def check_is_warc(path: Path) -> None:
-    """Raises Problem unless the file begins like a WARC or WET file. Damage further on is the filter's to mend."""
+    """Raises UserError unless the file begins like a WARC or WET file. Damage further on is the filter's to mend."""
     first = first_bytes(path)
     if not first.startswith(b"WARC/"):
-        raise Problem(f"{path} is no WARC file: it {looks_like(first)}. Fetch it again or take it out of download.paths.")
+        raise UserError(f"{path} is no WARC file: it {looks_like(first)}. Fetch it again or take it out of download.paths.")
 
 
 def looks_like(first: bytes) -> str:

@@ -1,6 +1,6 @@
 """One request to a web server, and what the answer means.
 
-An answer is either what was asked for, or a Fault (ask again), or a Problem (asking again would be rude or useless).
+An answer is either what was asked for, or a Fault (ask again), or a UserError (asking again would be rude or useless).
 Ranges and validators: RFC 9110 sections 8.8, 13.1.5 and 14.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import requests
 import urllib3
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.crawl.download.retry import Fault
 
 PIECE = 1 << 16
-LEAST_RATE = 1024  # bytes a second; below it over `stall_seconds` a connection is given up and resumed
+LEAST_RATE = 1024  # bytes a second; below it over `read_timeout` a connection is given up and resumed
 LONGEST_TEXT = 64 << 20  # of an answer that is read into memory
 REASON_LETTERS = 160
 NOT_NOW = {408, 425, 429, 500, 502, 503, 504, 509}
@@ -46,10 +46,10 @@ class Changed(Fault):
 
 
 class Web:
-    """Files below an http(s) address. stall_seconds: how long silence, or less than LEAST_RATE, is borne."""
+    """Files below an http(s) address. read_timeout: how long silence, or less than LEAST_RATE, is borne."""
 
-    def __init__(self, base: str, contact: str, stall_seconds: float, connections: int):
-        self.base, self.stall_seconds = base.rstrip("/") + "/", stall_seconds
+    def __init__(self, base: str, contact: str, read_timeout: float, connections: int):
+        self.base, self.read_timeout = base.rstrip("/") + "/", read_timeout
         self.answers: set[requests.Response] = set()
         self.session = requests.Session()
         self.session.headers = {"User-Agent": f"crawl2cart ({contact or 'no contact given'})", "Accept": "*/*",
@@ -77,7 +77,7 @@ class Web:
             else:
                 yield Body(Version(stated_length(answer), mark(answer.headers)), 0, self._pieces(answer))
 
-    def stretch(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes of the file from `start` on."""
         with self._ask("GET", name, {"Range": f"bytes={start}-{start + length - 1}"}) as answer:
             if answer.status_code != 206:
@@ -101,7 +101,7 @@ class Web:
             for piece in self._pieces(answer):
                 content += piece
                 if len(content) > LONGEST_TEXT:
-                    raise Problem(f"{answer.url}: the answer is longer than {LONGEST_TEXT >> 20} MiB.")
+                    raise UserError(f"{answer.url}: the answer is longer than {LONGEST_TEXT >> 20} MiB.")
             if "Content-Length" in answer.headers and len(content) != stated_length(answer):
                 raise Fault("cut", f"{len(content):,} bytes came instead of {stated_length(answer):,}")
             return bytes(content)
@@ -112,23 +112,23 @@ class Web:
         url = self.base + name
         try:
             answer = self.session.request(method, url, headers=headers, params=query, stream=True, allow_redirects=True,
-                                          timeout=self.stall_seconds)
+                                          timeout=self.read_timeout)
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
-            raise Problem(f"{url} is no address that can be asked ({error}). Mend download.base or download.index.") from error
+            raise UserError(f"{url} is no address that can be asked ({error}). Mend download.base or download.index.") from error
         except requests.RequestException as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise Problem(f"{url}: the certificate of the server is not trusted here ({error}). Behind a proxy, name its "
+                raise UserError(f"{url}: the certificate of the server is not trusted here ({error}). Behind a proxy, name its "
                               "certificate in REQUESTS_CA_BUNDLE.") from error
             raise Fault("no answer", f"no answer ({error.__class__.__name__})") from error
         with answer:
-            judge(answer, absent)
+            raise_for_status(answer, absent)
             self.answers.add(answer)
             try:
                 yield answer
             finally:
                 self.answers.discard(answer)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """Ends the answers that other threads are reading."""
         for answer in list(self.answers):
             with contextlib.suppress(RuntimeError, ValueError, OSError):  # it has just ended by itself
@@ -141,7 +141,7 @@ class Web:
             try:
                 piece = answer.raw.read1(PIECE, decode_content=False)
             except urllib3.exceptions.ReadTimeoutError as error:
-                raise Fault("silent", f"nothing came for {self.stall_seconds:g} s") from error
+                raise Fault("silent", f"nothing came for {self.read_timeout:g} s") from error
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise Fault("cut", f"the connection broke ({error.__class__.__name__})") from error
             if not piece:
@@ -149,32 +149,32 @@ class Web:
             yield piece
             size += len(piece)
             seconds = time.monotonic() - started
-            if seconds >= self.stall_seconds:
+            if seconds >= self.read_timeout:
                 if size < LEAST_RATE * seconds:
                     raise Fault("slow", f"only {size / seconds:,.0f} bytes a second came")
                 started, size = time.monotonic(), 0
 
 
-def judge(answer: requests.Response, absent: bool) -> None:
-    """Raises Fault or Problem unless the answer is a success (or a 404, where `absent` allows it)."""
+def raise_for_status(answer: requests.Response, absent: bool) -> None:
+    """Raises Fault or UserError unless the answer is a success (or a 404, where `absent` allows it)."""
     status = answer.status_code
     if status in (200, 206) or (status == 404 and absent):
         return
     said = f"{answer.url} answered {status} {answer.reason}"
     match status:
         case 403:
-            raise Problem(f"{said}: {reason(answer)}. That means stop: the address is blocked for a while after too many requests, or "
+            raise UserError(f"{said}: {reason(answer)}. That means stop: the address is blocked for a while after too many requests, or "
                           "nobody may read this. Nothing more was asked. What has come is kept; wait some hours, then run again "
                           "with a larger download.seconds_between_requests, or use another mirror (download.base).")
         case 404 | 410:
-            raise Problem(f"{said}: there is no such file. Is download.crawl the name of a crawl, and download.base right? "
+            raise UserError(f"{said}: there is no such file. Is download.crawl the name of a crawl, and download.base right? "
                           "`python -m stages.download --latest` names the newest crawl.")
         case 416:
             raise Changed("changed", "the file is shorter than what had come of it")
         case _ if status in NOT_NOW:
             raise Fault(str(status), f"{status} {answer.reason}", after=retry_after(answer.headers.get("Retry-After")))
         case _:
-            raise Problem(f"{said}: {reason(answer)}. Asking again would not help.")
+            raise UserError(f"{said}: {reason(answer)}. Asking again would not help.")
 
 
 def reason(answer: requests.Response) -> str:

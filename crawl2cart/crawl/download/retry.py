@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 Result = TypeVar("Result")
 LONGEST_WAIT = 600.0  # seconds between two attempts, unless the server asks for more
@@ -35,7 +35,7 @@ class Fault(Exception):
 
 
 class Stopped(Exception):
-    """Raised in the connections that still work when another has met a Problem or the user has ended the run."""
+    """Raised in the connections that still work when another has met a UserError or the user has ended the run."""
 
 
 class Retry:
@@ -71,10 +71,10 @@ class Retry:
         if self.stopped.is_set():
             raise Stopped
 
-    def insist(self, what: str, attempt: Callable[[], Result]) -> Result:
+    def retry(self, what: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns, however often it has to be made. what: for messages.
 
-        Raises Problem when `attempts` in a row have failed, or when the same wrong content came twice.
+        Raises UserError when `attempts` in a row have failed, or when the same wrong content came twice.
         """
         failures, seen = 0, set()
         while True:
@@ -86,12 +86,12 @@ class Retry:
                 with self._lock:
                     self.faults[fault.kind] += 1
                 if fault.evidence and fault.evidence in seen:
-                    raise Problem(f"{what}: {fault}. It came twice with the same bytes, so it is the server's copy that is bad. "
+                    raise UserError(f"{what}: {fault}. It came twice with the same bytes, so it is the server's copy that is bad. "
                                   "Choose other files or another mirror (download.base).") from fault
                 seen.add(fault.evidence)
                 if failures >= self.attempts:
-                    raise Problem(f"{what}: {fault}. That was attempt {failures} of {self.attempts} without success (met so far: "
-                                  f"{self.told()}). What has come is kept; run again later and it goes on from there.") from fault
+                    raise UserError(f"{what}: {fault}. That was attempt {failures} of {self.attempts} without success (met so far: "
+                                  f"{self.fault_summary()}). What has come is kept; run again later and it goes on from there.") from fault
                 self.wait(what, fault, failures)
 
     def wait(self, what: str, fault: Fault, failures: int) -> None:
@@ -99,7 +99,7 @@ class Retry:
         backoff = min(LONGEST_WAIT, self.pause * 2 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
         seconds = max(fault.after or 0.0, backoff)
         if seconds > LONGEST_RETRY_AFTER:
-            raise Problem(f"{what}: {fault}. The server asks to be left alone for {seconds / 3600:,.1f} hours. What has come is "
+            raise UserError(f"{what}: {fault}. The server asks to be left alone for {seconds / 3600:,.1f} hours. What has come is "
                           "kept; run again then.") from fault
         if fault.after is not None:
             with self._lock:
@@ -108,6 +108,6 @@ class Retry:
             tqdm.write(f"{what}: {fault}; again in {seconds:,.0f} s ({failures} of {self.attempts})", file=sys.stderr)
         self.sleep(seconds)
 
-    def told(self) -> str:
+    def fault_summary(self) -> str:
         """The faults met, in words."""
         return ", ".join(f"{kind} {count} times" for kind, count in sorted(self.faults.items())) or "no fault"

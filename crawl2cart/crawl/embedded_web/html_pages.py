@@ -14,7 +14,7 @@ import brotli
 import jinja2
 from markupsafe import Markup
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.crawl.embedded_web.sites import Page, Spoken, markdown, plain_text
 
 CRAWL_DAY = "2026-05-18"
@@ -60,7 +60,7 @@ class Renderer:
         try:
             template = self.environment.get_template(f"{page.site.design}.html.j2")
         except jinja2.TemplateError as error:
-            raise Problem(f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}.") from error
+            raise UserError(f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}.") from error
         others = [other for other in self.neighbours.get(page.host, []) if other is not page]
         start = number_of(page.url) % max(1, len(others))
         serve = page.front.serve

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 
 FENCE = "+++"
 SPOKEN = re.compile(r'^@@ (?P<kind>post|comment)(?P<marks>(?: [a-z]+="[^"]*")*)\s*$', re.MULTILINE)
@@ -97,7 +97,7 @@ class Page:
 def read_sites(folder: Path) -> list[Page]:
     """All pages below a folder of sites, in the order of their URLs.
 
-    Raises Problem naming file and line where a file does not parse, and where two pages claim one URL.
+    Raises UserError naming file and line where a file does not parse, and where two pages claim one URL.
     """
     pages, files = [], {}
     for settings in sorted(folder.glob("*/site.toml")):
@@ -105,24 +105,24 @@ def read_sites(folder: Path) -> list[Page]:
         for file in sorted(settings.parent.glob("*.md")):
             page = read_page(file, settings.parent.name, site)
             if page.url in files:
-                raise Problem(f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one.")
+                raise UserError(f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one.")
             files[page.url] = file
             pages.append(page)
     if not pages:
-        raise Problem(f"{folder} holds no page: it needs folders with a site.toml and .md files.")
+        raise UserError(f"{folder} holds no page: it needs folders with a site.toml and .md files.")
     return sorted(pages, key=lambda page: page.url)
 
 
 def read_page(file: Path, host: str, site: Site) -> Page:
     lines = file.read_text().split("\n")
     if lines[0].strip() != FENCE or FENCE not in (line.strip() for line in lines[1:]):
-        raise Problem(f"{file}:1: a page starts with its front matter between two lines {FENCE}. Add them.")
+        raise UserError(f"{file}:1: a page starts with its front matter between two lines {FENCE}. Add them.")
     end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE)
     front = check(Front, parse_toml("\n".join(lines[1:end]), file, 1), file, 1)
     text = "\n".join(lines[end + 1:])
     for number, line in enumerate(lines[end + 1:], end + 2):
         if line.startswith("@@") and not SPOKEN.match(line):
-            raise Problem(f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….')
+            raise UserError(f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….')
     body, *rest = re.split(r"^(?=@@ )", text, flags=re.MULTILINE)
     spoken: dict[str, list[Spoken]] = {"post": [], "comment": []}
     for part in rest:
@@ -139,11 +139,11 @@ def parse_toml(text: str, file: Path, lines_before: int) -> dict:
         place = re.search(r"\(at line (\d+), column \d+\)|\(at end of document\)", str(error))
         line = int(place[1]) if place and place[1] else text.count("\n") + 1
         reason = str(error).replace(place[0], "").strip() if place else str(error)
-        raise Problem(f"{file}:{line + lines_before}: not valid TOML: {reason}. Mend the line.") from error
+        raise UserError(f"{file}:{line + lines_before}: not valid TOML: {reason}. Mend the line.") from error
 
 
 def check(model: type[Written], values: dict, file: Path, lines_before: int) -> Written:
-    """The values as a `model`. A wrong one is a Problem that gives the line of its key."""
+    """The values as a `model`. A wrong one is a UserError that gives the line of its key."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -154,7 +154,7 @@ def check(model: type[Written], values: dict, file: Path, lines_before: int) -> 
                     lines_before + 1)
         what = {"missing": "this key is missing", "extra_forbidden": "there is no such key"}.get(
             fault["type"], f"{fault['msg']}, but it is {fault['input']!r}")
-        raise Problem(f"{file}:{line}: {key}: {what}.") from error
+        raise UserError(f"{file}:{line}: {key}: {what}.") from error
 
 
 def gold_text(page: Page) -> str:

@@ -16,7 +16,7 @@ RULES = ("duplicate", "near_duplicate", "repeated_lines", "contaminated")  # in 
 
 
 @dataclass(frozen=True)
-class CrossPage:
+class CorpusFilters:
     """What the rules need to know of all pages. lines: hashes of the lines to cut, with how many pages they stand on."""
 
     copies: Copies
@@ -24,7 +24,7 @@ class CrossPage:
     held_out: HeldOut
     limits: Filter
 
-    def judge(self, number: int, row: dict) -> dict:
+    def apply_corpus_filters(self, number: int, row: dict) -> dict:
         """A kept page's row with what these rules say: `reason` and `score`, `text` without repeated lines, `because`
         (the URL of the copy that stays, or the words in common with a held-out text), and `cut`, the lines gone.
 
@@ -45,7 +45,7 @@ class CrossPage:
         return row | {"text": cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)[0]}
 
 
-def look_across(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path) -> CrossPage:
+def build_corpus_filters(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path) -> CorpusFilters:
     """Compares all pages that no rule has removed. Copies go first: the lines of an article stand on all its mirrors."""
     copies = find_copies(shards, limits, scratch)
 
@@ -57,4 +57,4 @@ def look_across(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: 
                     yield {line_hash(line) for line in long_lines(batch["text"][row].as_py(), limits.repeated_line_letters)}
             page += len(batch)
 
-    return CrossPage(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)
+    return CorpusFilters(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)

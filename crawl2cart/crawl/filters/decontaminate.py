@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.crawl.dedup.fingerprint import plain_words
 
@@ -22,12 +22,12 @@ HELD_OUT = ("validation", "test")
 class HeldOut:
     """The word sequences that no page may hold.
 
-    words: the longest sequence compared. least_words: the shortest piece compared. Raises Problem if that is longer.
+    words: the longest sequence compared. least_words: the shortest piece compared. Raises UserError if that is longer.
     """
 
     def __init__(self, texts: Iterator[str], words: int, least_words: int):
         if least_words > words:
-            raise Problem(f"filter.contamination_least_words is {least_words}, but filter.contamination_words, the most that are "
+            raise UserError(f"filter.decontamination.min_ngram is {least_words}, but filter.decontamination.ngram, the most that are "
                           f"compared in a row, only {words}. Make the first no larger than the second.")
         self.least_words = least_words
         self.grams: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # by their first words, least_words of them

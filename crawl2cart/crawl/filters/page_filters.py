@@ -49,7 +49,7 @@ class Page:
     language_score: float = 0.0
 
 
-def judge(record: Record, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> dict:
+def filter_page(record: Record, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> dict:
     """One row of a shard: the page's text, and the first rule it fails with its score, or reason "".
 
     hosts: those from which no page is wanted. topic: None where pages of any topic are.
@@ -79,10 +79,10 @@ def checks(page: Page, limits: Filter, hosts: frozenset[str], topic: Weights | N
             return
     yield language_check(page, limits)
     bounds = bounds_of(limits)
-    for rule, score in scores(page.text, page.language, bounds, limits.compat):
+    for rule, score in scores(page.text, page.language, bounds, limits.word_tokenizer):
         yield Check(rule, score, *bounds[rule])
     if topic and page.language == "en":  # it knows English words
-        yield Check("topic", topic_score(page.text, topic), limits.min_topic, 1)
+        yield Check("topic", topic_score(page.text, topic), limits.topic_threshold, 1)
 
 
 def text_checks(page: Page, limits: Filter) -> Iterator[Check]:

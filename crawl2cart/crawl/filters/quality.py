@@ -66,7 +66,7 @@ FINEWEB: Bounds = {
 }
 
 
-class Verdict(NamedTuple):
+class RuleResult(NamedTuple):
     """ok: no rule fails. reason: the first rule that does, or "". scores: what was measured up to there."""
 
     ok: bool
@@ -74,38 +74,38 @@ class Verdict(NamedTuple):
     scores: dict[str, float]
 
 
-def gopher_quality(text: str, bounds: Bounds = GOPHER_QUALITY, compat: str = "none") -> Verdict:
+def gopher_quality(text: str, bounds: Bounds = GOPHER_QUALITY, word_tokenizer: str = "whitespace") -> RuleResult:
     """Length, word length, symbols, bullets, ellipses, letters, stop words: section A1.1, "Quality filtering".
 
-    The stop words are English. compat: `none` or `datatrove`, see `split_words`.
+    The stop words are English. word_tokenizer: `whitespace` or `datatrove`, see `split_words`.
     """
-    return verdict(quality_scores(text, compat), bounds)
+    return verdict(quality_scores(text, word_tokenizer), bounds)
 
 
-def gopher_repetition(text: str, bounds: Bounds = GOPHER_REPETITION, compat: str = "none") -> Verdict:
+def gopher_repetition(text: str, bounds: Bounds = GOPHER_REPETITION, word_tokenizer: str = "whitespace") -> RuleResult:
     """Repeated lines, paragraphs and n-grams: section A1.1, "Repetition removal"."""
-    return verdict(repetition_scores(text, bounds, compat), bounds)
+    return verdict(repetition_scores(text, bounds, word_tokenizer), bounds)
 
 
-def c4(text: str, bounds: Bounds = C4) -> Verdict:
+def c4(text: str, bounds: Bounds = C4) -> RuleResult:
     """Placeholder text, program text, too few sentences. C4's rules for single lines are in no verdict: they edit."""
     return verdict(c4_scores(text), bounds)
 
 
-def fineweb(text: str, bounds: Bounds = FINEWEB) -> Verdict:
+def fineweb(text: str, bounds: Bounds = FINEWEB) -> RuleResult:
     """The shape of the lines: ended by punctuation, short, repeated, as many as a list has."""
     return verdict(fineweb_scores(text), bounds)
 
 
-def verdict(scores: Iterator[tuple[str, float]], bounds: Bounds) -> Verdict:
+def verdict(scores: Iterator[tuple[str, float]], bounds: Bounds) -> RuleResult:
     """The first score outside its bounds decides; those behind it are not computed."""
     seen = {}
     for name, score in scores:
         seen[name] = score
         low, high = bounds[name]
         if not low <= score <= high:
-            return Verdict(False, name, seen)
-    return Verdict(True, "", seen)
+            return RuleResult(False, name, seen)
+    return RuleResult(True, "", seen)
 
 
 def bounds_of(limits: Filter) -> Bounds:
@@ -145,28 +145,28 @@ def bounds_of(limits: Filter) -> Bounds:
     }
 
 
-def scores(text: str, language: str, bounds: Bounds, compat: str) -> Iterator[tuple[str, float]]:
+def scores(text: str, language: str, bounds: Bounds, word_tokenizer: str) -> Iterator[tuple[str, float]]:
     """All rules in their order, by name and score. Those that know English words are asked of English text only."""
     english = language == "en"
-    yield from ((name, score) for name, score in quality_scores(text, compat) if english or name != "stop_words")
-    yield from repetition_scores(text, bounds, compat)
+    yield from ((name, score) for name, score in quality_scores(text, word_tokenizer) if english or name != "stop_words")
+    yield from repetition_scores(text, bounds, word_tokenizer)
     yield from c4_scores(text)
     yield from fineweb_scores(text)
     if english:
         yield from english_scores(text)
 
 
-def split_words(text: str, compat: str) -> list[str]:
-    """What stands between spaces, as the papers say; with compat `datatrove` punctuation marks are words too, as it counts
+def split_words(text: str, word_tokenizer: str) -> list[str]:
+    """What stands between spaces, as the papers say; with word_tokenizer `datatrove` punctuation marks are words too, as it counts
     them, which makes its rule on alphabetic words remove every tenth English page more."""
-    return WORD_OR_MARK.findall(text) if compat == "datatrove" else text.split()
+    return WORD_OR_MARK.findall(text) if word_tokenizer == "datatrove" else text.split()
 
 
-def quality_scores(text: str, compat: str) -> Iterator[tuple[str, float]]:
-    words = split_words(text, compat)
+def quality_scores(text: str, word_tokenizer: str) -> Iterator[tuple[str, float]]:
+    words = split_words(text, word_tokenizer)
     distinct = set(words)
     count = max(1, len(words))
-    if compat == "datatrove":
+    if word_tokenizer == "datatrove":
         long = [word for word in words if any(map(str.isalnum, word))]
         lines, bullets = text.splitlines(), ("•", "-")
         bare = distinct
@@ -184,7 +184,7 @@ def quality_scores(text: str, compat: str) -> Iterator[tuple[str, float]]:
     yield "stop_words", len(STOP_WORDS & bare)
 
 
-def repetition_scores(text: str, bounds: Bounds, compat: str) -> Iterator[tuple[str, float]]:
+def repetition_scores(text: str, bounds: Bounds, word_tokenizer: str) -> Iterator[tuple[str, float]]:
     """Shares of lines, of paragraphs and of characters that repeat earlier ones.
 
     The share of a duplicate n-gram may be an upper bound, where that is within its bounds.
@@ -197,7 +197,7 @@ def repetition_scores(text: str, bounds: Bounds, compat: str) -> Iterator[tuple[
     yield "duplicate_paragraphs", paragraph_share
     yield "duplicate_line_characters", line_characters / size
     yield "duplicate_paragraph_characters", paragraph_characters / size
-    words = split_words(text, compat)
+    words = split_words(text, word_tokenizer)
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     ids = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))

@@ -14,7 +14,7 @@ from pathlib import Path
 import brotli
 from fastwarc.warc import WarcRecord
 
-from crawl2cart.crawl.warc.recovery import Frame, frames, lose
+from crawl2cart.crawl.warc.recovery import RawRecord, frames, lose
 
 BROKEN_BLOCK = 512  # bytes of a broken body that are unpacked at a time: of what comes before the error little is lost
 CHUNK_SIZE = re.compile(rb"[\r\n]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -62,7 +62,7 @@ def read(path: Path, max_bytes: int, counts: Counter) -> Iterator[Record]:
             counts[f"recovered.{flaw}"] += 1
 
 
-def page(frame: Frame, kind: str, max_bytes: int) -> tuple[Record | None, str]:
+def page(frame: RawRecord, kind: str, max_bytes: int) -> tuple[Record | None, str]:
     """The page in a record, and what was wrong with its HTTP message; None where nothing of it can be read."""
     url = frame.headers.get("warc-target-uri", "").strip("<>").replace(" ", "%20")
     declared = frame.headers.get("content-type", "")

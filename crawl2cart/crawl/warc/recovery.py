@@ -39,7 +39,7 @@ class Event(Enum):
 
 
 @dataclass(frozen=True)
-class Frame:
+class RawRecord:
     """One record as it lies in the file. flaw: what had to be mended, or an empty string."""
 
     headers: dict[str, str]
@@ -205,7 +205,7 @@ class Window:
                 return None
 
 
-def frames(path: Path, counts: Counter) -> Iterator[Frame]:
+def frames(path: Path, counts: Counter) -> Iterator[RawRecord]:
     """The records of a file, each with its block cut where it really ends. Counts what is lost."""
     window = Window(unpack(path))
     while True:
@@ -220,7 +220,7 @@ def frames(path: Path, counts: Counter) -> Iterator[Frame]:
                 lose(counts, "cut_short")  # its first byte is not there
             return
         found, end = next_frame(window)
-        if isinstance(found, Frame):
+        if isinstance(found, RawRecord):
             yield found
         else:
             lose(counts, found)
@@ -229,7 +229,7 @@ def frames(path: Path, counts: Counter) -> Iterator[Frame]:
             window.leave_gap()
 
 
-def next_frame(window: Window) -> tuple[Frame | str, int]:
+def next_frame(window: Window) -> tuple[RawRecord | str, int]:
     """The record at the start of the window, or why it is lost; and where in the window what follows it starts."""
     head = next_head(window)
     if head is None:
@@ -242,7 +242,7 @@ def next_frame(window: Window) -> tuple[Frame | str, int]:
     stated = head.end() + min(int(length), LONGEST_RECORD + 1) if length.isdecimal() else None
     fits = stated is not None and stated <= head.end() + LONGEST_RECORD
     if fits and window.reach(stated) and window.is_boundary(stated):
-        return Frame(headers, bytes(window.data[head.end():stated]), ""), stated
+        return RawRecord(headers, bytes(window.data[head.end():stated]), ""), stated
     start = window.next_start(head.end(), head.end() + LONGEST_RECORD)
     if start is None and len(window.data) > head.end() + LONGEST_RECORD:
         start = skip_to_start(window, head.end())
@@ -253,7 +253,7 @@ def next_frame(window: Window) -> tuple[Frame | str, int]:
     if stated is None:
         return "no_length", end
     flaw = "cut_short" if start is None and stated > end else "wrong_length"
-    return Frame(headers, without_line_ends(bytes(window.data[head.end():end])), flaw), end
+    return RawRecord(headers, without_line_ends(bytes(window.data[head.end():end])), flaw), end
 
 
 def next_head(window: Window) -> re.Match | None:

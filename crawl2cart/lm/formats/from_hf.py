@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.model_folder import WEIGHTS, check_model
 from crawl2cart.lm.formats.from_openai import mxfp4
 from crawl2cart.lm.models.attention import FAST_TURNS, SLOW_TURNS, THETA
@@ -53,24 +53,24 @@ def foreign(config: dict) -> dict:
 
 
 def imported_config(config: dict) -> dict:
-    """Our config from a GptOssForCausalLM's. Raises Problem on what our model has no place for."""
+    """Our config from a GptOssForCausalLM's. Raises UserError on what our model has no place for."""
     if wrong := foreign(config):
-        raise Problem(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with transformers instead.")
+        raise UserError(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with transformers instead.")
     rope = rope_of(config)
-    return {"layers": config["num_hidden_layers"], "width": config["hidden_size"], "heads": config["num_attention_heads"],
-            "key_value_heads": config["num_key_value_heads"], "head_size": config["head_dim"],
-            "expert_width": config["intermediate_size"], "experts": config["num_local_experts"],
-            "experts_per_token": config["num_experts_per_tok"], "window": config["sliding_window"],
-            "max_context": config["max_position_embeddings"], "rope_factor": rope["factor"],
+    return {"num_layers": config["num_hidden_layers"], "hidden_size": config["hidden_size"], "num_heads": config["num_attention_heads"],
+            "num_kv_heads": config["num_key_value_heads"], "head_dim": config["head_dim"],
+            "intermediate_size": config["intermediate_size"], "num_experts": config["num_local_experts"],
+            "experts_per_token": config["num_experts_per_tok"], "sliding_window": config["sliding_window"],
+            "max_position_embeddings": config["max_position_embeddings"], "rope_factor": rope["factor"],
             # transformers has no z-loss; ours is kept in its config, where it is ignored.
-            "balance": config["router_aux_loss_coef"], "z_loss": config.get("router_z_loss_coef", 0.0)}
+            "router_aux_loss_coef": config["router_aux_loss_coef"], "router_z_loss_coef": config.get("router_z_loss_coef", 0.0)}
 
 
 def load_gpt_oss(folder: Path | str, device: str = "cpu") -> GptOss:
-    """A GPT-OSS from a GptOssForCausalLM folder, float32. Raises Problem if files are missing or damaged, and on another model."""
+    """A GPT-OSS from a GptOssForCausalLM folder, float32. Raises UserError if files are missing or damaged, and on another model."""
     config = check_model(folder)
     if config.get("model_type") != "gpt_oss":
-        raise Problem(f"{folder} holds a {config.get('model', config.get('model_type'))}, where a GPT-OSS is needed.")
+        raise UserError(f"{folder} holds a {config.get('model', config.get('model_type'))}, where a GPT-OSS is needed.")
     model = GptOss(imported_config(config), used_ids(folder))
     tensors = read_weights(folder)
     load_weights(model, {name: tensors.pop(exported_name(name)) for name in model.state_dict()} | tensors, folder)
@@ -100,7 +100,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path | st
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
     except RuntimeError as error:
-        raise Problem(f"{Path(folder) / WEIGHTS} does not fit its config.json: {error}") from error
+        raise UserError(f"{Path(folder) / WEIGHTS} does not fit its config.json: {error}") from error
 
 
 def used_ids(folder: Path | str) -> int:

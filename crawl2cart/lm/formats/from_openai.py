@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json
 from crawl2cart.lm.models.attention import FAST_TURNS, SLOW_TURNS, THETA
 from crawl2cart.lm.models.gpt_oss import GptOss
@@ -42,16 +42,16 @@ def foreign(config: Mapping) -> dict:
 def our_config(config: Mapping) -> dict:
     """Our config from openai's config.json (https://huggingface.co/openai/gpt-oss-20b, original/config.json).
 
-    Raises Problem on what our model has no place for.
+    Raises UserError on what our model has no place for.
     """
     if wrong := foreign(config):
-        raise Problem(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with openai's own code instead.")
-    return {"layers": config["num_hidden_layers"], "width": config["hidden_size"], "heads": config["num_attention_heads"],
-            "key_value_heads": config["num_key_value_heads"], "head_size": config["head_dim"],
-            "expert_width": config["intermediate_size"], "experts": config["num_experts"],
-            "experts_per_token": config["experts_per_token"], "window": config["sliding_window"],
-            "max_context": round(config["initial_context_length"] * config["rope_scaling_factor"]),
-            "rope_factor": float(config["rope_scaling_factor"]), "balance": 0.0, "z_loss": 0.0}
+        raise UserError(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with openai's own code instead.")
+    return {"num_layers": config["num_hidden_layers"], "hidden_size": config["hidden_size"], "num_heads": config["num_attention_heads"],
+            "num_kv_heads": config["num_key_value_heads"], "head_dim": config["head_dim"],
+            "intermediate_size": config["intermediate_size"], "num_experts": config["num_experts"],
+            "experts_per_token": config["experts_per_token"], "sliding_window": config["sliding_window"],
+            "max_position_embeddings": round(config["initial_context_length"] * config["rope_scaling_factor"]),
+            "rope_factor": float(config["rope_scaling_factor"]), "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
 
 
 def our_tensor(name: str, theirs: Mapping[str, Tensor], config: Mapping) -> Tensor:
@@ -68,14 +68,14 @@ def our_tensor(name: str, theirs: Mapping[str, Tensor], config: Mapping) -> Tens
         tensor = read(f"block.{layer}.{BLOCK[word]}")
         return tensor.mT.contiguous() if word in ("gate_up", "down") else tensor
     part, bias = re.fullmatch("(query|key|value)(_bias)?", word).groups()
-    groups = config["key_value_heads"] * config["head_size"]
+    groups = config["num_kv_heads"] * config["head_dim"]
     parts = read(f"block.{layer}.attn.qkv.{'bias' if bias else 'weight'}").split(
-        [config["heads"] * config["head_size"], groups, groups])
+        [config["num_heads"] * config["head_dim"], groups, groups])
     return parts[("query", "key", "value").index(part)]
 
 
 def load_openai(folder: Path | str) -> GptOss:
-    """A GPT-OSS from a folder of openai's: config.json and *.safetensors. Raises Problem if a tensor is missing or misfits."""
+    """A GPT-OSS from a folder of openai's: config.json and *.safetensors. Raises UserError if a tensor is missing or misfits."""
     config = read_json(Path(folder) / "config.json")
     theirs = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
@@ -86,14 +86,14 @@ def load_openai(folder: Path | str) -> GptOss:
         for name, parameter in model.named_parameters():
             parameter.data = fitting(our_tensor(name, theirs, model.config), parameter.shape, name)
     except KeyError as error:
-        raise Problem(f"{folder} has no tensor {error}: this is not openai's own checkpoint of a GPT-OSS, or not all of it.") from error
+        raise UserError(f"{folder} has no tensor {error}: this is not openai's own checkpoint of a GPT-OSS, or not all of it.") from error
     return model.eval()
 
 
 def fitting(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
-    """The tensor, with zero rows up to the padded vocabulary where it is a table. Raises Problem if it has another shape."""
+    """The tensor, with zero rows up to the padded vocabulary where it is a table. Raises UserError if it has another shape."""
     if name in ("embedding", "head") and len(tensor) < shape[0]:
         tensor = torch.cat([tensor, tensor.new_zeros(shape[0] - len(tensor), tensor.size(1))])
     if tensor.shape != shape:
-        raise Problem(f"The checkpoint's {name} is {tuple(tensor.shape)}, but its config.json means {tuple(shape)}.")
+        raise UserError(f"The checkpoint's {name} is {tuple(tensor.shape)}, but its config.json means {tuple(shape)}.")
     return tensor

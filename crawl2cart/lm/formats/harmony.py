@@ -107,7 +107,7 @@ def parse_completion(text: str) -> dict | Malformed:
     return {"tool_calls": calls} if calls else Malformed("there is neither a reply nor a call")
 
 
-def spoken(text: str) -> str:
+def visible_reply(text: str) -> str:
     """The reply as far as a completion that is still being written holds it: nothing of calls, of analysis or of markers."""
     body = text.rpartition(START)[2].partition(REPLY)[2]
     body = re.split("|".join(map(re.escape, STOPS)), body)[0]

@@ -10,14 +10,14 @@ import tiktoken
 from safetensors.torch import save_file
 from torch import nn
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import write_json
 from crawl2cart.core.model_folder import WEIGHTS, check_model
 from crawl2cart.lm.formats.from_hf import exported_name, load_gpt_oss, load_weights, read_weights
 from crawl2cart.lm.models.attention import FAST_TURNS, SLOW_TURNS, THETA
 from crawl2cart.lm.models.gpt_oss import EPSILON, GptOss
 from crawl2cart.lm.models.gru import Gru
-from crawl2cart.lm.models.init import padded
+from crawl2cart.lm.models.init import pad_vocab
 from crawl2cart.lm.models.lstm import Lstm
 from crawl2cart.lm.models.mlp import Mlp
 from crawl2cart.lm.models.moe import GAIN, LIMIT
@@ -35,19 +35,19 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
     ids = {token: tokenizer.encode_single_token(token) for token in ("<|startoftext|>", "<|return|>", END_OF_TEXT)}
     return GptOssConfig(
         architectures=["GptOssForCausalLM"], dtype="float32",
-        num_hidden_layers=config["layers"], hidden_size=config["width"], intermediate_size=config["expert_width"],
-        num_attention_heads=config["heads"], num_key_value_heads=config["key_value_heads"], head_dim=config["head_size"],
-        num_local_experts=config["experts"], num_experts_per_tok=config["experts_per_token"],
-        sliding_window=config["window"],
+        num_hidden_layers=config["num_layers"], hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
+        num_attention_heads=config["num_heads"], num_key_value_heads=config["num_kv_heads"], head_dim=config["head_dim"],
+        num_local_experts=config["num_experts"], num_experts_per_tok=config["experts_per_token"],
+        sliding_window=config["sliding_window"],
         layer_types=["sliding_attention" if block.window else "full_attention" for block in model.blocks],
-        vocab_size=padded(model.vocabulary), tie_word_embeddings=False, attention_bias=True, attention_dropout=0.0,
+        vocab_size=pad_vocab(model.vocabulary), tie_word_embeddings=False, attention_bias=True, attention_dropout=0.0,
         hidden_act="silu", swiglu_alpha=GAIN, swiglu_limit=LIMIT, rms_norm_eps=EPSILON,
-        max_position_embeddings=config["max_context"],
+        max_position_embeddings=config["max_position_embeddings"],
         # YaRN with factor 1 is plain RoPE; servers that read its keys without asking find them.
         rope_parameters={"rope_type": "yarn", "rope_theta": THETA, "factor": config["rope_factor"],
                          "beta_fast": FAST_TURNS, "beta_slow": SLOW_TURNS, "truncate": False,
-                         "original_max_position_embeddings": round(config["max_context"] / config["rope_factor"])},
-        router_aux_loss_coef=config["balance"], router_z_loss_coef=config["z_loss"], output_router_logits=False, use_cache=True,
+                         "original_max_position_embeddings": round(config["max_position_embeddings"] / config["rope_factor"])},
+        router_aux_loss_coef=config["router_aux_loss_coef"], router_z_loss_coef=config["router_z_loss_coef"], output_router_logits=False, use_cache=True,
         bos_token_id=ids["<|startoftext|>"], eos_token_id=ids["<|return|>"], pad_token_id=ids[END_OF_TEXT],
     ).to_dict()
 
@@ -72,12 +72,12 @@ def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encodin
 
 
 def load_model(folder: Path | str, device: str = "cpu") -> nn.Module:
-    """Any of the five models from its folder, float32. Raises Problem if files are missing or damaged, or do not fit."""
+    """Any of the five models from its folder, float32. Raises UserError if files are missing or damaged, or do not fit."""
     config = check_model(folder)
     if config.get("model_type") == "gpt_oss":
         return load_gpt_oss(folder, device)
     if config.get("model") not in MODELS:
-        raise Problem(f"{folder}/config.json names no model of this project ({', '.join(MODELS)}).")
+        raise UserError(f"{folder}/config.json names no model of this project ({', '.join(MODELS)}).")
     sizes = {key: value for key, value in config.items() if key not in ("model", "vocabulary")}
     model = MODELS[config["model"]](sizes, config["vocabulary"])
     load_weights(model, read_weights(folder), folder)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats.save import load_model
-from crawl2cart.lm.inference.sampling import choose, head_of
+from crawl2cart.lm.inference.sampling import head_of, sample_token
 from crawl2cart.lm.models.gpt_oss import GptOss
 
 
@@ -33,13 +33,13 @@ def stream(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
     longest = int(lengths.max())
     padding = (longest - lengths).to(device)
     tokens = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    state = model.start(len(prompts), padding) if padding.any() else model.start(len(prompts))
+    state = model.init_state(len(prompts), padding) if padding.any() else model.init_state(len(prompts))
     draws = torch.zeros(max_new_tokens, len(prompts)) if draws is None else draws
     running = [True] * len(prompts)
     head = head_of(model)
     for draw in draws.to(device):
         hidden, state = model(tokens, state)
-        ids = choose(hidden[:, -1] @ head, temperature, top_k, top_p, draw)
+        ids = sample_token(hidden[:, -1] @ head, temperature, top_k, top_p, draw)
         yield [number if runs else None for number, runs in zip(ids.tolist(), running, strict=True)]
         running = [runs and number not in stop_ids for number, runs in zip(ids.tolist(), running, strict=True)]
         if not any(running):
@@ -87,7 +87,7 @@ def main() -> None:
             parser.error(f"--{name} must be {wanted}")
     try:
         model, tokenizer = load_model(words.model), tokenizers.load(words.model)
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(str(problem))
     # A document begins after <|endoftext|>; a token may be half a character, so bytes are put together before they are shown.
     end = tokenizer.encode_single_token(tokenizers.END_OF_TEXT)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor) -> Tensor:
+def sample_token(logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor) -> Tensor:
     """One id for each row of logits (B, V); draw (B,) in [0, 1) decides. temperature 0: the likeliest.
 
     top_k keeps the k likeliest; top_p the likeliest that together have at least that probability (Holtzman et al. 2019,

@@ -22,28 +22,28 @@ BLOCK = 128
 SPARE = 256
 
 
-def frequencies(head_size: int, factor: float, original_context: float) -> tuple[Tensor, float]:
-    """Angles per position (head_size / 2,) in float32, and the factor on cosine and sine.
+def frequencies(head_dim: int, factor: float, original_context: float) -> tuple[Tensor, float]:
+    """Angles per position (head_dim / 2,) in float32, and the factor on cosine and sine.
 
     Fast turning pairs keep their frequency, slow ones are slowed by `factor`, a ramp lies between: YaRN, Peng et al. 2023,
     https://arxiv.org/abs/2309.00071, without rounding of the ramp's ends. factor 1 is plain RoPE.
     """
-    kept = THETA ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    kept = THETA ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if factor <= 1:
         return kept, 1.0
 
     def pair(turns: float) -> float:
         """Which pair makes so many turns in the original context."""
-        return head_size / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(THETA)
+        return head_dim / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(THETA)
 
-    low, high = max(pair(FAST_TURNS), 0), min(pair(SLOW_TURNS), head_size - 1)
-    slowed = ((torch.arange(head_size // 2) - low) / (high - low)).clamp(0, 1)
+    low, high = max(pair(FAST_TURNS), 0), min(pair(SLOW_TURNS), head_dim - 1)
+    slowed = ((torch.arange(head_dim // 2) - low) / (high - low)).clamp(0, 1)
     return kept / factor * slowed + kept * (1 - slowed), 0.1 * math.log(factor) + 1
 
 
-def rope_table(positions: Tensor, head_size: int, factor: float, original_context: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (…, T, 1, head_size / 2) in float32 for positions (…, T)."""
-    angles, concentration = frequencies(head_size, factor, original_context)
+def rope_table(positions: Tensor, head_dim: int, factor: float, original_context: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (…, T, 1, head_dim / 2) in float32 for positions (…, T)."""
+    angles, concentration = frequencies(head_dim, factor, original_context)
     angles = positions[..., None, None] * angles.to(positions.device)
     return angles.cos() * concentration, angles.sin() * concentration
 

@@ -16,7 +16,7 @@ LETTERS, CASELESS, OWN = 0.35, 0.35, 0.30
 MARK = 0.3
 
 
-def families(tokenizer: Encoding, rows: int, caseless: bool = False) -> Tensor:
+def token_classes(tokenizer: Encoding, rows: int, caseless: bool = False) -> Tensor:
     """(rows,) The number of each id's family: tokens spelled alike but for a space before them, and with `caseless` for case.
 
     Special tokens, and ids that stand for nothing, are families of one.
@@ -28,7 +28,7 @@ def families(tokenizer: Encoding, rows: int, caseless: bool = False) -> Tensor:
     return torch.tensor([numbers.setdefault(word, len(numbers)) for word in letters])
 
 
-def spelled(tokenizer: Encoding, rows: int, width: int, seed: int) -> Tensor:
+def spelling_embeddings(tokenizer: Encoding, rows: int, width: int, seed: int) -> Tensor:
     """(rows, width) Embeddings to start from, of deviation 1: random, and the more alike the more their spellings are."""
     spellings = [*rank_bytes(tokenizer), *[b""] * (rows - len(rank_bytes(tokenizer)))]
     generator = torch.Generator().manual_seed(seed)
@@ -39,6 +39,6 @@ def spelled(tokenizer: Encoding, rows: int, width: int, seed: int) -> Tensor:
     marks = torch.tensor([(word[:1] == b" ", first.isupper(), first.isdigit(), bool(first) and not first.isalnum())
                           for word in spellings for first in [word.lstrip(b" ")[:1]]]).float()
     embedding = OWN ** 0.5 * random(rows) + MARK * (marks - marks.mean(0)) / marks.std(0) @ random(marks.size(1))
-    for share, family in ((LETTERS, families(tokenizer, rows)), (CASELESS, families(tokenizer, rows, caseless=True))):
+    for share, family in ((LETTERS, token_classes(tokenizer, rows)), (CASELESS, token_classes(tokenizer, rows, caseless=True))):
         embedding += share ** 0.5 * random(rows)[family]
     return embedding / embedding.std()

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from crawl2cart.lm.models.attention import KeyValues, SharedKeyValues, attention, frequencies, rope, rope_table, with_sink_row
-from crawl2cart.lm.models.init import Rule, constant, fan_in, normal, padded
+from crawl2cart.lm.models.init import ParamSpec, constant, fan_in, normal, pad_vocab
 from crawl2cart.lm.models.moe import experts, route
 from crawl2cart.lm.training.losses import balance, cross_entropy, z_loss
 
@@ -63,7 +63,7 @@ class State:
         self.layers, self.padding, self.columns = layers, padding, 0
 
 
-def look_back(tensor: Tensor, _: Generator, block: "Block") -> None:
+def previous_token_bias(tensor: Tensor, _: Generator, block: "Block") -> None:
     """Starts a bias of queries or keys, so that the heads of a window layer look at places before they look at words.
 
     Head h scores most what stands h mod NEAR_HEADS places back (0: itself): rotary positions turn the query's bias against the
@@ -73,25 +73,25 @@ def look_back(tensor: Tensor, _: Generator, block: "Block") -> None:
     tensor.zero_()
     if block.window is None:
         return
-    heads = tensor.view(-1, block.head_size)
+    heads = tensor.view(-1, block.head_dim)
     for head in range(len(heads)):
-        heads[head] = looking_back(head % NEAR_HEADS if len(tensor) == len(block.query_bias) else 0, block.head_size)
+        heads[head] = previous_token_rotation(head % NEAR_HEADS if len(tensor) == len(block.query_bias) else 0, block.head_dim)
 
 
-def looking_back(places: int, head_size: int) -> Tensor:
-    """The bias (head_size,) of queries that score most what stands so many places back, where keys have that of 0 places."""
-    bias, pairs = torch.zeros(head_size), head_size // 8    # the fastest pairs tell near places apart
-    turned = frequencies(head_size, 1.0, 1.0)[0][:pairs] * places
-    bias[:pairs], bias[head_size // 2:head_size // 2 + pairs] = NEAR * turned.cos(), -NEAR * turned.sin()
+def previous_token_rotation(places: int, head_dim: int) -> Tensor:
+    """The bias (head_dim,) of queries that score most what stands so many places back, where keys have that of 0 places."""
+    bias, pairs = torch.zeros(head_dim), head_dim // 8    # the fastest pairs tell near places apart
+    turned = frequencies(head_dim, 1.0, 1.0)[0][:pairs] * places
+    bias[:pairs], bias[head_dim // 2:head_dim // 2 + pairs] = NEAR * turned.cos(), -NEAR * turned.sin()
     return bias
 
 
 class Block(nn.Module):
     def __init__(self, config: Mapping, window: int | None):
         super().__init__()
-        D, H, G, d = config["width"], config["heads"], config["key_value_heads"], config["head_size"]
-        E, width = config["experts"], config["expert_width"]
-        self.window, self.heads, self.key_value_heads, self.head_size = window, H, G, d
+        D, H, G, d = config["hidden_size"], config["num_heads"], config["num_kv_heads"], config["head_dim"]
+        E, width = config["num_experts"], config["intermediate_size"]
+        self.window, self.heads, self.num_kv_heads, self.head_dim = window, H, G, d
         self.experts_per_token = config["experts_per_token"]
         shapes = {
             "attention_norm": (D,), "query": (H * d, D), "query_bias": (H * d,), "key": (G * d, D), "key_bias": (G * d,),
@@ -108,9 +108,9 @@ class Block(nn.Module):
     def attend(self, x: Tensor, turn: tuple[Tensor, Tensor], past: KeyValues | SharedKeyValues | None, padding: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D). turn: cosine and sine of the positions."""
         weight, bias = past and past.projection or self.projection()
-        heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_size))            # (B, T, H + G + G, d)
-        turned, v = heads.split([heads.size(2) - self.key_value_heads, self.key_value_heads], 2)
-        q, k = rope(turned, *turn).split([self.heads, self.key_value_heads], 2)           # (B, T, H, d), (B, T, G, d)
+        heads = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim))            # (B, T, H + G + G, d)
+        turned, v = heads.split([heads.size(2) - self.num_kv_heads, self.num_kv_heads], 2)
+        q, k = rope(turned, *turn).split([self.heads, self.num_kv_heads], 2)           # (B, T, H, d), (B, T, G, d)
         if past is None:
             k, v = with_sink_row(k), with_sink_row(v)
         else:
@@ -130,61 +130,61 @@ class Block(nn.Module):
 
 
 class GptOss(nn.Module):
-    """config: layers, width, heads, key_value_heads, head_size, expert_width, experts, experts_per_token, window, max_context
-    (tokens), rope_factor (YaRN's; the original context is max_context / rope_factor), balance and z_loss (weights of the
-    routers' losses)."""
+    """config: num_layers, hidden_size, num_heads, num_kv_heads, head_dim, intermediate_size, num_experts,
+    experts_per_token, sliding_window, max_position_embeddings
+    (tokens), rope_factor (YaRN's; the original context is max_position_embeddings / rope_factor), router_aux_loss_coef and router_z_loss_coef."""
 
-    RULES = {
-        "embedding": Rule(normal(1.0), decay=False),   # 0.02 learns slower: 5.15 against 4.72 nats after 80 steps of 2,048 tokens
-        "attention_norm": Rule(constant(1.0), decay=False),
-        "sinks": Rule(constant(0.0), decay=False),   # one virtual key of score 0; -inf would never get a gradient
-        "query": Rule(fan_in(), decay=True),
-        "query_bias": Rule(look_back, decay=False),
-        "key": Rule(fan_in(), decay=True),
-        "key_bias": Rule(look_back, decay=False),
-        "value": Rule(fan_in(), decay=True),
-        "value_bias": Rule(constant(0.0), decay=False),
-        "output": Rule(constant(0.0), decay=True),   # each block starts as the identity
-        "output_bias": Rule(constant(0.0), decay=False),
-        "expert_norm": Rule(constant(1.0), decay=False),
-        "router": Rule(normal(0.02), decay=True),
-        "router_bias": Rule(constant(0.0), decay=False),
-        "gate_up": Rule(fan_in(dim=1), decay=True),
-        "gate_up_bias": Rule(constant(0.0), decay=False),
-        "down": Rule(constant(0.0), decay=True),
-        "down_bias": Rule(constant(0.0), decay=False),
-        "norm": Rule(constant(1.0), decay=False),
-        "head": Rule(normal(0.02), decay=True),
+    PARAMS = {
+        "embedding": ParamSpec(normal(1.0), decay=False),   # 0.02 learns slower: 5.15 against 4.72 nats after 80 steps of 2,048 tokens
+        "attention_norm": ParamSpec(constant(1.0), decay=False),
+        "sinks": ParamSpec(constant(0.0), decay=False),   # one virtual key of score 0; -inf would never get a gradient
+        "query": ParamSpec(fan_in(), decay=True),
+        "query_bias": ParamSpec(previous_token_bias, decay=False),
+        "key": ParamSpec(fan_in(), decay=True),
+        "key_bias": ParamSpec(previous_token_bias, decay=False),
+        "value": ParamSpec(fan_in(), decay=True),
+        "value_bias": ParamSpec(constant(0.0), decay=False),
+        "output": ParamSpec(constant(0.0), decay=True),   # each block starts as the identity
+        "output_bias": ParamSpec(constant(0.0), decay=False),
+        "expert_norm": ParamSpec(constant(1.0), decay=False),
+        "router": ParamSpec(normal(0.02), decay=True),
+        "router_bias": ParamSpec(constant(0.0), decay=False),
+        "gate_up": ParamSpec(fan_in(dim=1), decay=True),
+        "gate_up_bias": ParamSpec(constant(0.0), decay=False),
+        "down": ParamSpec(constant(0.0), decay=True),
+        "down_bias": ParamSpec(constant(0.0), decay=False),
+        "norm": ParamSpec(constant(1.0), decay=False),
+        "head": ParamSpec(normal(0.02), decay=True),
     }
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
-        self.blocks = nn.ModuleList(Block(config, config["window"] if layer % 2 == 0 else None)
-                                    for layer in range(config["layers"]))
-        self.norm = nn.Parameter(torch.empty(config["width"]))
-        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
+        self.blocks = nn.ModuleList(Block(config, config["sliding_window"] if layer % 2 == 0 else None)
+                                    for layer in range(config["num_layers"]))
+        self.norm = nn.Parameter(torch.empty(config["hidden_size"]))
+        self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
     @torch.no_grad()
-    def start(self, batch: int, padding: Tensor | None = None) -> State:
+    def init_state(self, batch: int, padding: Tensor | None = None) -> State:
         """An empty state for generation. padding (batch,): how many columns at the left of each row hold nothing."""
         assert padding is None or padding.shape == (batch,), "padding must have one number a row"
         return State([KeyValues(block.window, block.projection()) for block in self.blocks], padding)
 
     @torch.no_grad()
-    def after(self, tokens: Tensor) -> State:
+    def prefill(self, tokens: Tensor) -> State:
         """A state in which every row of a batch has read `tokens` (1, T): training goes on from there, in one call of `loss`.
 
         What they share is read once, and no gradient reaches the reading of it.
         """
-        state = self.start(1)
-        self.run(tokens, state)
+        state = self.init_state(1)
+        self.forward_hidden(tokens, state)
         shared = State([SharedKeyValues(layer) for layer in state.layers], None)
         shared.columns = state.columns
         return shared
 
-    def run(self, tokens: Tensor, state: State | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """tokens (B, T) -> hidden (B, T, D) after the last norm, and what each layer's router said."""
         config = self.config
         columns = torch.arange(tokens.size(1), device=tokens.device)
@@ -193,8 +193,8 @@ class GptOss(nn.Module):
             columns, padding, past = columns + state.columns, state.padding, state.layers
             state.columns += tokens.size(1)
         positions = columns[None] if padding is None else columns - padding[:, None]
-        turn = rope_table(positions, config["head_size"], config["rope_factor"],
-                          config["max_context"] / config["rope_factor"])
+        turn = rope_table(positions, config["head_dim"], config["rope_factor"],
+                          config["max_position_embeddings"] / config["rope_factor"])
         x, routed = F.embedding(tokens, self.embedding), []
         for block, layer in zip(self.blocks, past, strict=True):
             x, said = block(x, turn, layer, padding)
@@ -203,7 +203,7 @@ class GptOss(nn.Module):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """tokens (B, T) -> hidden (B, T, D) and the state after them; without a state nothing is kept."""
-        return self.run(tokens, state)[0], state
+        return self.forward_hidden(tokens, state)[0], state
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
@@ -211,9 +211,9 @@ class GptOss(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, state: State | None = None, importance: Tensor | None = None) -> tuple[Tensor, None]:
         """Mean nats per target, weighted by importance (B, T) if there is one. Its gradient holds the routers' losses too, its value
         does not. state: as `after` gives it."""
-        hidden, routed = self.run(tokens, state)
+        hidden, routed = self.forward_hidden(tokens, state)
         nats = cross_entropy(hidden, self.head, targets, importance)
-        router = sum(self.config["balance"] * balance(logits, chosen) + self.config["z_loss"] * z_loss(logits)
+        router = sum(self.config["router_aux_loss_coef"] * balance(logits, chosen) + self.config["router_z_loss_coef"] * z_loss(logits)
                      for logits, chosen in routed) / len(routed)
         return nats + (router - router.detach()), None
 
@@ -221,4 +221,4 @@ class GptOss(nn.Module):
         """Parameters that a token meets: all but those of the experts it is not sent to."""
         whole = sum(parameter.numel() for parameter in self.parameters())
         one = sum(getattr(self.blocks[0], name)[0].numel() for name in ("gate_up", "gate_up_bias", "down", "down_bias"))
-        return whole - len(self.blocks) * (self.config["experts"] - self.config["experts_per_token"]) * one
+        return whole - len(self.blocks) * (self.config["num_experts"] - self.config["experts_per_token"]) * one

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from crawl2cart.lm.models.init import Rule, constant, fan_in, normal, orthogonal, padded
-from crawl2cart.lm.models.rnn import PIECE, compiled, normed
+from crawl2cart.lm.models.init import ParamSpec, constant, fan_in, normal, orthogonal, pad_vocab
+from crawl2cart.lm.models.rnn import CHUNK, compiled, rms_norm
 from crawl2cart.lm.training.losses import cross_entropy
 
 
-def steps(x: Tensor, u: Tensor, bias: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+def cell_forward(x: Tensor, u: Tensor, bias: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     """Some steps of one layer, for a GPU (lstm.py). x (n, B, 3H), u (3H, H), bias (3H,) of the product with h, h (B, H) -> of each step h
     (n, B, H), gates (n, B, 3H), and the product that the reset gate meets (n, B, H)."""
     found = []
@@ -34,7 +34,7 @@ def steps(x: Tensor, u: Tensor, bias: Tensor, h: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 
-def steps_back(gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor, before: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
+def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor, before: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
     """The gradients of `steps`, last step first. gradient, before (n, B, H): of each h, and h of the step before; dh (B, H) comes back from
     later steps -> gradients of the product (n, B, 3H) and of x's share of n (n, B, H), dh for the steps before."""
     found = []
@@ -57,7 +57,7 @@ class GruScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, u: Tensor, c: Tensor, h0: Tensor) -> Tensor:
         if x.is_cuda:
-            return GruScan.forward_in_pieces(ctx, x, u, c, h0, compiled(steps))
+            return GruScan.forward_in_pieces(ctx, x, u, c, h0, compiled(cell_forward))
         T, B, H = len(x), *h0.shape
         h, gates, product = x.new_empty(T + 1, B, H), torch.empty_like(x), torch.empty_like(x)
         h[0] = h0
@@ -74,7 +74,7 @@ class GruScan(torch.autograd.Function):
     @staticmethod
     def forward_in_pieces(ctx, x: Tensor, u: Tensor, c: Tensor, h: Tensor, steps: Callable) -> Tensor:
         bias, found = torch.cat([c.new_zeros(2 * len(c)), c]).detach(), [(h.detach().contiguous()[None], None, None)]
-        for piece in x.detach().split(PIECE):
+        for piece in x.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), bias, found[-1][0][-1]))
         h = torch.cat([h for h, *_ in found])
         ctx.save_for_backward(u, h, *(torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[1:]))
@@ -84,7 +84,7 @@ class GruScan(torch.autograd.Function):
     def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
         u, h, gates, product_n = ctx.saved_tensors
         found, dh = [], torch.zeros_like(h[0])
-        pieces = list(zip(*(part.split(PIECE) for part in (h_gradient, gates, product_n, h[:-1])), strict=True))
+        pieces = list(zip(*(part.split(CHUNK) for part in (h_gradient, gates, product_n, h[:-1])), strict=True))
         for gradient, *own in reversed(pieces):
             *both, dh = steps_back(gradient, u, *own, dh)
             found.append(both)
@@ -97,7 +97,7 @@ class GruScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, h_gradient: Tensor):
         if h_gradient.is_cuda:
-            return GruScan.backward_in_pieces(ctx, h_gradient, compiled(steps_back))
+            return GruScan.backward_in_pieces(ctx, h_gradient, compiled(cell_backward))
         u, h, gates, product_n = ctx.saved_tensors
         r, z, n = gates.chunk(3, -1)
         # dh times these is the gradient before each gate's bend: all steps at once, only dh itself waits for time.
@@ -133,36 +133,36 @@ class Layer(nn.Module):
 class Gru(nn.Module):
     """config: width, layers, dropout, as in rnn.py."""
 
-    RULES = {
-        "embedding": Rule(normal(1.0), decay=False),
-        "input": Rule(fan_in(), decay=True),
-        "recurrent": Rule(orthogonal, decay=True),
-        "bias": Rule(constant(0.0), decay=False),
-        "recurrent_bias": Rule(constant(0.0), decay=False),
-        "head": Rule(normal(0.02), decay=True),
+    PARAMS = {
+        "embedding": ParamSpec(normal(1.0), decay=False),
+        "input": ParamSpec(fan_in(), decay=True),
+        "recurrent": ParamSpec(orthogonal, decay=True),
+        "bias": ParamSpec(constant(0.0), decay=False),
+        "recurrent_bias": ParamSpec(constant(0.0), decay=False),
+        "head": ParamSpec(normal(0.02), decay=True),
     }
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
-        self.layers = nn.ModuleList(Layer(config["width"]) for _ in range(config["layers"]))
-        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
+        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
-    def start(self, batch: int) -> Tensor:
+    def init_state(self, batch: int) -> Tensor:
         """The state before the first token: h of every layer, (batch, layers, H), zeros."""
         return self.embedding.new_zeros(batch, len(self.layers), self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
-        state = self.start(len(tokens)) if state is None else state
+        state = self.init_state(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
         for layer, h in zip(self.layers, state.unbind(1), strict=True):
-            out, h = layer(self.drop(normed(x)), h)
+            out, h = layer(self.drop(rms_norm(x)), h)
             x = x + out
             last.append(h)
-        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+        return self.drop(rms_norm(x)).transpose(0, 1), torch.stack(last, 1)
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config["dropout"], self.training)

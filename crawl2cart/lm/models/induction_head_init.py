@@ -16,8 +16,8 @@ The readers' other heads get such values and outputs too, and are left to learn 
 import torch
 from torch import Tensor
 
-from crawl2cart.core.errors import Problem
-from crawl2cart.lm.models.gpt_oss import GptOss, looking_back, rms_norm
+from crawl2cart.core.errors import UserError
+from crawl2cart.lm.models.gpt_oss import GptOss, previous_token_rotation, rms_norm
 
 # Sizes, picked by hand on text that is read twice, where a head finds or does not find what stood there before; no search was made.
 # The head's part that says tokens by what they look like (at 0.12 more of the copied tokens are right after midtrain than at 0.06), the
@@ -62,12 +62,12 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     """Puts induction heads into a model, in place.
 
     tokens (B, T): text to fit on. family (V,): tokens of one number are taken for the same word (spelling.families).
-    Raises Problem if the model is too narrow or has one head to a group.
+    Raises UserError if the model is too narrow or has one head to a group.
     """
     generator = torch.Generator().manual_seed(seed)
-    width, d = model.embedding.size(1), model.blocks[0].head_size
+    width, d = model.embedding.size(1), model.blocks[0].head_dim
     if width < 2 * d or len(model.blocks[0].query) < 2 * len(model.blocks[0].key):
-        raise Problem(f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
+        raise UserError(f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
                       "profiles.<name>.models.gpt_oss.")
     reach = 2                                           # how far back the writer looks
     # What stands for a token, deviation 1: the mean of its family's embeddings, seen from a few directions.
@@ -89,8 +89,8 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     read, size = stream(number)
     block = model.blocks[number]
     block.query[:2 * d], block.key[:d], block.sinks[:2] = 0, 0, 0
-    block.key_bias[:d] = looking_back(0, d)
-    block.query_bias[:2 * d] = torch.cat([looking_back(1, d), looking_back(2, d)])
+    block.key_bias[:d] = previous_token_rotation(0, d)
+    block.query_bias[:2 * d] = torch.cat([previous_token_rotation(1, d), previous_token_rotation(2, d)])
     block.value[:d], block.value_bias[:d] = least_squares(read, stands(code, 0))
     block.output[:, :2 * d] = WRITTEN * size * orthogonal(width, 2 * d, generator)
 

@@ -11,29 +11,29 @@ import torch
 from torch import Generator, Tensor, nn
 
 # Fills a parameter. The module that holds it comes last, for what depends on more than the parameter's shape.
-Start = Callable[[Tensor, Generator, nn.Module], None]
+Init = Callable[[Tensor, Generator, nn.Module], None]
 # Matrix products are fastest when no dimension leaves a remainder (NVIDIA's and oneDNN's guides both say 64).
 VOCABULARY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class Rule:
-    """start: fills the parameter. decay: whether weight decay applies (to matrices, not to biases, norms, tables)."""
+class ParamSpec:
+    """init: fills the parameter. decay: whether weight decay applies (to matrices, not to biases, norms, tables)."""
 
-    start: Start
+    init: Init
     decay: bool
 
 
-def normal(deviation: float) -> Start:
+def normal(deviation: float) -> Init:
     return lambda tensor, generator, _: tensor.normal_(0, deviation, generator=generator)
 
 
-def fan_in(dim: int = -1) -> Start:
+def fan_in(dim: int = -1) -> Init:
     """N(0, 1/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
     return lambda tensor, generator, _: tensor.normal_(0, 1 / math.sqrt(tensor.size(dim)), generator=generator)
 
 
-def constant(value: float) -> Start:
+def constant(value: float) -> Init:
     return lambda tensor, *_: tensor.fill_(value)
 
 
@@ -45,12 +45,12 @@ def orthogonal(tensor: Tensor, generator: Generator, *_: object) -> None:
         block.copy_(q * r.diagonal().sign())
 
 
-def rule_of(model: nn.Module, name: str) -> Rule:
+def param_spec(model: nn.Module, name: str) -> ParamSpec:
     """The rule for a parameter, found by the last word of its name. Raises KeyError if the model has none for it."""
     word = name.rpartition(".")[2]
-    if word not in model.RULES:
-        raise KeyError(f"{type(model).__name__} has a parameter {name} but no rule for how it starts: add {word!r} to RULES")
-    return model.RULES[word]
+    if word not in model.PARAMS:
+        raise KeyError(f"{type(model).__name__} has a parameter {name} but no rule for how it starts: add {word!r} to PARAMS")
+    return model.PARAMS[word]
 
 
 @torch.no_grad()
@@ -59,11 +59,11 @@ def initialise(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         start = torch.empty(parameter.shape, dtype=torch.float32)
-        rule_of(model, name).start(start, generator, model.get_submodule(name.rpartition(".")[0]))
+        param_spec(model, name).init(start, generator, model.get_submodule(name.rpartition(".")[0]))
         parameter.copy_(start)
     return model
 
 
-def padded(vocabulary: int) -> int:
+def pad_vocab(vocabulary: int) -> int:
     """Rows of an embedding and a head for so many token ids. The ids above are never targets and never sampled."""
     return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from crawl2cart.lm.models.init import Rule, fan_in, normal, orthogonal, padded
-from crawl2cart.lm.models.rnn import PIECE, compiled, normed
+from crawl2cart.lm.models.init import ParamSpec, fan_in, normal, orthogonal, pad_vocab
+from crawl2cart.lm.models.rnn import CHUNK, compiled, rms_norm
 from crawl2cart.lm.training.losses import cross_entropy
 
 
-def steps(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+def cell_forward(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """Some steps of one layer as the equations say them, for a GPU, where they are compiled: there it is the number of kernels that
     takes the time. x (n, B, 4H), u (4H, H), h and c (B, H) -> of each step gates (n, B, 4H), tanh c, h and c (n, B, H)."""
     found = []
@@ -34,7 +34,7 @@ def steps(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 
-def steps_back(gradient: Tensor, u: Tensor, gates: Tensor, tanh_c: Tensor, before: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, ...]:
+def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, tanh_c: Tensor, before: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, ...]:
     """The gradients of `steps`, last step first. gradient (n, B, H) of each h, before (n, B, H): c of the step before; dh and dc (B, H)
     come back from later steps -> dx (n, B, 4H), dh and dc for the steps before."""
     found = []
@@ -57,7 +57,7 @@ class LstmScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, u: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
         if x.is_cuda:
-            return LstmScan.forward_in_pieces(ctx, x, u, h0, c0, compiled(steps))
+            return LstmScan.forward_in_pieces(ctx, x, u, h0, c0, compiled(cell_forward))
         T, B, H = len(x), *h0.shape
         h, c = x.new_empty(T + 1, B, H), x.new_empty(T + 1, B, H)
         gates, tanh_c = torch.empty_like(x), x.new_empty(T, B, H)
@@ -76,7 +76,7 @@ class LstmScan(torch.autograd.Function):
     @staticmethod
     def forward_in_pieces(ctx, x: Tensor, u: Tensor, h: Tensor, c: Tensor, steps: Callable) -> tuple[Tensor, Tensor]:
         found = [(None, None, h.detach().contiguous()[None], c.detach().contiguous()[None])]   # like all later ones: compiled once
-        for piece in x.detach().split(PIECE):
+        for piece in x.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), found[-1][2][-1], found[-1][3][-1]))
         gates, tanh_c = (torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[:2])
         h, c = (torch.cat(parts) for parts in list(zip(*found, strict=True))[2:])
@@ -87,7 +87,7 @@ class LstmScan(torch.autograd.Function):
     def backward_in_pieces(ctx, h_gradient: Tensor, dc: Tensor, steps_back: Callable):
         u, h, c, gates, tanh_c = ctx.saved_tensors
         found, dh = [], torch.zeros_like(dc)
-        pieces = list(zip(*(part.split(PIECE) for part in (h_gradient, gates, tanh_c, c[:-1])), strict=True))
+        pieces = list(zip(*(part.split(CHUNK) for part in (h_gradient, gates, tanh_c, c[:-1])), strict=True))
         for gradient, *own in reversed(pieces):
             dx, dh, dc = steps_back(gradient, u, *own, dh, dc)
             found.append(dx)
@@ -98,7 +98,7 @@ class LstmScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, h_gradient: Tensor, dc: Tensor):
         if h_gradient.is_cuda:
-            return LstmScan.backward_in_pieces(ctx, h_gradient, dc, compiled(steps_back))
+            return LstmScan.backward_in_pieces(ctx, h_gradient, dc, compiled(cell_backward))
         u, h, c, gates, tanh_c = ctx.saved_tensors
         i, f, g, o = gates.chunk(4, -1)
         # dc, or for the output gate dh, times these is the gradient before each gate's bend: all steps at once, only
@@ -141,35 +141,35 @@ class Layer(nn.Module):
 class Lstm(nn.Module):
     """config: width, layers, dropout, as in rnn.py."""
 
-    RULES = {
-        "embedding": Rule(normal(1.0), decay=False),
-        "input": Rule(fan_in(), decay=True),
-        "recurrent": Rule(orthogonal, decay=True),
-        "bias": Rule(forget_gate_open, decay=False),
-        "head": Rule(normal(0.02), decay=True),
+    PARAMS = {
+        "embedding": ParamSpec(normal(1.0), decay=False),
+        "input": ParamSpec(fan_in(), decay=True),
+        "recurrent": ParamSpec(orthogonal, decay=True),
+        "bias": ParamSpec(forget_gate_open, decay=False),
+        "head": ParamSpec(normal(0.02), decay=True),
     }
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
-        self.layers = nn.ModuleList(Layer(config["width"]) for _ in range(config["layers"]))
-        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
+        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
-    def start(self, batch: int) -> Tensor:
+    def init_state(self, batch: int) -> Tensor:
         """The state before the first token: h and c of every layer, (batch, layers, 2, H), zeros."""
         return self.embedding.new_zeros(batch, len(self.layers), 2, self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
-        state = self.start(len(tokens)) if state is None else state
+        state = self.init_state(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
-            out, h, c = layer(self.drop(normed(x)), *before.unbind(1))
+            out, h, c = layer(self.drop(rms_norm(x)), *before.unbind(1))
             x = x + out
             last.append(torch.stack([h, c], 1))
-        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+        return self.drop(rms_norm(x)).transpose(0, 1), torch.stack(last, 1)
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config["dropout"], self.training)

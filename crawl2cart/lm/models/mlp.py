@@ -11,37 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crawl2cart.lm.models.init import Rule, constant, fan_in, normal, padded
+from crawl2cart.lm.models.init import ParamSpec, constant, fan_in, normal, pad_vocab
 from crawl2cart.lm.training.losses import cross_entropy
 
 
 class Mlp(nn.Module):
-    """config: window (tokens), embedding, hidden (widths)."""
+    """config: context_size (tokens), embedding_size, hidden_size."""
 
-    RULES = {
-        "embedding": Rule(normal(1.0), decay=False),
-        "input": Rule(fan_in(), decay=True),
-        "bias": Rule(constant(0.0), decay=False),
-        "head": Rule(normal(0.02), decay=True),
+    PARAMS = {
+        "embedding": ParamSpec(normal(1.0), decay=False),
+        "input": ParamSpec(fan_in(), decay=True),
+        "bias": ParamSpec(constant(0.0), decay=False),
+        "head": ParamSpec(normal(0.02), decay=True),
     }
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.window, width, hidden = config["window"], config["embedding"], config["hidden"]
-        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), width))
+        self.window, width, hidden = config["context_size"], config["embedding_size"], config["hidden_size"]
+        self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), width))
         self.input = nn.Parameter(torch.empty(hidden, self.window * width))
         self.bias = nn.Parameter(torch.empty(hidden))
-        self.head = nn.Parameter(torch.empty(padded(vocabulary), hidden))
+        self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), hidden))
 
-    def start(self, batch: int) -> Tensor:
+    def init_state(self, batch: int) -> Tensor:
         """The embeddings of the tokens before the window's end, (batch, window - 1, width): zeros, nothing was said yet."""
         return self.embedding.new_zeros(batch, self.window - 1, self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, hidden) and the state after them."""
         B, T = tokens.shape
-        before = self.start(B) if state is None else state
+        before = self.init_state(B) if state is None else state
         seen = torch.cat([before, F.embedding(tokens, self.embedding)], 1)       # (B, window - 1 + T, width)
         windows = torch.cat([seen[:, i:i + T] for i in range(self.window)], -1)  # (B, T, window · width), oldest first
         return F.linear(windows, self.input, self.bias).tanh(), seen[:, T:]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from crawl2cart.lm.models.init import Rule, constant, fan_in, normal, orthogonal, padded
+from crawl2cart.lm.models.init import ParamSpec, constant, fan_in, normal, orthogonal, pad_vocab
 from crawl2cart.lm.training.losses import cross_entropy
 
 # Steps that a GPU runs in one compiled piece: more take less time between them and longer to compile.
-PIECE = 8
+CHUNK = 8
 
 
 @cache
@@ -30,13 +30,13 @@ def compiled(function: Callable) -> Callable:
     of_piece = torch.compile(function, dynamic=False)
 
     def run(piece: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        whole = len(piece) == PIECE and not torch.is_inference_mode_enabled()
+        whole = len(piece) == CHUNK and not torch.is_inference_mode_enabled()
         return (of_piece if whole else function)(piece, *others)
 
     return run
 
 
-def steps(z: Tensor, u: Tensor, h: Tensor) -> Tensor:
+def cell_forward(z: Tensor, u: Tensor, h: Tensor) -> Tensor:
     """Some steps of one layer as the equation says them, for a GPU, where they are compiled: there it is the number of kernels that takes
     the time. z (n, B, H), u (H, H), h (B, H) -> h of each step (n, B, H)."""
     found = []
@@ -46,7 +46,7 @@ def steps(z: Tensor, u: Tensor, h: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def steps_back(gradient: Tensor, u: Tensor, h: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
+def cell_backward(gradient: Tensor, u: Tensor, h: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of `steps`, last step first. gradient (n, B, H) of each h (n, B, H), dh (B, H) comes back from later steps -> dz (n, B,
     H), dh for the steps before."""
     found = []
@@ -63,7 +63,7 @@ class RnnScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, u: Tensor, h0: Tensor) -> Tensor:
         if z.is_cuda:
-            return RnnScan.forward_in_pieces(ctx, z, u, h0, compiled(steps))
+            return RnnScan.forward_in_pieces(ctx, z, u, h0, compiled(cell_forward))
         h = z.new_empty(len(z) + 1, *h0.shape)
         h[0] = h0
         for z_t, before, after in zip(z, h, h[1:], strict=False):
@@ -74,7 +74,7 @@ class RnnScan(torch.autograd.Function):
     @staticmethod
     def forward_in_pieces(ctx, z: Tensor, u: Tensor, h: Tensor, steps: Callable) -> Tensor:
         found = [h.detach().contiguous()[None]]   # like all later ones: compiled once
-        for piece in z.detach().split(PIECE):
+        for piece in z.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), found[-1][-1]))
         h = torch.cat(found)
         ctx.save_for_backward(u, h)
@@ -84,7 +84,7 @@ class RnnScan(torch.autograd.Function):
     def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
         u, h = ctx.saved_tensors
         found, dh = [], torch.zeros_like(h[0])
-        for gradient, own in reversed(list(zip(h_gradient.split(PIECE), h[1:].split(PIECE), strict=True))):
+        for gradient, own in reversed(list(zip(h_gradient.split(CHUNK), h[1:].split(CHUNK), strict=True))):
             dz, dh = steps_back(gradient, u, own, dh)
             found.append(dz)
         dz = torch.cat(found[::-1])
@@ -94,7 +94,7 @@ class RnnScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, h_gradient: Tensor):
         if h_gradient.is_cuda:
-            return RnnScan.backward_in_pieces(ctx, h_gradient, compiled(steps_back))
+            return RnnScan.backward_in_pieces(ctx, h_gradient, compiled(cell_backward))
         u, h = ctx.saved_tensors
         slope = 1 - h[1:] * h[1:]
         dz = torch.empty_like(slope)
@@ -105,7 +105,7 @@ class RnnScan(torch.autograd.Function):
         return dz, dz.flatten(0, 1).T @ h[:-1].flatten(0, 1), dh
 
 
-def normed(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor) -> Tensor:
     """x / √(mean x²) over the last dimension, Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467.
 
     What enters a layer or the head has size 1 however many layers lie below, and each layer adds to what it got (He et al.
@@ -131,37 +131,37 @@ class Layer(nn.Module):
 
 
 class Rnn(nn.Module):
-    """config: width, layers, dropout (share of what enters a layer or leaves the last one; Zaremba et al. 2014, arXiv 1409.2329)."""
+    """config: hidden_size, num_layers, dropout (share of what enters a layer or leaves the last one; Zaremba et al. 2014, arXiv 1409.2329)."""
 
-    RULES = {
-        "embedding": Rule(normal(1.0), decay=False),
-        "input": Rule(fan_in(), decay=True),
-        "recurrent": Rule(orthogonal, decay=True),
-        "bias": Rule(constant(0.0), decay=False),
-        "head": Rule(normal(0.02), decay=True),
+    PARAMS = {
+        "embedding": ParamSpec(normal(1.0), decay=False),
+        "input": ParamSpec(fan_in(), decay=True),
+        "recurrent": ParamSpec(orthogonal, decay=True),
+        "bias": ParamSpec(constant(0.0), decay=False),
+        "head": ParamSpec(normal(0.02), decay=True),
     }
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.embedding = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
-        self.layers = nn.ModuleList(Layer(config["width"]) for _ in range(config["layers"]))
-        self.head = nn.Parameter(torch.empty(padded(vocabulary), config["width"]))
+        self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
+        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
-    def start(self, batch: int) -> Tensor:
+    def init_state(self, batch: int) -> Tensor:
         """The state before the first token: h of every layer, (batch, layers, H), zeros."""
         return self.embedding.new_zeros(batch, len(self.layers), self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
-        state = self.start(len(tokens)) if state is None else state
+        state = self.init_state(len(tokens)) if state is None else state
         x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
         last = []
         for layer, h in zip(self.layers, state.unbind(1), strict=True):
-            out, h = layer(self.drop(normed(x)), h)
+            out, h = layer(self.drop(rms_norm(x)), h)
             x = x + out
             last.append(h)
-        return self.drop(normed(x)).transpose(0, 1), torch.stack(last, 1)
+        return self.drop(rms_norm(x)).transpose(0, 1), torch.stack(last, 1)
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.config["dropout"], self.training)

@@ -44,7 +44,7 @@ class GuidedHeads:
 
     def __init__(self, model: GptOss):
         self.blocks = [model.blocks[number] for number in layers(model)[1]]
-        groups = len(self.blocks[0].key) // self.blocks[0].head_size
+        groups = len(self.blocks[0].key) // self.blocks[0].head_dim
         heads = len(self.blocks[0].query) // len(self.blocks[0].key)
         self.group = min(1, groups - 1)
         self.heads = range(self.group * heads, (self.group + 1) * heads)
@@ -79,7 +79,7 @@ class GuidedHeads:
         """The loss of each head of a block. queries (B, Q): positions. known (2, n), idle (2, m): a row and which of its queries.
         wrong (n, T): where not to look."""
         stream, turn, past, _ = self.read[block]
-        x, d = rms_norm(stream, block.attention_norm), block.head_size
+        x, d = rms_norm(stream, block.attention_norm), block.head_dim
         later = torch.arange(x.size(1), device=x.device) > queries[..., None]
 
         def turned(weight: Tensor, bias: Tensor, number: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json
 from crawl2cart.lm.training.losses import IGNORE
 
@@ -22,15 +22,15 @@ STEPS_CARRIED = 16
 def open_tokens(folder: Path | str, split: str) -> np.memmap:
     """The ids of one split (`train` or `val`) of a folder written by `encode`, read from disk as they are used.
 
-    Raises Problem if the file is missing or its size is not what meta.json says.
+    Raises UserError if the file is missing or its size is not what meta.json says.
     """
     meta = read_json(Path(folder) / "meta.json")
     path = Path(folder) / f"{split}.bin"
     if not path.is_file():
-        raise Problem(f"{path} is missing. `dvc repro encode` makes it.")
+        raise UserError(f"{path} is missing. `dvc repro encode` makes it.")
     tokens = np.memmap(path, np.dtype(meta["dtype"]), "r")
     if len(tokens) != meta[split]["tokens"]:
-        raise Problem(f"{path} holds {len(tokens):,} tokens, but meta.json says {meta[split]['tokens']:,}. "
+        raise UserError(f"{path} holds {len(tokens):,} tokens, but meta.json says {meta[split]['tokens']:,}. "
                       "Run `dvc repro encode` again.")
     return tokens
 
@@ -43,10 +43,10 @@ def batch(tokens: np.ndarray, step: int, rows: int, context: int, seed: int) -> 
     """
     first = np.random.default_rng(seed).integers(len(tokens)) + step * context
     starts = first + np.arange(rows) * len(tokens) // rows
-    return cut(tokens, starts, context)
+    return slice_windows(tokens, starts, context)
 
 
-def carried(state: Tensor | None, step: int, rows: slice) -> Tensor | None:
+def carry_state(state: Tensor | None, step: int, rows: slice) -> Tensor | None:
     """The state (rows, …) that a recurrent model carries into a step: zeros for the rows whose turn it is to start anew.
 
     An Elman network latches: rows whose state was carried from the first step on live in states that no fresh start reaches,
@@ -59,7 +59,7 @@ def carried(state: Tensor | None, step: int, rows: slice) -> Tensor | None:
     return state * stays.view(-1, *[1] * (state.dim() - 1))
 
 
-def every_token_once(tokens: np.ndarray, rows: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(tokens: np.ndarray, rows: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (rows, ≤ context) in which each token of the file is a target exactly once; the rest is IGNORE.
 
     The first token follows the last, which is a separator.
@@ -68,12 +68,12 @@ def every_token_once(tokens: np.ndarray, rows: int, context: int) -> Iterator[tu
     starts = np.arange(rows) * length
     for begin in range(0, length, context):
         width = min(context, length - begin)
-        inputs, targets = cut(tokens, starts + begin, width)
+        inputs, targets = slice_windows(tokens, starts + begin, width)
         beyond = torch.from_numpy(starts + begin)[:, None] + torch.arange(width) >= len(tokens)
         yield inputs, targets.masked_fill(beyond, IGNORE)
 
 
-def cut(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
+def slice_windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
     """context tokens from each start, and the same one further on, around the end of the file."""
     places = (starts[:, None] + np.arange(context + 1)) % len(tokens)
     piece = torch.from_numpy(tokens[places].astype(np.int64))

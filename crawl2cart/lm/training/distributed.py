@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import STARTER
 
 MEETING = "CRAWL2CART_MEETING"   # in the environment of a process that a stage started: the file by which it finds the others
@@ -29,14 +29,14 @@ SECONDS_TO_END = 5.0             # in which a process whose connection broke is 
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """rank: which process this is. size: how many there are."""
 
     rank: int
     size: int
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and speaks."""
         return self.rank == 0
 
@@ -54,11 +54,11 @@ class World:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
-    def share(self, items: Sequence) -> Sequence:
+    def shard(self, items: Sequence) -> Sequence:
         """This process's part of what there is to do."""
         return items[self.rank::self.size]
 
-    def together(self, own: list) -> list:
+    def all_gather(self, own: list) -> list:
         """The results of all shares in the order of the items, in every process."""
         if self.size == 1:
             return own
@@ -66,7 +66,7 @@ class World:
         dist.all_gather_object(parts, own)
         return [parts[number % self.size][number // self.size] for number in range(sum(map(len, parts)))]
 
-    def told(self, make: Callable[[], Tensor], like: Tensor, number: int) -> Callable[[], Tensor]:
+    def async_broadcast(self, make: Callable[[], Tensor], like: Tensor, number: int) -> Callable[[], Tensor]:
         """What one process makes, told to all, as bfloat16: the number-th of many tasks that go round. Waits when it is asked for.
 
         like: a whole tensor of its shape, not one that is split among processes, who would wait for each other to make it.
@@ -85,17 +85,17 @@ class World:
 
         return wait
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits until every process is here."""
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = World(0, 1)
+ALONE = ProcessGroup(0, 1)
 
 
 @contextlib.contextmanager
-def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> Iterator[World]:
+def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> Iterator[ProcessGroup]:
     """Joins the processes that torchrun started. Without torchrun this one is the first of `processes`, and starts the others.
 
     kind: `cpu` or `cuda`. program: what follows `python` to start another one, Stage.program. On a CPU two processes of one thread train
@@ -109,7 +109,7 @@ def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> It
         if "WORLD_SIZE" not in os.environ:
             with others(size, program) as store:
                 dist.init_process_group("gloo", store=store, rank=0, world_size=size)
-                yield World(0, size)
+                yield ProcessGroup(0, size)
             return
         if MEETING in os.environ:
             rank, store = int(os.environ["RANK"]), dist.FileStore(os.environ[MEETING], size)
@@ -119,7 +119,7 @@ def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> It
             if kind == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        yield World(dist.get_rank(), size)
+        yield ProcessGroup(dist.get_rank(), size)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -129,7 +129,7 @@ def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> It
 def others(size: int, program: Sequence[str]) -> Iterator[dist.Store]:
     """Starts the program size - 1 times, waits until all have come so far, and gives the store by which they find each other.
 
-    Ends them behind the block: what they found has arrived. Raises Problem if one of them ends before.
+    Ends them behind the block: what they found has arrived. Raises UserError if one of them ends before.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")   # they speak inside this machine
     with tempfile.TemporaryDirectory() as folder:
@@ -141,12 +141,12 @@ def others(size: int, program: Sequence[str]) -> Iterator[dist.Store]:
                     MEETING: meeting, STARTER: str(os.getpid()), "WORLD_SIZE": str(size), "RANK": str(rank)}))
             while not store.check([f"started {rank}" for rank in range(1, size)]):   # gloo would wait half an hour for one that never comes
                 if loss := lost(started, 0):
-                    raise Problem(loss)
+                    raise UserError(loss)
                 time.sleep(0.02)
             yield store
         except RuntimeError as error:   # an error of this process, or what gloo says of another that is gone
             if loss := lost(started, SECONDS_TO_END):
-                raise Problem(loss) from error
+                raise UserError(loss) from error
             raise
         finally:
             for process in started:
@@ -180,7 +180,7 @@ class Loss(nn.Module):
         return self.model.loss(*batch)
 
 
-def joined(model: nn.Module, world: World, sharded: bool) -> Callable:
+def wrap_distributed(model: nn.Module, world: ProcessGroup, sharded: bool) -> Callable:
     """The model's loss with gradients that are averaged over the processes. sharded: FSDP2, which also splits the weights."""
     if world.size == 1:
         return model.loss
@@ -197,19 +197,19 @@ def joined(model: nn.Module, world: World, sharded: bool) -> Callable:
     return model.loss
 
 
-def averaging(loss: Callable, last: bool) -> contextlib.AbstractContextManager:
+def sync_on_last(loss: Callable, last: bool) -> contextlib.AbstractContextManager:
     """A context for one part of a step: gradients are added up alone and averaged with the last part."""
     if isinstance(loss, DistributedDataParallel) and not last:
         return loss.no_sync()
     return contextlib.nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor of one that is split among processes; any other as it is. All processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor, the same in every process, split among them as `like` is; as it is where `like` is not split."""
     if not hasattr(like, "full_tensor"):
         return tensor

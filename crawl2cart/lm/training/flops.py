@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from crawl2cart.core.memory import peak_memory_bytes
-from crawl2cart.lm.models.init import rule_of
+from crawl2cart.lm.models.init import param_spec
 
 PRODUCT_SIZE, PRODUCTS = 2048, 4
 
 
 def matrix_parameters(model: nn.Module) -> float:
     """Weights by which a token is multiplied: matrices, the head included, and of the experts only those it is sent to."""
-    used = {"gate_up", "down"} & set(model.RULES)
-    share = model.config["experts_per_token"] / model.config["experts"] if used else 1.0
+    used = {"gate_up", "down"} & set(model.PARAMS)
+    share = model.config["experts_per_token"] / model.config["num_experts"] if used else 1.0
     return sum(parameter.numel() * (share if name.rpartition(".")[2] in used else 1.0)
-               for name, parameter in model.named_parameters() if rule_of(model, name).decay)
+               for name, parameter in model.named_parameters() if param_spec(model, name).decay)
 
 
 def flops_per_token(model: nn.Module, context: int) -> float:
@@ -31,7 +31,7 @@ def flops_per_token(model: nn.Module, context: int) -> float:
     attention = 0
     if hasattr(model, "blocks"):
         keys = sum(min(context, block.window or context) for block in model.blocks)
-        attention = 12 * model.config["heads"] * model.config["head_size"] * keys
+        attention = 12 * model.config["num_heads"] * model.config["head_dim"] * keys
     return 6 * matrix_parameters(model) + attention
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from crawl2cart.core.device import Device
-from crawl2cart.core.errors import Problem
+from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 from crawl2cart.core.model_folder import check_model
 from crawl2cart.lm.formats import harmony
@@ -43,7 +43,7 @@ RESPONSE = {
 def open_model(folder: Path | str, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a checkpoint folder, or of the hub model that its pointer.json names.
 
-    Weights are float32 on a CPU (matrix products run under autocast) and the profile's dtype on a card. Raises Problem
+    Weights are float32 on a CPU (matrix products run under autocast) and the profile's dtype on a card. Raises UserError
     for a missing or damaged folder.
     """
     folder = Path(folder)
@@ -82,12 +82,12 @@ def division(batch: int, rows_an_entry: int, max_length: int, config: Pretrained
     """How a step's batch is shared by processes and, on a card, taken in parts that fit its free memory: the arguments of a
     Trainer for it. The gradient is that of the whole batch all the same.
 
-    rows_an_entry: 2 for pairs. Raises Problem if the processes can not share the batch equally.
+    rows_an_entry: 2 for pairs. Raises UserError if the processes can not share the batch equally.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     own, rest = divmod(batch, processes)
     if rest or not own:
-        raise Problem(f"The batch of {batch} can not be shared equally by {processes} processes. Start a number that divides it, "
+        raise UserError(f"The batch of {batch} can not be shared equally by {processes} processes. Start a number that divides it, "
                       "or change batch in the profile.")
     if device.kind == "cpu":
         return {"per_device_train_batch_size": own, "per_device_eval_batch_size": batch, "gradient_accumulation_steps": 1}
@@ -124,12 +124,12 @@ def json_dataset(rows: list[dict]) -> Dataset:
 
 
 def check_lengths(rows: list[dict], tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...], max_length: int) -> None:
-    """Raises Problem if a row has more than max_length tokens: a cut row loses its end, which is what is learnt."""
+    """Raises UserError if a row has more than max_length tokens: a cut row loses its end, which is what is learnt."""
     for number, row in enumerate(rows):
         for key in keys:
             tokens = tokenizer.apply_chat_template(row["prompt"] + row[key], tools=row["tools"], return_dict=False)
             if len(tokens) > max_length:
-                raise Problem(f"Row {number} has {len(tokens)} tokens with its {key}, max_length is {max_length}. "
+                raise UserError(f"Row {number} has {len(tokens)} tokens with its {key}, max_length is {max_length}. "
                               "Raise max_length in the profile, or shorten the dialogues.")
 
 
