@@ -1,6 +1,6 @@
 """Seconds a turn that our writer and transformers' `generate` take for the same turns of the test dialogues.
 
-  python -m benchmarks.answers [folder] [turns]
+python -m benchmarks.answers [folder] [turns]
 """
 
 import os
@@ -20,18 +20,32 @@ BATCH, MAX_NEW_TOKENS = 64, 120
 
 def main(folder: str = "models/sft", turns: str = "64") -> None:
     device = open_device("cpu", "bfloat16", len(os.sched_getaffinity(0)), 7)
-    rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in to_examples(dialogue)][:int(turns)]
+    rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in to_examples(dialogue)][
+        : int(turns)
+    ]
     seconds, texts = {}, {}
-    for name, writer in (("own", open_folder(folder, device, MAX_NEW_TOKENS)),
-                         ("transformers", Answerer(*open_model(folder, device), device, MAX_NEW_TOKENS))):
+    for name, writer in (
+        ("own", open_folder(folder, device, MAX_NEW_TOKENS)),
+        ("transformers", Answerer(*open_model(folder, device), device, MAX_NEW_TOKENS)),
+    ):
         assert isinstance(writer, OwnWriter) == (name == "own")
         started = time.process_time()
         texts[name] = answer_turns(writer, rows, BATCH, name)
         seconds[name] = (time.process_time() - started) / len(rows)
     same = sum(a == b for a, b in zip(texts["own"], texts["transformers"], strict=True)) / len(rows)
-    write_report("answers", {"answers": {"turns": len(rows), "batch": BATCH, "own_core_seconds_per_turn": seconds["own"],
-                                         "transformers_core_seconds_per_turn": seconds["transformers"],
-                                         "times_transformers": seconds["transformers"] / seconds["own"], "same_text": same}})
+    write_report(
+        "answers",
+        {
+            "answers": {
+                "turns": len(rows),
+                "batch": BATCH,
+                "own_core_seconds_per_turn": seconds["own"],
+                "transformers_core_seconds_per_turn": seconds["transformers"],
+                "times_transformers": seconds["transformers"] / seconds["own"],
+                "same_text": same,
+            }
+        },
+    )
 
 
 if __name__ == "__main__":

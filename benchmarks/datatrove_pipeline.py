@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup import (
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.extractors import Trafilatura
 from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LanguageFilter
@@ -23,17 +28,32 @@ SECONDS_A_PAGE = 60
 
 
 def run(name: str, *steps: object) -> None:
-    LocalPipelineExecutor(pipeline=list(steps), tasks=1, workers=1, logging_dir=f"logs/{name}").run()
+    LocalPipelineExecutor(
+        pipeline=list(steps), tasks=1, workers=1, logging_dir=f"logs/{name}"
+    ).run()
 
 
 if __name__ == "__main__":
     model = Path(sys.argv[1])
     lid.cached_asset_path_or_download = lambda *_, **__: str(model)
-    config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
-    run("filter", WarcReader("raw"), Trafilatura(favour_precision=True, timeout=SECONDS_A_PAGE), LanguageFilter("en"),
-        GopherRepetitionFilter(), GopherQualityFilter(), JsonlWriter("filtered"))
+    config = MinhashConfig(
+        n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64)
+    )
+    run(
+        "filter",
+        WarcReader("raw"),
+        Trafilatura(favour_precision=True, timeout=SECONDS_A_PAGE),
+        LanguageFilter("en"),
+        GopherRepetitionFilter(),
+        GopherQualityFilter(),
+        JsonlWriter("filtered"),
+    )
     run("signatures", JsonlReader("filtered"), MinhashDedupSignature("signatures", config))
-    LocalPipelineExecutor(pipeline=[MinhashDedupBuckets("signatures", "buckets", config=config)],
-                          tasks=config.num_buckets, workers=1, logging_dir="logs/buckets").run()
+    LocalPipelineExecutor(
+        pipeline=[MinhashDedupBuckets("signatures", "buckets", config=config)],
+        tasks=config.num_buckets,
+        workers=1,
+        logging_dir="logs/buckets",
+    ).run()
     run("clusters", MinhashDedupCluster("buckets", "remove", config=config))
     run("last", JsonlReader("filtered"), MinhashDedupFilter("remove"), JsonlWriter("kept"))

@@ -38,16 +38,26 @@ from tools.data_stats import table
 from tools.estimate_resources import KEPT, PAGES_A_SECOND, TEXT_BYTES
 
 ROOT = Path(__file__).parent.parent
-WORDS = TEXT_BYTES // 6   # of about five letters and a space
+WORDS = TEXT_BYTES // 6  # of about five letters and a space
 VOCABULARY = 50_000
-BYTES_A_PAGE = 30   # that the stage's own process holds of every page (crawl2cart/crawl/dedup/clusters.py)
+BYTES_A_PAGE = (
+    30  # that the stage's own process holds of every page (crawl2cart/crawl/dedup/clusters.py)
+)
 # Pages, and the machines that the README plans them on: nodes, cores of each, GiB of memory of each that grouping gets.
-PLANS = ((3_000_000, 1, 16, 8), (300_000_000, 4, 64, 16), (3_000_000_000, 16, 64, 64), (3_000_000_000, 16, 64, 16))
+PLANS = (
+    (3_000_000, 1, 16, 8),
+    (300_000_000, 4, 64, 16),
+    (3_000_000_000, 16, 64, 64),
+    (3_000_000_000, 16, 64, 16),
+)
 
 
 def texts(count: int) -> list[str]:
     """Texts of the mean length of kept pages, words drawn at random; every tenth is the one before with a few words changed."""
-    draw, vocabulary = np.random.default_rng(1), np.array([f"w{number}" for number in range(VOCABULARY)])
+    draw, vocabulary = (
+        np.random.default_rng(1),
+        np.array([f"w{number}" for number in range(VOCABULARY)]),
+    )
     found = draw.integers(VOCABULARY, size=(count, WORDS))
     found[9::10] = found[8:-1:10]
     changed = draw.integers(WORDS, size=(count, WORDS // 50))
@@ -68,7 +78,13 @@ def measure(count: int) -> dict:
         frame.select("id", sign).write_parquet(f"{scratch}/signatures", compression="zstd")
         signed = time.process_time()
         files = sorted((Path(scratch) / "signatures").rglob("*.parquet"))
-        pairs = meet(daft.read_parquet([str(file) for file in files]), list(range(limits.minhash.bands)), limits.minhash.rows, 0, 1)
+        pairs = meet(
+            daft.read_parquet([str(file) for file in files]),
+            list(range(limits.minhash.bands)),
+            limits.minhash.rows,
+            0,
+            1,
+        )
         met = time.process_time()
         for file in files:
             pq.read_table(file)
@@ -77,10 +93,16 @@ def measure(count: int) -> dict:
         compared = time.process_time()
         pages = one_process(Path(scratch), written)
         size = sum(file.stat().st_size for file in files)
-    return {"texts": count, "signatures_per_s_core": count / (signed - started),
-            "bands_per_s_core": count * limits.minhash.bands / (met - signed),
-            "read_per_s_core": count / max(reading - met, 1e-3), "compared_per_s_core": count / (compared - reading),
-            "pages_per_s_one_process": pages, "pairs": len(pairs), "bytes_per_signature": size / count}
+    return {
+        "texts": count,
+        "signatures_per_s_core": count / (signed - started),
+        "bands_per_s_core": count * limits.minhash.bands / (met - signed),
+        "read_per_s_core": count / max(reading - met, 1e-3),
+        "compared_per_s_core": count / (compared - reading),
+        "pages_per_s_one_process": pages,
+        "pairs": len(pairs),
+        "bytes_per_signature": size / count,
+    }
 
 
 def one_process(folder: Path, written: list[str]) -> float:
@@ -88,14 +110,30 @@ def one_process(folder: Path, written: list[str]) -> float:
     KEPT are still there: this part is not shared out."""
     limits = read_params(ROOT / "params.yaml").filter
     every = round(1 / KEPT)
-    rows = [{"url": f"https://page{number}.example/", "text": text, "language": "en", "language_score": 1.0, "key": text_key(text),
-             "reason": "few_words" if number % every else "", "score": 0.0} | dict.fromkeys(COUNTED, 0)
-            for number, text in enumerate(written)]
+    rows = [
+        {
+            "url": f"https://page{number}.example/",
+            "text": text,
+            "language": "en",
+            "language_score": 1.0,
+            "key": text_key(text),
+            "reason": "few_words" if number % every else "",
+            "score": 0.0,
+        }
+        | dict.fromkeys(COUNTED, 0)
+        for number, text in enumerate(written)
+    ]
     shards = [folder / "shard.parquet"]
     pq.write_table(pa.Table.from_pylist(rows, SHARD), shards[0], compression="zstd")
-    held_out = HeldOut(read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"), limits.decontamination.ngram,
-                       limits.decontamination.min_ngram)
-    cross_page, stats = CorpusFilters(Copies(0, {}, Counter(), []), {}, held_out, limits), RemovalStats(limits.rejects_per_reason)
+    held_out = HeldOut(
+        read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"),
+        limits.decontamination.ngram,
+        limits.decontamination.min_ngram,
+    )
+    cross_page, stats = (
+        CorpusFilters(Copies(0, {}, Counter(), []), {}, held_out, limits),
+        RemovalStats(limits.rejects_per_reason),
+    )
     (folder / "corpus").mkdir()
     started = time.process_time()
     read_keys(shards)
@@ -105,17 +143,28 @@ def one_process(folder: Path, written: list[str]) -> float:
     return len(written) / (time.process_time() - started)
 
 
-def plan(pages: int, nodes: int, cores: int, memory_gib: float, rates: dict, bands: int) -> dict[str, float]:
+def plan(
+    pages: int, nodes: int, cores: int, memory_gib: float, rates: dict, bands: int
+) -> dict[str, float]:
     """What so many crawled pages take: texts to compare, passes, hours, GiB of disk for the signatures."""
     count = int(pages * KEPT)
     bands_a_pass = int(nodes * memory_gib * 2**30 // BYTES_A_BAND)
     rounds = len(list(passes(count, bands, bands_a_pass)))
-    seconds = count * (1 / rates["signatures_per_s_core"] + bands / rates["bands_per_s_core"] + 1 / rates["compared_per_s_core"]
-                       + rounds / rates["read_per_s_core"])
-    return {"texts": count, "passes": rounds, "hours": seconds / (nodes * cores) / 3600,
-            "one_process_hours": pages / rates["pages_per_s_one_process"] / 3600,
-            "filter_hours": pages / PAGES_A_SECOND / (nodes * cores) / 3600, "head_gib": pages * BYTES_A_PAGE / 2**30,
-            "disk_gib": count * rates["bytes_per_signature"] / 2**30}
+    seconds = count * (
+        1 / rates["signatures_per_s_core"]
+        + bands / rates["bands_per_s_core"]
+        + 1 / rates["compared_per_s_core"]
+        + rounds / rates["read_per_s_core"]
+    )
+    return {
+        "texts": count,
+        "passes": rounds,
+        "hours": seconds / (nodes * cores) / 3600,
+        "one_process_hours": pages / rates["pages_per_s_one_process"] / 3600,
+        "filter_hours": pages / PAGES_A_SECOND / (nodes * cores) / 3600,
+        "head_gib": pages * BYTES_A_PAGE / 2**30,
+        "disk_gib": count * rates["bytes_per_signature"] / 2**30,
+    }
 
 
 def model() -> str:
@@ -125,16 +174,45 @@ def model() -> str:
     for pages, nodes, cores, memory in PLANS:
         found = plan(pages, nodes, cores, memory, rates, limits.minhash.bands)
         hours = [f"{found[name]:,.2g}" for name in ("filter_hours", "hours", "one_process_hours")]
-        rows.append([pages, found["texts"], f"{nodes} of {cores} cores", f"{memory} GiB", found["passes"], *hours,
-                     f"{found['head_gib']:.2g} GiB", f"{found['disk_gib']:,.0f} GiB"])
-    return table(["pages crawled", "compared", "nodes", "memory for bands on each", "passes", "hours of rules for one page",
-                  "hours of near-copies", "hours of one process", "memory of the first node", "disk for signatures"], rows)
+        rows.append(
+            [
+                pages,
+                found["texts"],
+                f"{nodes} of {cores} cores",
+                f"{memory} GiB",
+                found["passes"],
+                *hours,
+                f"{found['head_gib']:.2g} GiB",
+                f"{found['disk_gib']:,.0f} GiB",
+            ]
+        )
+    return table(
+        [
+            "pages crawled",
+            "compared",
+            "nodes",
+            "memory for bands on each",
+            "passes",
+            "hours of rules for one page",
+            "hours of near-copies",
+            "hours of one process",
+            "memory of the first node",
+            "disk for signatures",
+        ],
+        rows,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup", description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=4_000, help="how many to measure with (%(default)s)")
-    parser.add_argument("--model", action="store_true", help="print the README's table from what was measured")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dedup", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--texts", type=int, default=4_000, help="how many to measure with (%(default)s)"
+    )
+    parser.add_argument(
+        "--model", action="store_true", help="print the README's table from what was measured"
+    )
     words = parser.parse_args()
     if words.model:
         print(model())

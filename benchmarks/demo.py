@@ -26,9 +26,16 @@ import numpy as np
 from benchmarks.report import write_report
 
 USERS = (1, 5, 20)
-QUESTIONS = ("do you have a tent under 300 dollars?", "where is my order TB-10984, my e-mail is someone@example.com",
-             "how long can I return a lamp?", "which kettle has the best rating?", "I want to cancel order TB-13012",
-             "do you have a bird cage in white?", "what does delivery to Ostrand cost?", "is there a warranty on luggage?")
+QUESTIONS = (
+    "do you have a tent under 300 dollars?",
+    "where is my order TB-10984, my e-mail is someone@example.com",
+    "how long can I return a lamp?",
+    "which kettle has the best rating?",
+    "I want to cancel order TB-13012",
+    "do you have a bird cage in white?",
+    "what does delivery to Ostrand cost?",
+    "is there a warranty on luggage?",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,12 @@ class Wait:
 
 def page(model: str) -> tuple[subprocess.Popen, str]:
     """The running page and its address."""
-    running = subprocess.Popen([sys.executable, "-m", "crawl2cart.demo.cli", "demo", "--port", "0", "--model", model], stdout=subprocess.PIPE,
-                               text=True, env={key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "crawl2cart.demo.cli", "demo", "--port", "0", "--model", model],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"},
+    )
     line = running.stdout.readline()
     if not line.startswith("http"):
         sys.exit("the page did not start")
@@ -53,7 +64,9 @@ def ask(url: str, question: str) -> Wait:
     """Asks as a new customer. Raises RuntimeError if there is no answer."""
     with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
         started = time.monotonic()
-        taken = client.post("chat/ask", json={"key": "", "query": question}).raise_for_status().json()
+        taken = (
+            client.post("chat/ask", json={"key": "", "query": question}).raise_for_status().json()
+        )
         if taken["refused"]:
             raise RuntimeError(f"{question!r} was refused: {taken['refused']}")
         first_sign = first_token = None
@@ -70,13 +83,24 @@ def ask(url: str, question: str) -> Wait:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    return {"p50": round(float(np.percentile(seconds, 50)), 3), "p95": round(float(np.percentile(seconds, 95)), 3)}
+    return {
+        "p50": round(float(np.percentile(seconds, 50)), 3),
+        "p95": round(float(np.percentile(seconds, 95)), 3),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="models/released", help="a model folder or the URL of an endpoint (%(default)s)")
-    parser.add_argument("--questions", type=int, default=40, help="asked under each number of users (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--model",
+        default="models/released",
+        help="a model folder or the URL of an endpoint (%(default)s)",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=40, help="asked under each number of users (%(default)s)"
+    )
     words = parser.parse_args()
     load = os.getloadavg()[0]
     running, url = page(words.model)
@@ -85,12 +109,24 @@ def main() -> None:
         ask(url, QUESTIONS[0])  # the model is opened
         for users in USERS:
             with ThreadPoolExecutor(users) as pool:
-                waits = list(pool.map(lambda number: ask(url, QUESTIONS[number % len(QUESTIONS)]), range(words.questions)))
-            results[str(users)] = {name: quantiles([getattr(wait, name) for wait in waits])
-                                   for name in ("first_sign", "first_token", "whole")}
+                waits = list(
+                    pool.map(
+                        lambda number: ask(url, QUESTIONS[number % len(QUESTIONS)]),
+                        range(words.questions),
+                    )
+                )
+            results[str(users)] = {
+                name: quantiles([getattr(wait, name) for wait in waits])
+                for name in ("first_sign", "first_token", "whole")
+            }
             twice = [wait.whole for wait in waits if wait.calls >= 2]
-            results[str(users)]["two_calls"] = (quantiles(twice) if twice else {}) | {"answers": len(twice)}
-            results[str(users)] |= {"calls": round(statistics.mean(wait.calls for wait in waits), 2), "answers": len(waits)}
+            results[str(users)]["two_calls"] = (quantiles(twice) if twice else {}) | {
+                "answers": len(twice)
+            }
+            results[str(users)] |= {
+                "calls": round(statistics.mean(wait.calls for wait in waits), 2),
+                "answers": len(waits),
+            }
             print(f"{users} users: {results[str(users)]}", flush=True)
     finally:
         running.terminate()

@@ -33,8 +33,15 @@ EXTRACTORS = ("resiliparse", "cascade", "trafilatura")
 def read_gold(folder: Path) -> list[tuple[bytes, str]]:
     pages = []
     for source in sorted(folder.glob("*__source.html.gz")):
-        expected = gzip.decompress(source.with_name(source.name.replace("__source", "__expected")).read_bytes())
-        pages.append((gzip.decompress(source.read_bytes()), lxml.html.fromstring(expected.decode()).text_content()))
+        expected = gzip.decompress(
+            source.with_name(source.name.replace("__source", "__expected")).read_bytes()
+        )
+        pages.append(
+            (
+                gzip.decompress(source.read_bytes()),
+                lxml.html.fromstring(expected.decode()).text_content(),
+            )
+        )
     return pages
 
 
@@ -50,19 +57,33 @@ def measure(pages: list[tuple[bytes, str]], extract: Callable[[bytes], str]) -> 
 def main() -> None:
     pages = read_gold(GOLD)
     if not pages:
-        sys.exit(f"{GOLD} holds no page. It lies beside the checkout where the project is developed.")
+        sys.exit(
+            f"{GOLD} holds no page. It lies beside the checkout where the project is developed."
+        )
     limits = read_params(Path("params.yaml")).filter
     hosts = read_hosts(Path(limits.blocked_hosts))
-    records = [Record("https://gold.example/", 200, "text/html", "utf-8", page, False) for page, _ in pages]
+    records = [
+        Record("https://gold.example/", 200, "text/html", "utf-8", page, False) for page, _ in pages
+    ]
     filter_page(records[0], limits, hosts)  # loads the language model
-    found = {"pages": len(pages), "kilobytes_per_page": sum(len(page) for page, _ in pages) / len(pages) / 1000}
+    found = {
+        "pages": len(pages),
+        "kilobytes_per_page": sum(len(page) for page, _ in pages) / len(pages) / 1000,
+    }
     for extractor in EXTRACTORS:
-        found[extractor] = measure(pages, lambda page, way=extractor: html_to_text(page, "utf-8", way))
+        found[extractor] = measure(
+            pages, lambda page, way=extractor: html_to_text(page, "utf-8", way)
+        )
         started = time.process_time()
-        rows = [filter_page(record, limits.model_copy(update={"extractor": extractor}), hosts) for record in records]
+        rows = [
+            filter_page(record, limits.model_copy(update={"extractor": extractor}), hosts)
+            for record in records
+        ]
         found[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
     found["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
-    found["trafilatura_by_itself"] = measure(pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or "")
+    found["trafilatura_by_itself"] = measure(
+        pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or ""
+    )
     write_report("extraction", found, ("resiliparse", "trafilatura", "lxml"))
     print(json.dumps(rounded(found), indent=2))
 

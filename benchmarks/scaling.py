@@ -23,8 +23,12 @@ SHARES = (0.25, 0.5, 1.0)
 def sizes(model: dict, share: float) -> dict:
     """The sizes that change: a share of the width, of the heads (at least one) and of the experts' width."""
     heads = max(1, round(share * model["num_heads"]))
-    return {"hidden_size": round(share * model["hidden_size"]), "intermediate_size": round(share * model["intermediate_size"]), "num_heads": heads,
-            "num_kv_heads": max(1, round(share * model["num_kv_heads"])) if heads > 1 else 1}
+    return {
+        "hidden_size": round(share * model["hidden_size"]),
+        "intermediate_size": round(share * model["intermediate_size"]),
+        "num_heads": heads,
+        "num_kv_heads": max(1, round(share * model["num_kv_heads"])) if heads > 1 else 1,
+    }
 
 
 def plot(results: dict) -> None:
@@ -33,15 +37,23 @@ def plot(results: dict) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     rows = list(results.values())
-    axes.plot([row["active_parameters"] for row in rows], [row["val_bits_per_byte"] for row in rows], "o-")
-    axes.set(xscale="log", xlabel="active parameters", ylabel="bits per byte of validation text",
-             title=f"GPT-OSS after {rows[0]['tokens']:,} tokens")
+    axes.plot(
+        [row["active_parameters"] for row in rows], [row["val_bits_per_byte"] for row in rows], "o-"
+    )
+    axes.set(
+        xscale="log",
+        xlabel="active parameters",
+        ylabel="bits per byte of validation text",
+        title=f"GPT-OSS after {rows[0]['tokens']:,} tokens",
+    )
     axes.grid(alpha=0.3)
     figure.savefig(FOLDER / "scaling.png", dpi=150)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--steps", type=int, help="steps of each size (those of the profile)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
@@ -50,7 +62,9 @@ def main() -> None:
     model, results = profile.models.gpt_oss.model_dump(), {}
     for share in SHARES:
         changed = sizes(model, share)
-        row = pretrained("gpt_oss", words.steps or profile.pretrain.max_steps, words.threads, sizes=changed)
+        row = pretrained(
+            "gpt_oss", words.steps or profile.pretrain.max_steps, words.threads, sizes=changed
+        )
         results[f"width_{changed['width']}"] = row
         print(changed, row, flush=True)
     write_report("scaling", results)

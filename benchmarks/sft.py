@@ -25,7 +25,13 @@ from benchmarks.report import write_report
 from crawl2cart.core.device import Device, open_device
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import Stage
-from crawl2cart.lm.training.trl_utils import check_lengths, check_trainable, json_dataset, lora, open_model
+from crawl2cart.lm.training.trl_utils import (
+    check_lengths,
+    check_trainable,
+    json_dataset,
+    lora,
+    open_model,
+)
 from stages.sft import sample_rows
 
 PACKAGES = ("torch", "transformers", "trl", "peft")
@@ -35,7 +41,9 @@ INPUTS = ("input_ids", "attention_mask", "labels")
 class Seen(SFTTrainer):
     """The trainer, which keeps the batch that it was given last."""
 
-    def training_step(self, model: torch.nn.Module, inputs: dict, *words: object, **named: object) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict, *words: object, **named: object
+    ) -> torch.Tensor:
         self.batch = {name: inputs[name].clone() for name in INPUTS}
         return super().training_step(model, inputs, *words, **named)
 
@@ -46,7 +54,9 @@ class Turns(TrainerCallback):
     def __init__(self, bare: PeftModel, learning_rate: float, clip: float, device: Device):
         self.bare, self.clip, self.device = bare.train(), clip, device
         self.trained = [parameter for parameter in bare.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, learning_rate, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.trained, learning_rate, weight_decay=0.0, fused=True
+        )
         self.seconds: tuple[list[float], list[float]] = ([], [])
         self.tokens: list[int] = []
         self.losses: list[float] = []
@@ -74,7 +84,9 @@ class Turns(TrainerCallback):
         return loss.detach()
 
 
-def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int], list[tuple[float, float]]]:
+def measure(
+    stage: Stage, steps: int, rows: int
+) -> tuple[dict[str, float | int], list[tuple[float, float]]]:
     """Median seconds of a step of each over `steps` steps of `rows` rows, after one that does not count; and the losses of both, step by
     step. Raises UserError without a base model."""
     if not Path("models/base").is_dir():
@@ -82,7 +94,9 @@ def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int]
     sft, profile, seed = stage.params.sft, stage.params.profile, stage.params.seed
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
     if device.kind != "cpu":
-        raise UserError("This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`.")
+        raise UserError(
+            "This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`."
+        )
     model, tokenizer = open_model("models/base", device)
     bare = get_peft_model(open_model("models/base", device)[0], lora(sft.lora_rank, sft.lora_alpha))
     train = sample_rows("train", (steps + 1) * rows, seed)
@@ -90,27 +104,61 @@ def measure(stage: Stage, steps: int, rows: int) -> tuple[dict[str, float | int]
     learnt = [{name: row[name] for name in ("prompt", "completion", "tools")} for row in train]
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
-            output_dir=folder, max_steps=steps + 1, per_device_train_batch_size=rows, max_length=profile.sft.max_length, packing=False,
-            completion_only_loss=True, learning_rate=sft.learning_rate, lr_scheduler_type="constant", weight_decay=0.0,
-            router_aux_loss_coef=0.0, gradient_checkpointing=False, use_cpu=True, bf16=device.dtype == torch.bfloat16, seed=seed,
-            data_seed=seed, dataloader_pin_memory=False, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True)
+            output_dir=folder,
+            max_steps=steps + 1,
+            per_device_train_batch_size=rows,
+            max_length=profile.sft.max_length,
+            packing=False,
+            completion_only_loss=True,
+            learning_rate=sft.learning_rate,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            router_aux_loss_coef=0.0,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=device.dtype == torch.bfloat16,
+            seed=seed,
+            data_seed=seed,
+            dataloader_pin_memory=False,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
         turns = Turns(bare, sft.learning_rate, arguments.max_grad_norm, device)
-        turns.trainer = Seen(model, args=arguments, processing_class=tokenizer, train_dataset=json_dataset(learnt),
-                             peft_config=lora(sft.lora_rank, sft.lora_alpha), callbacks=[turns])
+        turns.trainer = Seen(
+            model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=json_dataset(learnt),
+            peft_config=lora(sft.lora_rank, sft.lora_alpha),
+            callbacks=[turns],
+        )
         check_trainable(turns.trainer.model)
         check_trainable(bare)
         turns.trainer.train()
     losses = [entry["loss"] for entry in turns.trainer.state.log_history if "loss" in entry]
     trl_seconds, bare_seconds = (statistics.median(seconds[1:]) for seconds in turns.seconds)
-    return {"trl_seconds": trl_seconds, "bare_seconds": bare_seconds, "times_bare": trl_seconds / bare_seconds,
-            "batch_tokens": int(statistics.median(turns.tokens[1:])), "rows": rows, "steps": steps}, \
-        list(zip(losses, turns.losses, strict=True))
+    return {
+        "trl_seconds": trl_seconds,
+        "bare_seconds": bare_seconds,
+        "times_bare": trl_seconds / bare_seconds,
+        "batch_tokens": int(statistics.median(turns.tokens[1:])),
+        "rows": rows,
+        "steps": steps,
+    }, list(zip(losses, turns.losses, strict=True))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sft", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=15, help="measured steps of each (%(default)s)")
-    parser.add_argument("--rows", type=int, help="rows of a step, those of the profile if not given")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sft", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--steps", type=int, default=15, help="measured steps of each (%(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, help="rows of a step, those of the profile if not given"
+    )
     words = parser.parse_args()
     try:
         stage = Stage("sft")

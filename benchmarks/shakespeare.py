@@ -35,18 +35,41 @@ RATES, TRIAL_SHARE = (0.001, 0.003, 0.01), 0.15
 RECURRENT = {"hidden_size": 256, "num_layers": 2, "dropout": 0.0}
 SIZES = {
     "mlp": {"context_size": 16, "embedding_size": 32, "hidden_size": 512},
-    "rnn": RECURRENT, "lstm": RECURRENT, "gru": RECURRENT,
+    "rnn": RECURRENT,
+    "lstm": RECURRENT,
+    "gru": RECURRENT,
     # As many layers, heads and as wide as the reference; two of four experts of half its inner width do as much arithmetic.
-    "gpt_oss": {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "intermediate_size": 128, "num_experts": 4,
-                "experts_per_token": 2, "sliding_window": 32, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.0}}
+    "gpt_oss": {
+        "num_layers": 4,
+        "hidden_size": 128,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 128,
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "sliding_window": 32,
+        "max_position_embeddings": 4096,
+        "rope_factor": 1.0,
+        "router_aux_loss_coef": 0.01,
+        "router_z_loss_coef": 0.0,
+    },
+}
 
 
 class Gpt2(nn.Module):
     def __init__(self, vocabulary: int, width: int = 128, layers: int = 4, heads: int = 4):
         super().__init__()
-        self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Parameter(torch.empty(CONTEXT, width).normal_(0, 0.02))
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-                                    for _ in range(layers))
+        self.embedding, self.position = (
+            nn.Embedding(vocabulary, width),
+            nn.Parameter(torch.empty(CONTEXT, width).normal_(0, 0.02)),
+        )
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -54,11 +77,15 @@ class Gpt2(nn.Module):
                 nn.init.normal_(parameter, 0, 0.02 / (2 * layers) ** 0.5 if deep else 0.02)
 
     def loss(self, tokens: Tensor, targets: Tensor, state: None = None) -> tuple[Tensor, None]:
-        x = self.embedding(tokens) + self.position[:tokens.size(1)]
+        x = self.embedding(tokens) + self.position[: tokens.size(1)]
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.size(1))
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
-        return F.cross_entropy(F.linear(self.norm(x), self.embedding.weight).flatten(0, 1), targets.flatten(), ignore_index=IGNORE), None
+        return F.cross_entropy(
+            F.linear(self.norm(x), self.embedding.weight).flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORE,
+        ), None
 
 
 @torch.no_grad()
@@ -75,13 +102,21 @@ class Run:
     """One model in training: a step of it at a time, so that several take turns and a busy moment of the machine hits all."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, peak: float):
-        self.model, self.optimizer, self.peak, self.state, self.seconds = model, optimizer, peak, None, 0.0
+        self.model, self.optimizer, self.peak, self.state, self.seconds = (
+            model,
+            optimizer,
+            peak,
+            None,
+            0.0,
+        )
 
     def step(self, text: np.ndarray, step: int, steps: int) -> None:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.peak, 0.05, 0.1)
-        loss, self.state = self.model.loss(*batch(text, step, ROWS, CONTEXT, SEED), carry_state(self.state, step, slice(0, ROWS)))
+        loss, self.state = self.model.loss(
+            *batch(text, step, ROWS, CONTEXT, SEED), carry_state(self.state, step, slice(0, ROWS))
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -98,7 +133,11 @@ def train(runs: Sequence[Run], text: np.ndarray, steps: int) -> None:
 def reference(vocabulary: int) -> Run:
     torch.manual_seed(SEED)
     model = Gpt2(pad_vocab(vocabulary))
-    return Run(model, torch.optim.AdamW(model.parameters(), 0.0, (0.9, 0.99), weight_decay=0.1, fused=True), 1e-3)
+    return Run(
+        model,
+        torch.optim.AdamW(model.parameters(), 0.0, (0.9, 0.99), weight_decay=0.1, fused=True),
+        1e-3,
+    )
 
 
 def ours(name: str, vocabulary: int, peak: float) -> Run:
@@ -115,10 +154,19 @@ def best_rate(name: str, vocabulary: int, text: np.ndarray, steps: int) -> float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shakespeare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shakespeare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("text", help="a text file, such as ../shared/data/text/tinyshakespeare.txt")
     parser.add_argument("--steps", type=int, default=2000, help="steps of each model (%(default)s)")
-    parser.add_argument("--models", nargs="+", default=list(SIZES), choices=SIZES, metavar="model", help="of ours (all)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(SIZES),
+        choices=SIZES,
+        metavar="model",
+        help="of ours (all)",
+    )
     parser.add_argument("--threads", type=int, default=2)
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
@@ -133,10 +181,17 @@ def main() -> None:
         runs[name] = ours(name, vocabulary, peak)
         print(f"{name}: learning rate {peak}", flush=True)
     train(list(runs.values()), train_text, words.steps)
-    results = {name: {
-        "val_nats": validation(run.model, val_text), "learning_rate": run.peak, "seconds": run.seconds,
-        "milliseconds_per_step": 1000 * run.seconds / words.steps, "times_reference": runs["gpt2_torch"].seconds / run.seconds,
-        "parameters": sum(p.numel() for p in run.model.parameters())} for name, run in runs.items()}
+    results = {
+        name: {
+            "val_nats": validation(run.model, val_text),
+            "learning_rate": run.peak,
+            "seconds": run.seconds,
+            "milliseconds_per_step": 1000 * run.seconds / words.steps,
+            "times_reference": runs["gpt2_torch"].seconds / run.seconds,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+        }
+        for name, run in runs.items()
+    }
     for name, row in results.items():
         print(name, row)
     write_rows("shakespeare", results)

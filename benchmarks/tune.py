@@ -31,7 +31,9 @@ SHORT_STEPS = 80
 ROOT = Path(__file__).parent.parent
 
 
-def pretrained(model: str, steps: int, threads: int, rate: float | None = None, sizes: dict | None = None) -> dict | None:
+def pretrained(
+    model: str, steps: int, threads: int, rate: float | None = None, sizes: dict | None = None
+) -> dict | None:
     """The metrics that `python -m stages.pretrain` writes with this learning rate and these sizes in place of those in
     params.yaml; None if the loss was not finite."""
     with tempfile.TemporaryDirectory() as folder:
@@ -50,8 +52,13 @@ def pretrained(model: str, steps: int, threads: int, rate: float | None = None, 
         profile["pretrain"].update(steps=steps, eval_interval=steps)
         profile["models"][model].update(sizes or {})
         yaml.dump(params, root / "params.yaml")
-        said = subprocess.run([sys.executable, "-m", "stages.pretrain", model], cwd=root, capture_output=True, text=True,
-                              env={key: value for key, value in os.environ.items() if key != "DVC_ROOT"})
+        said = subprocess.run(
+            [sys.executable, "-m", "stages.pretrain", model],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "DVC_ROOT"},
+        )
         if "The loss of step" in said.stderr:
             return None
         if said.returncode:
@@ -65,17 +72,30 @@ def tried(model: str, rates: Sequence[float], steps: int, threads: int) -> dict[
     for rate in rates:
         metrics = pretrained(model, steps, threads, rate)
         reached[str(rate)] = metrics and metrics["val_bits_per_byte"]
-        print(f"{model}: {steps} steps, learning rate {rate}, {reached[str(rate)]} bits per byte", flush=True)
+        print(
+            f"{model}: {steps} steps, learning rate {rate}, {reached[str(rate)]} bits per byte",
+            flush=True,
+        )
     return reached
 
 
 def best(reached: dict[str, float | None]) -> float:
-    return float(min((rate for rate, value in reached.items() if value is not None), key=reached.get))
+    return float(
+        min((rate for rate, value in reached.items() if value is not None), key=reached.get)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=MODELS, metavar="model", help="mlp, rnn, lstm, gru, gpt_oss (all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        default=MODELS,
+        metavar="model",
+        help="mlp, rnn, lstm, gru, gpt_oss (all)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
     words = parser.parse_args()
     params = read_params(ROOT / "params.yaml")
@@ -84,8 +104,14 @@ def main() -> None:
     for model in words.models:
         short = tried(model, RATES, SHORT_STEPS, words.threads)
         whole = tried(model, (best(short), best(short) / 2), steps, words.threads)
-        kept[model] = {"short_steps": SHORT_STEPS, "short": short, "steps": steps, "whole": whole, "best": best(whole),
-                       "threads": words.threads}
+        kept[model] = {
+            "short_steps": SHORT_STEPS,
+            "short": short,
+            "steps": steps,
+            "whole": whole,
+            "best": best(whole),
+            "threads": words.threads,
+        }
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 
 

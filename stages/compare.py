@@ -25,8 +25,10 @@ def main(stage: Stage) -> None:
     print(f"{'model':8} {'bits/byte':>9} {'parameters':>11} {'active':>11} {'tokens':>11}")
     for name in sorted(table, key=lambda name: table[name]["val_bits_per_byte"]):
         row = table[name]
-        print(f"{name:8} {row['val_bits_per_byte']:9.3f} {row['parameters']:11,} {row['active_parameters']:11,} "
-              f"{row['tokens']:11,}")
+        print(
+            f"{name:8} {row['val_bits_per_byte']:9.3f} {row['parameters']:11,} {row['active_parameters']:11,} "
+            f"{row['tokens']:11,}"
+        )
 
 
 if __name__ == "__main__":

@@ -44,10 +44,18 @@ from crawl2cart.preferences.style_classifier import ToneScorer
 from crawl2cart.shop.env import ShopSessions
 
 COLUMNS = ("prompt", "chosen", "rejected", "tools")
-LOGGED = {"eval_loss": "loss", "eval_rewards/margins": "margin", "eval_rewards/accuracies": "accuracy",
-          "eval_logps/chosen": "chosen_log_probability", "eval_logps/rejected": "rejected_log_probability", "eval_kl": "kl"}
-LOOKS = 3             # at the held-out pairs, besides the one before the first step
-DIVERGENCE_PAIRS = 2  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
+LOGGED = {
+    "eval_loss": "loss",
+    "eval_rewards/margins": "margin",
+    "eval_rewards/accuracies": "accuracy",
+    "eval_logps/chosen": "chosen_log_probability",
+    "eval_logps/rejected": "rejected_log_probability",
+    "eval_kl": "kl",
+}
+LOOKS = 3  # at the held-out pairs, besides the one before the first step
+DIVERGENCE_PAIRS = (
+    2  # held-out pairs whose turns the KL divergence is taken on: it needs all logits
+)
 # What `dvc metrics` shows of the metrics.
 HEADLINES = ("dpo.loss", "dpo.reward_accuracy", "dpo.reward_margin", "dpo.kl", "released.model")
 
@@ -65,7 +73,9 @@ class Trainer(DPOTrainer):
     @torch.inference_mode()
     def divergence(self) -> float:
         rows = [self.eval_dataset[i] for i in range(min(DIVERGENCE_PAIRS, len(self.eval_dataset)))]
-        batch = {name: tensor.to(self.model.device) for name, tensor in self.data_collator(rows).items()}
+        batch = {
+            name: tensor.to(self.model.device) for name, tensor in self.data_collator(rows).items()
+        }
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with self.accelerator.autocast():
             policy = self.model(**inputs).logits
@@ -79,15 +89,35 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
     dpo, scale = stage.params.dpo, stage.params.profile.dpo
     eval_interval = math.ceil(scale.max_steps / LOOKS)
     return DPOConfig(
-        output_dir=str(folder), max_steps=scale.max_steps, **division(scale.batch_size, 2, scale.max_length, config, device),
-        max_length=scale.max_length, beta=dpo.beta,
-        loss_type=[dpo.loss_type, "sft"], loss_weights=[1.0, dpo.sft_weight], precompute_ref_log_probs=True,
-        precompute_ref_batch_size=2 * scale.batch_size if device.kind == "cpu" else None,   # on a card as many as `division` lets fit
-        learning_rate=dpo.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=int(dpo.warmup_ratio * scale.max_steps), router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda",
-        use_cpu=device.kind == "cpu", bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
-        dataloader_pin_memory=False, logging_steps=scale.max_steps, report_to="none", eval_strategy="steps",
-        eval_steps=eval_interval, save_strategy="steps", save_steps=eval_interval, save_total_limit=KEPT_CHECKPOINTS)
+        output_dir=str(folder),
+        max_steps=scale.max_steps,
+        **division(scale.batch_size, 2, scale.max_length, config, device),
+        max_length=scale.max_length,
+        beta=dpo.beta,
+        loss_type=[dpo.loss_type, "sft"],
+        loss_weights=[1.0, dpo.sft_weight],
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=2 * scale.batch_size
+        if device.kind == "cpu"
+        else None,  # on a card as many as `division` lets fit
+        learning_rate=dpo.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(dpo.warmup_ratio * scale.max_steps),
+        router_aux_loss_coef=0.0,
+        gradient_checkpointing=device.kind == "cuda",
+        use_cpu=device.kind == "cpu",
+        bf16=str(device.dtype) == "torch.bfloat16",
+        seed=stage.params.seed,
+        data_seed=stage.params.seed,
+        dataloader_pin_memory=False,
+        logging_steps=scale.max_steps,
+        report_to="none",
+        eval_strategy="steps",
+        eval_steps=eval_interval,
+        save_strategy="steps",
+        save_steps=eval_interval,
+        save_total_limit=KEPT_CHECKPOINTS,
+    )
 
 
 def loss_at_start(beta: float, kind: str) -> float:
@@ -107,9 +137,11 @@ def main(stage: Stage) -> None:
     dialogues = {dialogue["id"]: dialogue for dialogue in read_jsonl("data/sft/validation.jsonl")}
     turns = [row for dialogue in dialogues.values() for row in to_examples(dialogue)]
     random.Random(seed).shuffle(turns)
-    turns = turns[:scale.eval_samples]
+    turns = turns[: scale.eval_samples]
     shops = ShopSessions("data/store")
-    tone = ToneScorer.fit([row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"])
+    tone = ToneScorer.fit(
+        [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
+    )
 
     def evaluate(judged, name: str) -> dict:
         writer = writer_of(judged, tokenizer, device, LOOK_TOKENS)
@@ -118,19 +150,28 @@ def main(stage: Stage) -> None:
     before = evaluate(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:
         trainer = Trainer(
-            model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
-            train_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["train"]]),
-            eval_dataset=json_dataset([{key: row[key] for key in COLUMNS} for row in pairs["validation"]]),
-            peft_config=lora(dpo.lora_rank, dpo.lora_alpha))
+            model,
+            args=settings(stage, device, checkpoint.directory / "trl", model.config),
+            processing_class=tokenizer,
+            train_dataset=json_dataset(
+                [{key: row[key] for key in COLUMNS} for row in pairs["train"]]
+            ),
+            eval_dataset=json_dataset(
+                [{key: row[key] for key in COLUMNS} for row in pairs["validation"]]
+            ),
+            peft_config=lora(dpo.lora_rank, dpo.lora_alpha),
+        )
         check_trainable(trainer.model)
         loss, expected = trainer.evaluate()["eval_loss"], loss_at_start(dpo.beta, dpo.loss_type)
-        assert math.isclose(loss, expected, rel_tol=1e-3), f"an untrained adapter has the loss {loss}, not {expected}"
+        assert math.isclose(loss, expected, rel_tol=1e-3), (
+            f"an untrained adapter has the loss {loss}, not {expected}"
+        )
         rows = curve(trainer.state.log_history, LOGGED)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         if scale.max_steps % trainer.args.eval_steps:
             trainer.evaluate()
-        stage.log_cost(*trained(trainer, 6))   # the reference's forward pass too
-        if not is_first():   # of several processes one merges and writes
+        stage.log_cost(*trained(trainer, 6))  # the reference's forward pass too
+        if not is_first():  # of several processes one merges and writes
             return
         rows += curve(trainer.state.log_history, LOGGED)
         merged = trainer.model.merge_and_unload()
@@ -141,16 +182,41 @@ def main(stage: Stage) -> None:
     judged = guards(before, after, rows[0], rows[-1])
     failed = [guard.reason for guard in judged if not guard.passed]
     with atomic_directory("models/released") as folder:
-        shutil.copytree("models/sft" if failed else "models/dpo", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("adapter"))
-    why = f"SFT is released: {'; '.join(failed)}" if failed else f"DPO is released: all {len(judged)} guards hold"
+        shutil.copytree(
+            "models/sft" if failed else "models/dpo",
+            folder,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("adapter"),
+        )
+    why = (
+        f"SFT is released: {'; '.join(failed)}"
+        if failed
+        else f"DPO is released: all {len(judged)} guards hold"
+    )
     write_curve("metrics/dpo.tsv", rows)
-    measured = {name: {key: value for key, value in found.items() if key not in ("qualities", "calls", "runs")}
-                for name, found in (("sft", before), ("dpo", after))}
-    last = {"loss": rows[-1]["loss"], "reward_accuracy": rows[-1]["accuracy"], "reward_margin": rows[-1]["margin"], "kl": rows[-1]["kl"],
-            "released_is_dpo": not failed}
-    write_metrics("metrics/dpo.json", {
-        "guards": {guard.name: guard.passed for guard in judged}, "sft": measured["sft"], "dpo": measured["dpo"] | last,
-        "released": {"model": "sft" if failed else "dpo", "why": why}}, HEADLINES)
+    measured = {
+        name: {
+            key: value for key, value in found.items() if key not in ("qualities", "calls", "runs")
+        }
+        for name, found in (("sft", before), ("dpo", after))
+    }
+    last = {
+        "loss": rows[-1]["loss"],
+        "reward_accuracy": rows[-1]["accuracy"],
+        "reward_margin": rows[-1]["margin"],
+        "kl": rows[-1]["kl"],
+        "released_is_dpo": not failed,
+    }
+    write_metrics(
+        "metrics/dpo.json",
+        {
+            "guards": {guard.name: guard.passed for guard in judged},
+            "sft": measured["sft"],
+            "dpo": measured["dpo"] | last,
+            "released": {"model": "sft" if failed else "dpo", "why": why},
+        },
+        HEADLINES,
+    )
     print(why)
 
 

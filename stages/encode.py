@@ -34,14 +34,22 @@ def texts(folder: Path) -> Iterator[list[str]]:
     files = sorted(folder.glob("*.parquet"))
     rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     if rows == 0:
-        raise UserError(f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
-                      "which rule removed how many pages.")
-    batches = (batch for file in files for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"]))
+        raise UserError(
+            f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
+            "which rule removed how many pages."
+        )
+    batches = (
+        batch
+        for file in files
+        for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"])
+    )
     for batch in batches:
         yield batch.column("text").to_pylist()
 
 
-def encode_split(folder: Path, file: Path, tokenizer: tiktoken.Encoding, dtype: np.dtype) -> dict[str, int]:
+def encode_split(
+    folder: Path, file: Path, tokenizer: tiktoken.Encoding, dtype: np.dtype
+) -> dict[str, int]:
     """Writes the ids of a split and returns its counts: documents, tokens (separators too), bytes of text in UTF-8."""
     end = tokenizer.encode_single_token(END_OF_TEXT)
     counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
@@ -64,8 +72,11 @@ def main(stage: Stage) -> None:
     with atomic_directory(TOKENS) as folder:
         for split in progress(SPLITS, "encode", "split"):
             meta[split] = encode_split(CORPUS / split, folder / f"{split}.bin", tokenizer, dtype)
-            print(f"{split}: {meta[split]['documents']:,} documents, {meta[split]['tokens']:,} tokens, "
-                  f"{meta[split]['text_bytes'] / meta[split]['tokens']:.2f} bytes a token", flush=True)
+            print(
+                f"{split}: {meta[split]['documents']:,} documents, {meta[split]['tokens']:,} tokens, "
+                f"{meta[split]['text_bytes'] / meta[split]['tokens']:.2f} bytes a token",
+                flush=True,
+            )
         write_json(folder / "meta.json", meta)
     with atomic_directory(TOKENIZER) as folder:
         save_tokenizer(tokenizer, folder)

@@ -54,22 +54,42 @@ from crawl2cart.crawl.shards import batches, by_reason, make_shards, prune, read
 from crawl2cart.crawl.stats import RemovalStats, copy_counts
 
 CORPUS = pa.schema([SHARD.field(name) for name in ("url", "text", "language_score", "key")])
-REJECTS = pa.schema([("url", pa.string()), ("reason", pa.string()), ("score", pa.float32()), ("because", pa.string()),
-                     ("text", pa.string())])
+REJECTS = pa.schema(
+    [
+        ("url", pa.string()),
+        ("reason", pa.string()),
+        ("score", pa.float32()),
+        ("because", pa.string()),
+        ("text", pa.string()),
+    ]
+)
 PARTS = 100
 SMALLEST_PART = 1 << 28  # bytes of text
 # What `dvc metrics` shows of the metrics.
-HEADLINES = ("documents.in", "documents.kept", "bytes.train", "keep.precision", "keep.recall", "extraction.f1")
+HEADLINES = (
+    "documents.in",
+    "documents.kept",
+    "bytes.train",
+    "keep.precision",
+    "keep.recall",
+    "extraction.f1",
+)
 
 
 def wanted_topic(limits: Filter, topics: dict[str, bool]) -> Weights | None:
     """The topic model, learnt from the labelled pages of sites that are not held out; None with `keep: all`."""
     if limits.topic_filter == "all":
         return None
-    pages = [page for page in read_sites(Path("data/web/sites")) if page.url in topics and not page.site.held_out]
+    pages = [
+        page
+        for page in read_sites(Path("data/web/sites"))
+        if page.url in topics and not page.site.held_out
+    ]
     if {topics[page.url] for page in pages} != {True, False}:
-        raise UserError("data/web/topics.csv must name pages of both topics on sites of data/web that are not held out: "
-                      "filter.topic_filter learns from them. Add some, or set `topic_filter: all`.")
+        raise UserError(
+            "data/web/topics.csv must name pages of both topics on sites of data/web that are not held out: "
+            "filter.topic_filter learns from them. Add some, or set `topic_filter: all`."
+        )
     return learn_topic([gold_text(page) for page in pages], [topics[page.url] for page in pages])
 
 
@@ -81,7 +101,9 @@ def blocks(shards: list[Path]) -> Iterator[tuple[int, list[dict]]]:
         number += len(batch)
 
 
-def assign_splits(shards: list[Path], cross_page: CorpusFilters, stats: RemovalStats, note: pq.ParquetWriter) -> np.ndarray:
+def assign_splits(
+    shards: list[Path], cross_page: CorpusFilters, stats: RemovalStats, note: pq.ParquetWriter
+) -> np.ndarray:
     """Lets the rules across pages judge every page that is still there. Returns for each page its place in [0, 1), by
     a hash of its text, or NaN if it goes.
 
@@ -107,11 +129,15 @@ def check_enough(stats: RemovalStats) -> None:
     if kept >= 2:
         return
     if not count:
-        raise UserError("data/raw holds no page at all: no response, resource or conversion record. Look at data/raw/"
-                      "manifest.json and at download.paths in params.yaml.")
+        raise UserError(
+            "data/raw holds no page at all: no response, resource or conversion record. Look at data/raw/"
+            "manifest.json and at download.paths in params.yaml."
+        )
     (reason, most), *_ = stats.removed().most_common(1)
-    raise UserError(f"Of {count:,} pages {kept} remain, and two are the least. The rule `{reason}` removed most, "
-                  f"{most:,}. Loosen it under `filter:` in params.yaml, or give other pages to `download`.")
+    raise UserError(
+        f"Of {count:,} pages {kept} remain, and two are the least. The rule `{reason}` removed most, "
+        f"{most:,}. Loosen it under `filter:` in params.yaml, or give other pages to `download`."
+    )
 
 
 def validation_border(places: np.ndarray, share: float) -> float:
@@ -120,13 +146,25 @@ def validation_border(places: np.ndarray, share: float) -> float:
     return min(max(share, kept[0]), kept[-2])
 
 
-def write_corpus(folder: Path, shards: list[Path], cross_page: CorpusFilters, places: np.ndarray, border: float, part_bytes: int) -> dict:
+def write_corpus(
+    folder: Path,
+    shards: list[Path],
+    cross_page: CorpusFilters,
+    places: np.ndarray,
+    border: float,
+    part_bytes: int,
+) -> dict:
     """Writes the kept pages in the order of the crawl. Returns documents and bytes of text of both sides."""
-    train, validation = Parts(folder / "train", CORPUS, part_bytes), Parts(folder / "val", CORPUS, part_bytes)
+    train, validation = (
+        Parts(folder / "train", CORPUS, part_bytes),
+        Parts(folder / "val", CORPUS, part_bytes),
+    )
     number = 0
     for batch in batches(shards, SHARD.names):
-        at = places[number:number + len(batch)]
-        rows = batch.filter(pa.array(~np.isnan(at))).to_pylist()   # most pages went: their rows need not become Python's
+        at = places[number : number + len(batch)]
+        rows = batch.filter(
+            pa.array(~np.isnan(at))
+        ).to_pylist()  # most pages went: their rows need not become Python's
         kept = list(zip(at[~np.isnan(at)], map(cross_page.clean, rows), strict=True))
         number += len(batch)
         validation.write([row for place, row in kept if place <= border])
@@ -136,7 +174,9 @@ def write_corpus(folder: Path, shards: list[Path], cross_page: CorpusFilters, pl
     return {"train": train.counts, "val": validation.counts}
 
 
-def measure(stats: RemovalStats, cross_page: CorpusFilters, labels: dict[str, Label], sites: list[Page]) -> dict:
+def measure(
+    stats: RemovalStats, cross_page: CorpusFilters, labels: dict[str, Label], sites: list[Page]
+) -> dict:
     """How near the filter comes to what people said about the embedded pages of held-out sites.
 
     keep.false_positives, keep.false_negatives: the errors behind its precision and its recall, see keep_errors.
@@ -146,10 +186,18 @@ def measure(stats: RemovalStats, cross_page: CorpusFilters, labels: dict[str, La
     good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
     scores = [token_f1(stats.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
-    keep = keep_quality(stats.kept, labels, set(held_out)) | keep_errors(stats.reasons, labels, set(held_out))
-    return {"keep": keep, "extraction": extraction | {"n": len(scores)},
-            "near_duplicates": copy_quality(cross_page.copies.urls, stats.compared, labels, set(held_out)),
-            "pii": measure_pii(good, read_spans(Path("data/web/personal.csv"))) | {"masked": dict(stats.masked)}}
+    keep = keep_quality(stats.kept, labels, set(held_out)) | keep_errors(
+        stats.reasons, labels, set(held_out)
+    )
+    return {
+        "keep": keep,
+        "extraction": extraction | {"n": len(scores)},
+        "near_duplicates": copy_quality(
+            cross_page.copies.urls, stats.compared, labels, set(held_out)
+        ),
+        "pii": measure_pii(good, read_spans(Path("data/web/personal.csv")))
+        | {"masked": dict(stats.masked)},
+    }
 
 
 def main(stage: Stage) -> None:
@@ -157,14 +205,29 @@ def main(stage: Stage) -> None:
     manifest = read_json("data/raw/manifest.json")
     topics = read_topics(Path("data/web/topics.csv"))
     topic = wanted_topic(limits, topics)
-    code = {file: digest for group, found in stage.inputs.items() if not group.startswith("data/")
-            for file, (_, _, digest) in found.items()}
-    held_out = HeldOut(read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
-                       limits.decontamination.ngram, limits.decontamination.min_ngram)
+    code = {
+        file: digest
+        for group, found in stage.inputs.items()
+        if not group.startswith("data/")
+        for file, (_, _, digest) in found.items()
+    }
+    held_out = HeldOut(
+        read_held_out(Path("data/store/wordings"), Path("data/store/plans.jsonl")),
+        limits.decontamination.ngram,
+        limits.decontamination.min_ngram,
+    )
     # DVC may run another experiment at the same time, in a folder of its own but with this cache.
     with exclusive(stage.cache_dir / "lock", "a filter with the same .cache"):
-        shards = make_shards(Path("data/raw"), manifest["files"], limits, read_hosts(Path(limits.blocked_hosts)), topic, code,
-                             stage.cache_dir, stage.repo_root / "runs/filter-errors.log")
+        shards = make_shards(
+            Path("data/raw"),
+            manifest["files"],
+            limits,
+            read_hosts(Path(limits.blocked_hosts)),
+            topic,
+            code,
+            stage.cache_dir,
+            stage.repo_root / "runs/filter-errors.log",
+        )
         prune(stage.cache_dir, shards)
         cross_page = build_corpus_filters(shards, held_out, limits, stage.cache_dir)
     labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
@@ -174,16 +237,35 @@ def main(stage: Stage) -> None:
     check_enough(stats)
 
     with atomic_directory("data/corpus") as folder:
-        written = write_corpus(folder, shards, cross_page, places, validation_border(places, limits.validation_share),
-                               max(SMALLEST_PART, stats.text_bytes[""] // PARTS))
+        written = write_corpus(
+            folder,
+            shards,
+            cross_page,
+            places,
+            validation_border(places, limits.validation_share),
+            max(SMALLEST_PART, stats.text_bytes[""] // PARTS),
+        )
     with atomic_directory("data/rejects") as folder:
-        pq.write_table(pa.Table.from_pylist(stats.rejects(), REJECTS), folder / "part-00000.parquet", compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(stats.rejects(), REJECTS),
+            folder / "part-00000.parquet",
+            compression="zstd",
+        )
     counts = read_counts(shards)
     metrics = stats.metrics() | {
-        "documents": {"in": len(places), "kept": stats.pages[""]} | {side: written[side]["documents"] for side in written},
-        "records": {"read": counts["records"], "recovered": counts["recovered"], "dropped": counts["lost"],
-                    "recovered_by": by_reason(counts, "recovered"), "dropped_by": by_reason(counts, "lost")},
-        "bytes": {"raw": sum(entry["bytes"] for entry in manifest["files"]), "pages": counts["page_bytes"]}
+        "documents": {"in": len(places), "kept": stats.pages[""]}
+        | {side: written[side]["documents"] for side in written},
+        "records": {
+            "read": counts["records"],
+            "recovered": counts["recovered"],
+            "dropped": counts["lost"],
+            "recovered_by": by_reason(counts, "recovered"),
+            "dropped_by": by_reason(counts, "lost"),
+        },
+        "bytes": {
+            "raw": sum(entry["bytes"] for entry in manifest["files"]),
+            "pages": counts["page_bytes"],
+        }
         | {side: written[side]["bytes"] for side in written},
         "copies": copy_counts(cross_page.copies),
         "contamination": {"n": len(held_out), "pages": stats.pages["contaminated"]},
@@ -191,17 +273,31 @@ def main(stage: Stage) -> None:
     if labels:
         sites = read_sites(Path("data/web/sites"))
         # With `keep: shopping` a page that reads well is wanted only if it is about that.
-        judged = {url: replace(labels[url], keep=topics[url], reason="" if topics[url] else "other_topic")
-                  for url in topics.keys() & labels.keys()} if topic else {}
+        judged = (
+            {
+                url: replace(
+                    labels[url], keep=topics[url], reason="" if topics[url] else "other_topic"
+                )
+                for url in topics.keys() & labels.keys()
+            }
+            if topic
+            else {}
+        )
         metrics |= measure(stats, cross_page, labels | judged, sites)
         if topic:
-            metrics["topic"] = keep_quality(stats.kept, judged, {page.url for page in sites if page.site.held_out})
+            metrics["topic"] = keep_quality(
+                stats.kept, judged, {page.url for page in sites if page.site.held_out}
+            )
     write_metrics("metrics/filter.json", metrics, HEADLINES)
     write_curve("metrics/filter.tsv", stats.waterfall())
-    print(f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
-          f"kept {stats.pages['']:,} of {len(places):,} pages")
+    print(
+        f"{counts['records']:,} records ({counts['recovered']:,} mended), {counts['lost']:,} lost; "
+        f"kept {stats.pages['']:,} of {len(places):,} pages"
+    )
     if counts["records.conversion"]:
-        print("These are WET files: about half of their text is navigation and banners. WARC files give cleaner text.")
+        print(
+            "These are WET files: about half of their text is navigation and banners. WARC files give cleaner text."
+        )
 
 
 def show_files() -> str | None:
@@ -219,7 +315,10 @@ def show(urls: list[str]) -> str | None:
         return "filter: --explain needs the URL of a page."
     try:
         limits = read_params(Path("params.yaml")).filter
-        hosts, topic = read_hosts(Path(limits.blocked_hosts)), wanted_topic(limits, read_topics(Path("data/web/topics.csv")))
+        hosts, topic = (
+            read_hosts(Path(limits.blocked_hosts)),
+            wanted_topic(limits, read_topics(Path("data/web/topics.csv"))),
+        )
         for url in urls:
             print("\n".join(explain(url, Path.cwd(), limits, hosts, topic)))
     except UserError as problem:

@@ -46,15 +46,22 @@ from crawl2cart.lm.training.data import open_tokens
 from crawl2cart.lm.training.distributed import ProcessGroup, open_world, wrap_distributed
 from crawl2cart.lm.training.flops import flops_of_rows
 from crawl2cart.lm.training.losses import IGNORE
-from crawl2cart.lm.training.optim import learning_rate, load_optimizers, muon_and_adamw, optimizer_tensors
+from crawl2cart.lm.training.optim import (
+    learning_rate,
+    load_optimizers,
+    muon_and_adamw,
+    optimizer_tensors,
+)
 from crawl2cart.shop.grounding import ShopVocabulary
 
-POOL = 256       # dialogues that are sorted by length, so that those of a step need little padding
-WEB_ROW = 512    # tokens in a row of web text
-FITTED_ROWS, FITTED_LENGTH = 64, 256    # text of dialogues on which the induction heads are fitted
+POOL = 256  # dialogues that are sorted by length, so that those of a step need little padding
+WEB_ROW = 512  # tokens in a row of web text
+FITTED_ROWS, FITTED_LENGTH = 64, 256  # text of dialogues on which the induction heads are fitted
 
 
-def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[int], list[Example], list[Example]]:
+def rows_of(
+    stage: Stage, tokenizer: Encoding, family: list[int]
+) -> tuple[list[int], list[Example], list[Example]]:
     """The ids of the prefix that all dialogues have; first decisions and dialogues behind it, as many as their steps need.
 
     After a whole dialogue come `truncated_per_full` others of which only the beginning is taken. Names are new each time that one is used.
@@ -62,15 +69,20 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
-    renamer, before = EntityRandomizer(ShopVocabulary.read("data/sft/lexicon.json"), pieces), harmony.prefix(tools)
+    renamer, before = (
+        EntityRandomizer(ShopVocabulary.read("data/sft/lexicon.json"), pieces),
+        harmony.prefix(tools),
+    )
 
     def row(dialogue: dict, random: Random, whole: bool) -> Example:
         messages = dialogue["messages"] if whole else beginning(dialogue["messages"])
         if random.random() < midtrain.randomize_entities:
-            messages = renamer.renamed(messages, random, kinds=random.random() < midtrain.randomize_categories)
+            messages = renamer.renamed(
+                messages, random, kinds=random.random() < midtrain.randomize_categories
+            )
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
-        made = encode(tokenizer, family, text[len(before):], dialogue["id"])
+        made = encode(tokenizer, family, text[len(before) :], dialogue["id"])
         renamer.practised.update(pieces[made.ids[query + 1]] for query in made.places.copied)
         return made
 
@@ -83,16 +95,24 @@ def rows_of(stage: Stage, tokenizer: Encoding, family: list[int]) -> tuple[list[
 
     def decisions() -> Iterator[Example]:
         for number in itertools.count():
-            yield row(dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False).decision()
+            yield row(
+                dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False
+            ).decision()
 
     def parts() -> Iterator[Example]:
         for number in itertools.count():
             again, which = divmod(number, len(dialogues))
-            whole = (number + again) % (1 + midtrain.truncated_per_full) == 0   # in another round a dialogue has another part
+            whole = (number + again) % (
+                1 + midtrain.truncated_per_full
+            ) == 0  # in another round a dialogue has another part
             yield row(dialogues[which], Random(f"{seed}:{number}"), whole)
 
     first = decision_steps(stage)
-    return tokenizer.encode(before, allowed_special="all"), enough(decisions(), first), enough(parts(), scale.max_steps - first)
+    return (
+        tokenizer.encode(before, allowed_special="all"),
+        enough(decisions(), first),
+        enough(parts(), scale.max_steps - first),
+    )
 
 
 def decision_steps(stage: Stage) -> int:
@@ -102,12 +122,21 @@ def decision_steps(stage: Stage) -> int:
 
 def beginning(messages: list[dict]) -> list[dict]:
     """The messages up to the assistant's first one."""
-    first = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[:first + 1]
+    first = next(
+        number for number, message in enumerate(messages) if message["role"] == "assistant"
+    )
+    return messages[: first + 1]
 
 
-def plan_batches(numbers: Sequence[int], lengths: Sequence[int], steps: int, tokens: int, processes: int, replay_ratio: float,
-         random: np.random.Generator) -> list[list[list[int]]]:
+def plan_batches(
+    numbers: Sequence[int],
+    lengths: Sequence[int],
+    steps: int,
+    tokens: int,
+    processes: int,
+    replay_ratio: float,
+    random: np.random.Generator,
+) -> list[list[list[int]]]:
     """For each step a batch of rows for each process, none where all read web text. numbers: of the rows. lengths: of each in tokens.
 
     The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
@@ -116,8 +145,10 @@ def plan_batches(numbers: Sequence[int], lengths: Sequence[int], steps: int, tok
     """
     longest = max((lengths[number] for number in numbers), default=0)
     if longest > tokens:
-        raise UserError(f"The longest dialogue has {longest} tokens, but midtrain.batch_tokens leaves each process {tokens}. Raise it in "
-                      "the profile.")
+        raise UserError(
+            f"The longest dialogue has {longest} tokens, but midtrain.batch_tokens leaves each process {tokens}. Raise it in "
+            "the profile."
+        )
     planned: list[list[list[int]]] = []
     batches: list[list[int]] = []
     while len(planned) < steps:
@@ -131,8 +162,11 @@ def plan_batches(numbers: Sequence[int], lengths: Sequence[int], steps: int, tok
                 rows.append(number)
             batches.append(rows)
         batches.sort(key=lambda rows: len(rows) * lengths[rows[-1]])
-        groups = [batches[first:first + processes] for first in range(0, len(batches) - processes + 1, processes)]
-        batches = batches[processes * len(groups):]   # too few for a step: into the next round
+        groups = [
+            batches[first : first + processes]
+            for first in range(0, len(batches) - processes + 1, processes)
+        ]
+        batches = batches[processes * len(groups) :]  # too few for a step: into the next round
         planned += [groups[number] for number in random.permutation(len(groups))]
     planned = planned[:steps]
     for step in random.choice(steps, round(replay_ratio * steps), replace=False):
@@ -151,59 +185,117 @@ def collate(rows: list[Example], weights: Sequence[float]) -> tuple[Tensor, Tens
     return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.tensor(weights)[parts[:, 1:]]
 
 
-def web_rows(tokens: np.ndarray, count: int, length: int, random: np.random.Generator) -> list[Example]:
+def web_rows(
+    tokens: np.ndarray, count: int, length: int, random: np.random.Generator
+) -> list[Example]:
     """`count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
-    return [Example(ids := tokens[start:start + length + 1].tolist(), [READ] * len(ids), Places({}, {}, [])) for start in starts]
+    return [
+        Example(
+            ids := tokens[start : start + length + 1].tolist(),
+            [READ] * len(ids),
+            Places({}, {}, []),
+        )
+        for start in starts
+    ]
 
 
 def stack_rows(rows: list[Example], count: int, length: int) -> Tensor:
     """(count, length) tokens of the first dialogues, one behind the other; fewer rows where there is less."""
     tokens = list(itertools.islice((token for row in rows for token in row.ids), count * length))
-    return torch.tensor(tokens[:len(tokens) // length * length]).view(-1, length)
+    return torch.tensor(tokens[: len(tokens) // length * length]).view(-1, length)
 
 
-def practise(stage: Stage, world: ProcessGroup, model: GptOss, prefix: list[int], decisions: list[Example], dialogues: list[Example], web: np.ndarray,
-             device: Device, checkpoint: Checkpoint) -> list[dict]:
+def practise(
+    stage: Stage,
+    world: ProcessGroup,
+    model: GptOss,
+    prefix: list[int],
+    decisions: list[Example],
+    dialogues: list[Example],
+    web: np.ndarray,
+    device: Device,
+    checkpoint: Checkpoint,
+) -> list[dict]:
     """Trains on first decisions, then on dialogues and web text; returns the curve. Resumes where it was killed.
 
     prefix: ids that stand before each decision and dialogue.
     """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     shared, tokens = torch.tensor([prefix], device=device.kind), scale.batch_tokens // world.size
-    weights = 1.0, midtrain.loss_weights.reply, midtrain.loss_weights.arguments, midtrain.loss_weights.tool_choice
+    weights = (
+        1.0,
+        midtrain.loss_weights.reply,
+        midtrain.loss_weights.arguments,
+        midtrain.loss_weights.tool_choice,
+    )
     rows, first, random = decisions + dialogues, decision_steps(stage), np.random.default_rng(seed)
     lengths = [len(row.ids) for row in rows]
     planned = plan_batches(range(len(decisions)), lengths, first, tokens, world.size, 0.0, random)
-    planned += plan_batches(range(len(decisions), len(rows)), lengths, scale.max_steps - first, tokens, world.size, midtrain.replay_ratio, random)
+    planned += plan_batches(
+        range(len(decisions), len(rows)),
+        lengths,
+        scale.max_steps - first,
+        tokens,
+        world.size,
+        midtrain.replay_ratio,
+        random,
+    )
     loss_of, guided = wrap_distributed(model, world, sharded=False), GuidedHeads(model)
     optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
     start, curve, losses, seen, operations = 0, [], [], 0, 0.0
     if saved := checkpoint.load():
         tensors, state = saved
-        model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        model.load_state_dict(
+            {
+                name.removeprefix("model."): value
+                for name, value in tensors.items()
+                if name.startswith("model.")
+            }
+        )
         load_optimizers(tensors, *optimizers)
         start, curve = state["step"], state["curve"]
         print(f"going on at step {start}", flush=True)
-    world.barrier()   # all have read before the first may write
-    for step in progress(range(start, scale.max_steps), "midtrain", "step", total=scale.max_steps, first=start):
-        rate = learning_rate(step, scale.max_steps, midtrain.learning_rate, midtrain.warmup_ratio, midtrain.min_lr_ratio)
+    world.barrier()  # all have read before the first may write
+    for step in progress(
+        range(start, scale.max_steps), "midtrain", "step", total=scale.max_steps, first=start
+    ):
+        rate = learning_rate(
+            step,
+            scale.max_steps,
+            midtrain.learning_rate,
+            midtrain.warmup_ratio,
+            midtrain.min_lr_ratio,
+        )
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         chosen = planned[step][world.rank]
         batch = [rows[number] for number in chosen] or web_rows(
-            web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank]))
+            web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank])
+        )
         inputs, targets, importance = (part.to(device.kind) for part in collate(batch, weights))
         with device.autocast():
-            loss, _ = loss_of(inputs, targets, model.prefill(shared) if chosen else None, importance)
-            guide = midtrain.guide_weight * guided.loss([row.places for row in batch], midtrain.idle_weight)
+            loss, _ = loss_of(
+                inputs, targets, model.prefill(shared) if chosen else None, importance
+            )
+            guide = midtrain.guide_weight * guided.loss(
+                [row.places for row in batch], midtrain.idle_weight
+            )
         losses.append(world.mean(loss.detach().clone()).item())
         if not np.isfinite(losses[-1]):
-            read = f"{', '.join(rows[number].dialogue for number in chosen)} of data/sft/train.jsonl" if chosen else "web text"
-            raise UserError(f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
-                          "Lower midtrain.learning_rate.")
+            read = (
+                f"{', '.join(rows[number].dialogue for number in chosen)} of data/sft/train.jsonl"
+                if chosen
+                else "web text"
+            )
+            raise UserError(
+                f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
+                "Lower midtrain.learning_rate."
+            )
         seen += inputs.numel()
-        operations += flops_of_rows(model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0)
+        operations += flops_of_rows(
+            model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0
+        )
         (loss + guide).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), midtrain.grad_clip)
         for optimizer in optimizers:
@@ -215,8 +307,12 @@ def practise(stage: Stage, world: ProcessGroup, model: GptOss, prefix: list[int]
             losses = []
             if world.is_main:
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-                checkpoint.save(tensors | optimizer_tensors(*optimizers), {"step": done, "curve": curve})
-    stage.log_cost(*(world.size * number for number in (seen, operations)))   # of all processes, which have the same to do
+                checkpoint.save(
+                    tensors | optimizer_tensors(*optimizers), {"step": done, "curve": curve}
+                )
+    stage.log_cost(
+        *(world.size * number for number in (seen, operations))
+    )  # of all processes, which have the same to do
     return curve
 
 
@@ -230,18 +326,41 @@ def main(stage: Stage) -> None:
     scale, pretrained = profile.midtrain, Path("models/pretrain/gpt_oss")
     if scale.base_model != "pretrained":
         with atomic_directory("models/base") as folder:
-            write_json(folder / "pointer.json", {"hub_id": scale.base_model, "revision": scale.revision})
+            write_json(
+                folder / "pointer.json", {"hub_id": scale.base_model, "revision": scale.revision}
+            )
             add_template(folder)
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
-    device = open_device(profile.device, profile.dtype, profile.threads // profile.num_processes, stage.params.seed)
+    device = open_device(
+        profile.device, profile.dtype, profile.threads // profile.num_processes, stage.params.seed
+    )
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
-    web, family = open_tokens("data/tokens", "train"), token_classes(tokenizer, len(model.embedding))
+    web, family = (
+        open_tokens("data/tokens", "train"),
+        token_classes(tokenizer, len(model.embedding)),
+    )
     with open_world(device.kind, profile.num_processes, stage.program) as world:
         prefix, decisions, dialogues = rows_of(stage, tokenizer, family.tolist())
-        add_induction_heads(model, stack_rows(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed)
-        with open_checkpoint(stage) if world.is_main else contextlib.nullcontext(Checkpoint(stage)) as checkpoint:
-            curve = practise(stage, world, model.to(device.kind), prefix, decisions, dialogues, web, device, checkpoint)
+        add_induction_heads(
+            model, stack_rows(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed
+        )
+        with (
+            open_checkpoint(stage)
+            if world.is_main
+            else contextlib.nullcontext(Checkpoint(stage)) as checkpoint
+        ):
+            curve = practise(
+                stage,
+                world,
+                model.to(device.kind),
+                prefix,
+                decisions,
+                dialogues,
+                web,
+                device,
+                checkpoint,
+            )
             world.barrier()
         if not world.is_main:
             return

@@ -41,12 +41,19 @@ from crawl2cart.lm.training.trl_utils import (
 
 LOOKS, PATIENCE = 8, 4
 # What `dvc metrics` shows of the metrics.
-HEADLINES = ("sft.validation_loss", "sft.best_step", "validation.tool_accuracy", "validation.argument_exact_match")
+HEADLINES = (
+    "sft.validation_loss",
+    "sft.best_step",
+    "validation.tool_accuracy",
+    "validation.argument_exact_match",
+)
 
 
 def sample_rows(split: str, count: int, seed: int) -> list[dict]:
     """`count` rows of a split, drawn without repeats; all of them if there are fewer."""
-    rows = [row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in to_examples(dialogue)]
+    rows = [
+        row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in to_examples(dialogue)
+    ]
     random.Random(seed).shuffle(rows)
     return rows[:count]
 
@@ -56,26 +63,56 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
     sft, scale = stage.params.sft, stage.params.profile.sft
     look = max(1, scale.max_steps // LOOKS)
     return SFTConfig(
-        output_dir=str(folder), max_steps=scale.max_steps, **division(scale.batch_size, 1, scale.max_length, config, device),
-        max_length=scale.max_length, packing=False, completion_only_loss=True,
-        learning_rate=sft.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(sft.warmup_ratio * scale.max_steps),
-        router_aux_loss_coef=0.0, gradient_checkpointing=device.kind == "cuda", use_cpu=device.kind == "cpu",
-        bf16=str(device.dtype) == "torch.bfloat16", seed=stage.params.seed, data_seed=stage.params.seed,
-        dataloader_pin_memory=False, logging_steps=look, report_to="none", disable_tqdm=None,
-        eval_strategy="steps", eval_steps=look, save_strategy="steps", save_steps=look, save_total_limit=KEPT_CHECKPOINTS,
-        load_best_model_at_end=True, metric_for_best_model="eval_mean_token_accuracy", greater_is_better=True,
+        output_dir=str(folder),
+        max_steps=scale.max_steps,
+        **division(scale.batch_size, 1, scale.max_length, config, device),
+        max_length=scale.max_length,
+        packing=False,
+        completion_only_loss=True,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(sft.warmup_ratio * scale.max_steps),
+        router_aux_loss_coef=0.0,
+        gradient_checkpointing=device.kind == "cuda",
+        use_cpu=device.kind == "cpu",
+        bf16=str(device.dtype) == "torch.bfloat16",
+        seed=stage.params.seed,
+        data_seed=stage.params.seed,
+        dataloader_pin_memory=False,
+        logging_steps=look,
+        report_to="none",
+        disable_tqdm=None,
+        eval_strategy="steps",
+        eval_steps=look,
+        save_strategy="steps",
+        save_steps=look,
+        save_total_limit=KEPT_CHECKPOINTS,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_mean_token_accuracy",
+        greater_is_better=True,
     )
 
 
 def dataset(rows: list[dict]) -> Dataset:
-    return json_dataset([{key: row[key] for key in ("prompt", "completion", "tools")} for row in rows])
+    return json_dataset(
+        [{key: row[key] for key in ("prompt", "completion", "tools")} for row in rows]
+    )
 
 
 def eval_history(log_history: list[dict]) -> list[dict]:
     """Rows step, loss since the row before, and of held-out calls their loss and the share of their tokens that are right."""
-    held_out = {"eval_loss": "eval_call_loss", "eval_mean_token_accuracy": "eval_call_token_accuracy"}
-    read = {row["step"]: row for row in reversed(curve(log_history, held_out))}   # the first of a step: at the end all rows are read
-    return [row | read[row["step"]] for row in curve(log_history, {"loss": "loss"}) if row["step"] in read]
+    held_out = {
+        "eval_loss": "eval_call_loss",
+        "eval_mean_token_accuracy": "eval_call_token_accuracy",
+    }
+    read = {
+        row["step"]: row for row in reversed(curve(log_history, held_out))
+    }  # the first of a step: at the end all rows are read
+    return [
+        row | read[row["step"]]
+        for row in curve(log_history, {"loss": "loss"})
+        if row["step"] in read
+    ]
 
 
 def main(stage: Stage) -> None:
@@ -90,14 +127,19 @@ def main(stage: Stage) -> None:
     calls = [row for row in held_out if row["completion"][0].get("tool_calls")] or held_out
     with open_checkpoint(stage) as checkpoint:
         trainer = SFTTrainer(
-            model, args=settings(stage, device, checkpoint.directory / "trl", model.config), processing_class=tokenizer,
-            train_dataset=dataset(train), eval_dataset=dataset(calls),
-            peft_config=lora(sft.lora_rank, sft.lora_alpha), callbacks=[EarlyStoppingCallback(PATIENCE)])
+            model,
+            args=settings(stage, device, checkpoint.directory / "trl", model.config),
+            processing_class=tokenizer,
+            train_dataset=dataset(train),
+            eval_dataset=dataset(calls),
+            peft_config=lora(sft.lora_rank, sft.lora_alpha),
+            callbacks=[EarlyStoppingCallback(PATIENCE)],
+        )
         check_trainable(trainer.model)
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoint.directory / "trl"))
         validation_loss = trainer.evaluate(dataset(held_out))["eval_loss"]
         stage.log_cost(*trained(trainer, 4))
-        if not is_first():   # of several processes one merges and writes
+        if not is_first():  # of several processes one merges and writes
             return
         rows = eval_history(trainer.state.log_history)
         kept = next(row for row in rows if row["step"] == trainer.state.best_global_step)
@@ -105,12 +147,24 @@ def main(stage: Stage) -> None:
             save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
-        answers = answer_turns(writer_of(merged, tokenizer, device, LOOK_TOKENS), held_out, LOOK_BATCH)
+        answers = answer_turns(
+            writer_of(merged, tokenizer, device, LOOK_TOKENS), held_out, LOOK_BATCH
+        )
 
     write_curve("metrics/sft.tsv", rows)
-    write_metrics("metrics/sft.json", {
-        "sft": {"train_loss": kept["loss"], "validation_loss": validation_loss, "best_step": kept["step"], "rows": len(train)},
-        "validation": without_intervals(summarize_turns(held_out, answers))}, HEADLINES)
+    write_metrics(
+        "metrics/sft.json",
+        {
+            "sft": {
+                "train_loss": kept["loss"],
+                "validation_loss": validation_loss,
+                "best_step": kept["step"],
+                "rows": len(train),
+            },
+            "validation": without_intervals(summarize_turns(held_out, answers)),
+        },
+        HEADLINES,
+    )
 
 
 if __name__ == "__main__":

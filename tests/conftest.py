@@ -14,12 +14,14 @@ from crawl2cart.core.params import read_params
 from crawl2cart.dialogues.episode import EventRates
 from crawl2cart.dialogues.generator import DialogueGenerator
 from stages.build_sft import mix_of
-from tests.openai_server import KEY, Server, serve
+from tests.servers.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DVC = ROOT / ".venv" / "bin" / "dvc"
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
+# `stages` and `tools` are no installed packages: tests that start one in another folder find it here.
+os.environ["PYTHONPATH"] = str(ROOT)
 SHARED = Path(os.environ.get("CRAWL2CART_SHARED", ROOT.parent / "shared"))
 
 
@@ -34,8 +36,13 @@ def shared_data() -> Path:
 
 def copy_project(folder: Path, profile: str = "smoke") -> Path:
     """A git repository with this working tree's files and nothing that a run made, ready for DVC, on the given profile."""
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
-                           check=True).stdout.splitlines()
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in names:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +51,11 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("\nprofile: cpu\n", f"\nprofile: {profile}\n"))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *command], cwd=folder, check=True)
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *command],
+            cwd=folder,
+            check=True,
+        )
     return folder
 
 
@@ -57,7 +68,13 @@ def project(tmp_path: Path) -> Path:
 def maker_of(folder: Path, seed: int, **shares: float) -> DialogueGenerator:
     """A maker of a shop's dialogues with the mix and the longest dialogue of params.yaml, as build_sft opens it."""
     params = read_params(ROOT / "params.yaml").build_sft
-    return DialogueGenerator(folder, seed, params.max_characters, mix_of(params), EventRates(**{"plan": params.multi_turn_ratio} | shares))
+    return DialogueGenerator(
+        folder,
+        seed,
+        params.max_characters,
+        mix_of(params),
+        EventRates(**{"plan": params.multi_turn_ratio} | shares),
+    )
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:
@@ -68,7 +85,9 @@ def wait_for(what: Callable[[], object], seconds: float) -> None:
 
 
 def dvc(folder: Path, *words: str, fails: bool = False) -> str:
-    said = subprocess.run([DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    said = subprocess.run(
+        [DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert bool(said.returncode) == fails, said.stdout[-3000:] + said.stderr[-3000:]
     return said.stdout + said.stderr
 
@@ -81,8 +100,11 @@ def finished(tmp_path_factory) -> Path:
     dvc(folder, "repro", "--no-run-cache")
     print(f"the smoke graph took {time.monotonic() - started:.0f} s")
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"], cwd=folder,
-                   check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"],
+        cwd=folder,
+        check=True,
+    )
     return folder
 
 
@@ -109,6 +131,11 @@ def browser() -> Iterator[Browser]:
     """Chromium or one like it, without a window."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not path:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)")
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser:
+        pytest.skip(
+            f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)"
+        )
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser,
+    ):
         yield browser

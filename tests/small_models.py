@@ -17,9 +17,21 @@ SIZES = {
     "lstm": {"hidden_size": 24, "num_layers": 2, "dropout": 0.0},
     "gru": {"hidden_size": 24, "num_layers": 2, "dropout": 0.0},
     # Widths that differ from each other where a transposed or swapped tensor would otherwise fit.
-    "gpt_oss": {"num_layers": 4, "hidden_size": 48, "num_heads": 6, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 40, "num_experts": 8,
-                "experts_per_token": 3, "sliding_window": 8, "max_position_embeddings": 4096, "rope_factor": 1.0, "router_aux_loss_coef": 0.0,
-                "router_z_loss_coef": 0.0},
+    "gpt_oss": {
+        "num_layers": 4,
+        "hidden_size": 48,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 40,
+        "num_experts": 8,
+        "experts_per_token": 3,
+        "sliding_window": 8,
+        "max_position_embeddings": 4096,
+        "rope_factor": 1.0,
+        "router_aux_loss_coef": 0.0,
+        "router_z_loss_coef": 0.0,
+    },
 }
 
 

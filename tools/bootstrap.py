@@ -36,22 +36,30 @@ def find_interpreter():
         path = shutil.which(name)
         if path and is_new_enough(path):
             return path
-    fail("Python 3.11 or newer is needed, but python3 here is %d.%d and no python3.11 to python3.13 is on PATH. "
-         "Install one (Debian: apt install python3.11 python3.11-venv; macOS: brew install python@3.12) and run make "
-         "again, or name it: make PYTHON=/path/to/python3.11" % sys.version_info[:2])
+    fail(
+        "Python 3.11 or newer is needed, but python3 here is %d.%d and no python3.11 to python3.13 is on PATH. "
+        "Install one (Debian: apt install python3.11 python3.11-venv; macOS: brew install python@3.12) and run make "
+        "again, or name it: make PYTHON=/path/to/python3.11" % sys.version_info[:2]
+    )
 
 
 def check_machine(root):
     if not shutil.which("git"):
         fail("git is needed and not on PATH. Install it and run make again.")
-    inside = subprocess.run(["git", "-C", root, "rev-parse", "--show-toplevel"], capture_output=True, text=True)
+    inside = subprocess.run(
+        ["git", "-C", root, "rev-parse", "--show-toplevel"], capture_output=True, text=True
+    )
     if inside.returncode or os.path.realpath(inside.stdout.strip()) != os.path.realpath(root):
-        fail("this folder is not a git repository of its own (a ZIP download?), and DVC keeps its history in git. "
-             "Get the project with `git clone`.")
+        fail(
+            "this folder is not a git repository of its own (a ZIP download?), and DVC keeps its history in git. "
+            "Get the project with `git clone`."
+        )
     free, needed = shutil.disk_usage(root).free / 2**30, DISK_GIB_CUDA if has_cuda() else DISK_GIB
     if free < needed:
-        fail("%.1f GiB are free on the disk of %s, %d GiB are needed for the packages and the results. Free some space and "
-             "run make again." % (free, root, needed))
+        fail(
+            "%.1f GiB are free on the disk of %s, %d GiB are needed for the packages and the results. Free some space and "
+            "run make again." % (free, root, needed)
+        )
 
 
 def has_cuda():
@@ -68,13 +76,20 @@ def torch_arguments(python, pin):
         return [pin]
     dry = ("install", "--dry-run", "--no-deps", "--quiet", "--report", "-", pin)
     report = pip(python, *dry, capture_output=True, text=True)
-    if report.returncode == 0 and "+cpu" in json.loads(report.stdout)["install"][0]["metadata"]["version"]:
+    if (
+        report.returncode == 0
+        and "+cpu" in json.loads(report.stdout)["install"][0]["metadata"]["version"]
+    ):
         return [pin]  # the configured installer offers it by itself
     arguments = [pin, "--index-url", TORCH_CPU_INDEX]
-    reachable = pip(python, *dry, *arguments[1:], "--retries", "0", "--timeout", "10", capture_output=True)
+    reachable = pip(
+        python, *dry, *arguments[1:], "--retries", "0", "--timeout", "10", capture_output=True
+    )
     if reachable.returncode == 0:
         return arguments
-    print("No CPU build of torch is offered here; taking the default one, which brings several GB of CUDA libraries.")
+    print(
+        "No CPU build of torch is offered here; taking the default one, which brings several GB of CUDA libraries."
+    )
     return [pin]
 
 
@@ -82,18 +97,27 @@ def install(root, base):
     environment = os.path.join(root, ".venv")
     python = os.path.join(environment, "bin", "python")
     if os.path.islink(environment):
-        fail(".venv is a link to %s, which this would empty. Remove the link and run make again." % os.path.realpath(environment))
+        fail(
+            ".venv is a link to %s, which this would empty. Remove the link and run make again."
+            % os.path.realpath(environment)
+        )
     subprocess.run([base, "-m", "venv", "--clear", environment], stdout=subprocess.DEVNULL)
     if not os.path.exists(python) or pip(python, "--version", capture_output=True).returncode:
-        fail("%s can not make a virtual environment. On Debian and Ubuntu: apt install python3-venv" % base)
+        fail(
+            "%s can not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
+            % base
+        )
     requirements = os.path.join(root, "requirements.txt")
     with open(requirements) as file:
         pin = next(line.strip() for line in file if line.startswith("torch=="))
     print("Installing the pinned packages into .venv (a few minutes the first time) …", flush=True)
     for words in (torch_arguments(python, pin), ["-r", requirements], ["--no-deps", "-e", root]):
         if pip(python, "install", "--quiet", *words).returncode:
-            fail("pip could not install %s (its message is above). Is a package index reachable and the disk not full? "
-                 "Run make again when it is; what was downloaded is kept in pip's cache." % " ".join(words))
+            fail(
+                "pip could not install %s (its message is above). Is a package index reachable and the disk not full? "
+                "Run make again when it is; what was downloaded is kept in pip's cache."
+                % " ".join(words)
+            )
 
 
 def main():

@@ -28,7 +28,10 @@ def findings(params: Params, name: str) -> list[str]:
     """What was found against what is needed."""
     profile = profile_of(params, name)
     memory = psutil.virtual_memory()
-    fast, card = has_fast_bfloat16(), ", ".join(f"{model} with {size:.0f} GiB" for model, size in cards())
+    fast, card = (
+        has_fast_bfloat16(),
+        ", ".join(f"{model} with {size:.0f} GiB" for model, size in cards()),
+    )
     lines = [
         f"machine          {platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         f"torch            {torch.__version__}, CUDA {torch.version.cuda or 'no'}",
@@ -43,9 +46,13 @@ def findings(params: Params, name: str) -> list[str]:
         f"base model       {profile.midtrain.base_model}, revision {profile.midtrain.revision}",
     ]
     if not fast and profile.dtype == "bfloat16":
-        lines.append(f"advice           `dvc exp run -S profiles.{name}.dtype=float32` is faster on this processor")
+        lines.append(
+            f"advice           `dvc exp run -S profiles.{name}.dtype=float32` is faster on this processor"
+        )
     if profile.device == "cuda" and cores() > 2 * params.filter.workers:
-        lines.append(f"advice           `-S filter.workers={cores()}` lets the filter use all cores; the corpus is the same")
+        lines.append(
+            f"advice           `-S filter.workers={cores()}` lets the filter use all cores; the corpus is the same"
+        )
     if profile.midtrain.base_model != "pretrained":
         lines += ["", *needs_table(needs(params, profile)), ""]
     return lines

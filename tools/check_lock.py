@@ -12,10 +12,17 @@ CURRENT = "Data and pipelines are up to date"
 
 
 def main() -> None:
-    said = subprocess.run([DVC, "repro", "--dry", "--allow-missing"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True).stdout
+    said = subprocess.run(
+        [DVC, "repro", "--dry", "--allow-missing"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ).stdout
     if CURRENT not in said:
-        sys.exit(f"{said}\nmake lock: dvc.lock is stale. Run `make repro` and commit dvc.lock and metrics/.")
+        sys.exit(
+            f"{said}\nmake lock: dvc.lock is stale. Run `make repro` and commit dvc.lock and metrics/."
+        )
     print("dvc.lock belongs to this code and these parameters.")
 
 

@@ -11,8 +11,17 @@ from crawl2cart.core.dvc_yaml import definitions
 from crawl2cart.core.params import read_params
 from tools.set_profile import ROOT
 
-COLUMNS = {"stage": "stage", "seconds": "seconds", "tokens": "tokens trained on", "flops": "TFLOP", "peak_memory_mib": "peak memory, MiB",
-           "peak_card_mib": "on the card, MiB", "read_bytes": "read, MB", "written_bytes": "written, MB", "dollars": "US $"}
+COLUMNS = {
+    "stage": "stage",
+    "seconds": "seconds",
+    "tokens": "tokens trained on",
+    "flops": "TFLOP",
+    "peak_memory_mib": "peak memory, MiB",
+    "peak_card_mib": "on the card, MiB",
+    "read_bytes": "read, MB",
+    "written_bytes": "written, MB",
+    "dollars": "US $",
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,17 @@ class Entry:
     dollars: float
 
     def cells(self) -> dict[str, str]:
-        return {"stage": self.stage, "seconds": f"{self.seconds:,.1f}", "tokens": f"{self.tokens:,}" if self.tokens else "",
-                "flops": f"{self.flops / 1e12:,.1f}" if self.flops else "", "peak_memory_mib": f"{self.peak_memory_mib:,.0f}",
-                "peak_card_mib": f"{self.peak_card_mib:,.0f}" if self.peak_card_mib else "", "read_bytes": f"{self.read_bytes / 1e6:,.1f}",
-                "written_bytes": f"{self.written_bytes / 1e6:,.1f}", "dollars": f"{self.dollars:,.4f}"}
+        return {
+            "stage": self.stage,
+            "seconds": f"{self.seconds:,.1f}",
+            "tokens": f"{self.tokens:,}" if self.tokens else "",
+            "flops": f"{self.flops / 1e12:,.1f}" if self.flops else "",
+            "peak_memory_mib": f"{self.peak_memory_mib:,.0f}",
+            "peak_card_mib": f"{self.peak_card_mib:,.0f}" if self.peak_card_mib else "",
+            "read_bytes": f"{self.read_bytes / 1e6:,.1f}",
+            "written_bytes": f"{self.written_bytes / 1e6:,.1f}",
+            "dollars": f"{self.dollars:,.4f}",
+        }
 
 
 def ledger() -> list[Entry]:
@@ -45,26 +61,43 @@ def ledger() -> list[Entry]:
         path = ROOT / "runs" / f"{name}.json"
         if path.is_file():
             noted = json.loads(path.read_text())
-            if noted.keys() == {field.name for field in fields(Entry)} - {"stage", "dollars"}:   # else an older version's
+            if noted.keys() == {field.name for field in fields(Entry)} - {
+                "stage",
+                "dollars",
+            }:  # else an older version's
                 entries.append(Entry(stage=name, dollars=noted["seconds"] / 3600 * rate, **noted))
     return entries
 
 
 def total(entries: list[Entry]) -> Entry:
     """The sums; of memory the peak."""
+
     def added(name: str) -> float:
         return sum(getattr(entry, name) for entry in entries)
 
     def largest(name: str) -> float:
         return max((getattr(entry, name) for entry in entries), default=0)
 
-    return Entry("all", added("seconds"), added("tokens"), added("flops"), largest("peak_memory_mib"), largest("peak_card_mib"),
-                 added("read_bytes"), added("written_bytes"), added("dollars"))
+    return Entry(
+        "all",
+        added("seconds"),
+        added("tokens"),
+        added("flops"),
+        largest("peak_memory_mib"),
+        largest("peak_card_mib"),
+        added("read_bytes"),
+        added("written_bytes"),
+        added("dollars"),
+    )
 
 
 def ledger_table(entries: list[Entry]) -> str:
     """The entries and their total as an HTML table."""
     head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(entry.cells()[name])}</td>" for name in COLUMNS) + "</tr>"
-                   for entry in [*entries, total(entries)])
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{html.escape(entry.cells()[name])}</td>" for name in COLUMNS)
+        + "</tr>"
+        for entry in [*entries, total(entries)]
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

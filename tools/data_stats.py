@@ -31,28 +31,48 @@ def by_split(lines: Iterable[dict]) -> Row:
 def shop_sizes(folder: Path) -> dict[str, Row]:
     """What data/store holds. Lines that belong to a split are counted by it, all others only together."""
     departments = read_departments(folder / "departments.json")
-    products, reviews, customers, orders = (rows(folder / name, kind) for name, kind in (
-        ("products", Product), ("reviews", Review), ("customers", Customer), ("orders", Order)))
+    products, reviews, customers, orders = (
+        rows(folder / name, kind)
+        for name, kind in (
+            ("products", Product),
+            ("reviews", Review),
+            ("customers", Customer),
+            ("orders", Order),
+        )
+    )
     policies = [read_policy(file) for file in (folder / "policies").glob("*.md")]
     wordings = {file.stem: read_jsonl(file) for file in (folder / "wordings").glob("*.jsonl")}
     plans, follow_ups, replies, reasons, hostile, tone = (
-        read_jsonl(folder / f"{name}.jsonl") for name in ("plans", "follow_ups", "replies", "reasons", "hostile", "tone"))
+        read_jsonl(folder / f"{name}.jsonl")
+        for name in ("plans", "follow_ups", "replies", "reasons", "hostile", "tone")
+    )
     ways = [by_split(lines) for lines in wordings.values()]
     reviewed = Counter(review.product for review in reviews)
     alone = {
-        "departments": len(departments), "categories": sum(len(entry.categories) for entry in departments.values()),
-        "products": len(products), "products held out": sum(product.held_out for product in products),
-        "reviews": len(reviews), "fewest reviews of a product": min(reviewed[product.id] for product in products),
+        "departments": len(departments),
+        "categories": sum(len(entry.categories) for entry in departments.values()),
+        "products": len(products),
+        "products held out": sum(product.held_out for product in products),
+        "reviews": len(reviews),
+        "fewest reviews of a product": min(reviewed[product.id] for product in products),
         "reviews with orders to a machine": sum(review.instructs for review in reviews),
-        "customers": len(customers), "orders": len(orders), "states of orders": len({order.state for order in orders}),
-        "policies": len(policies), "sections of policies": sum(map(len, policies)),
-        "fragments of replies": len(replies), "acts that they serve": len({reply["act"] for reply in replies}),
-        "fewest fragments of an act in a register": min(Counter((reply["act"], reply["register"]) for reply in replies).values()),
+        "customers": len(customers),
+        "orders": len(orders),
+        "states of orders": len({order.state for order in orders}),
+        "policies": len(policies),
+        "sections of policies": sum(map(len, policies)),
+        "fragments of replies": len(replies),
+        "acts that they serve": len({reply["act"] for reply in replies}),
+        "fewest fragments of an act in a register": min(
+            Counter((reply["act"], reply["register"]) for reply in replies).values()
+        ),
         "intents": len(wordings),
     }
     return {what: {"all": count} for what, count in alone.items()} | {
         "wordings": by_split(line for lines in wordings.values() for line in lines),
-        "fewest wordings of an intent": {column: min(way[column] for way in ways) for column in ("all", *SPLITS)},
+        "fewest wordings of an intent": {
+            column: min(way[column] for way in ways) for column in ("all", *SPLITS)
+        },
         "plans of several turns": by_split(plans),
         "answers, yeses, noes and thanks": by_split(follow_ups),
         "reasons to return": by_split(reasons),
@@ -68,10 +88,17 @@ def safety_sizes(profile: str = "cpu") -> dict[str, Row]:
 
 
 def query_sizes(folder: Path) -> dict[str, Row]:
-    queries = [line | {"split": split} for split in SPLITS for line in read_jsonl(folder / f"{split}.jsonl")]
+    queries = [
+        line | {"split": split}
+        for split in SPLITS
+        for line in read_jsonl(folder / f"{split}.jsonl")
+    ]
     other = [query for query in queries if query["label"] == "other"]
-    return {"shopping queries": by_split(query for query in queries if query["label"] == "shopping"),
-            "other queries": by_split(other), "hard other queries": by_split(query for query in other if query["hard"])}
+    return {
+        "shopping queries": by_split(query for query in queries if query["label"] == "shopping"),
+        "other queries": by_split(other),
+        "hard other queries": by_split(query for query in other if query["hard"]),
+    }
 
 
 def sizes(data: Path = ROOT / "data") -> dict[str, Row]:
@@ -88,7 +115,10 @@ def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
 
 def sizes_table() -> str:
     columns = ("all", *SPLITS)
-    return table(["what", *columns], [[what, *(row.get(column, "") for column in columns)] for what, row in sizes().items()])
+    return table(
+        ["what", *columns],
+        [[what, *(row.get(column, "") for column in columns)] for what, row in sizes().items()],
+    )
 
 
 def page_text(page: Page) -> str:
@@ -109,13 +139,30 @@ def crawl_table(folder: Path = ROOT / "data" / "web") -> str:
     order = sorted(kinds, key=lambda kind: (kind != "keep", kind))
     body = [crawl_row(kind, kinds[kind]) for kind in order]
     body += [crawl_row("all", [page for pages in kinds.values() for page in pages])]
-    return table(["pages to keep, and why others go", "pages", "to tune on", "held out", "sites", "KB of text"], body)
+    return table(
+        [
+            "pages to keep, and why others go",
+            "pages",
+            "to tune on",
+            "held out",
+            "sites",
+            "KB of text",
+        ],
+        body,
+    )
 
 
 def crawl_row(kind: str, pages: list[Page]) -> list[object]:
     held_out = sum(page.site.held_out for page in pages)
     size = sum(len(page_text(page).encode()) for page in pages)
-    return [kind, len(pages), len(pages) - held_out, held_out, len({page.host for page in pages}), f"{size / 1000:,.1f}"]
+    return [
+        kind,
+        len(pages),
+        len(pages) - held_out,
+        held_out,
+        len({page.host for page in pages}),
+        f"{size / 1000:,.1f}",
+    ]
 
 
 @cache
@@ -129,9 +176,13 @@ def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
     spans = [span for found in read_spans(data / "web" / "personal.csv").values() for span in found]
     return {
         "bytes of prose to keep": size,
-        "share on pages that name a product of the shop": sum(len(text.encode()) for text in texts if named.search(text)) / size,
-        "share of sentences that differ, names and numbers masked":
-            unique_share(texts, names_of(products, rows(data / "store" / "customers.jsonl", Customer))),
+        "share on pages that name a product of the shop": sum(
+            len(text.encode()) for text in texts if named.search(text)
+        )
+        / size,
+        "share of sentences that differ, names and numbers masked": unique_share(
+            texts, names_of(products, rows(data / "store" / "customers.jsonl", Customer))
+        ),
         "times smaller by xz -9": xz_ratio(texts),
         "page designs": len({page.site.design for page, _ in crawl}),
         "languages besides English": len({label.language for _, label in crawl}) - 1,
@@ -141,8 +192,17 @@ def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
 
 
 def prose_table() -> str:
-    shown = [[what, f"{value:.1%}" if what.startswith("share") else f"{value:.1f}" if isinstance(value, float) else value]
-             for what, value in prose_sizes().items()]
+    shown = [
+        [
+            what,
+            f"{value:.1%}"
+            if what.startswith("share")
+            else f"{value:.1f}"
+            if isinstance(value, float)
+            else value,
+        ]
+        for what, value in prose_sizes().items()
+    ]
     return table(["of the crawl", "measured"], shown)
 
 

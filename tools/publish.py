@@ -22,7 +22,11 @@ from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import files_below
 from crawl2cart.core.model_folder import check_model
 
-FOLDERS = {"pretrained": Path("models/pretrain/gpt_oss"), "sft": Path("models/sft"), "dpo": Path("models/dpo")}
+FOLDERS = {
+    "pretrained": Path("models/pretrain/gpt_oss"),
+    "sft": Path("models/sft"),
+    "dpo": Path("models/dpo"),
+}
 # What trained the merged model is no part of it.
 LEFT_OUT = ("adapter", "samples.json")
 
@@ -36,7 +40,9 @@ def prepared(name: str, folder: Path) -> list[Path]:
     card = Path("metrics/cards") / f"{name}.md"
     if not card.is_file():
         raise UserError(f"{card} is missing. `dvc repro report` writes it.")
-    shutil.copytree(FOLDERS[name], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(
+        FOLDERS[name], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT)
+    )
     shutil.copy(card, folder / "README.md")
     return files_below(folder)
 
@@ -46,14 +52,23 @@ def push(folder: Path, repository: str, private: bool) -> str:
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart").commit_url)
+        return str(
+            hub.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart"
+            ).commit_url
+        )
     except (HTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name.") from error
+        raise UserError(
+            f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name."
+        ) from error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.publish", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.publish",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", choices=FOLDERS, help="which checkpoint")
     parser.add_argument("repository", help="owner/name on the hub")
     parser.add_argument("--push", action="store_true", help="really push")

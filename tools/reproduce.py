@@ -26,26 +26,39 @@ def flat(values: object, above: str = "") -> dict[str, object]:
     """Nested metrics as {dotted name: value}."""
     if not isinstance(values, dict):
         return {above: values}
-    return {name: value for key, inner in values.items()
-            for name, value in flat(inner, f"{above}.{key}" if above else key).items()}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in flat(inner, f"{above}.{key}" if above else key).items()
+    }
 
 
 def metrics_files(root: Path) -> list[Path]:
     """The files that hold every metric (those of metrics/headlines hold some of them again)."""
-    return sorted(path for path in (root / "metrics").glob("*.json") if path.name != "tolerances.json")
+    return sorted(
+        path for path in (root / "metrics").glob("*.json") if path.name != "tolerances.json"
+    )
 
 
 def metrics_below(root: Path) -> dict[str, object]:
     """Every metric, as {file:dotted name: value}."""
-    return {f"{path.stem}:{name}": value for path in metrics_files(root) for name, value in flat(json.loads(path.read_text())).items()}
+    return {
+        f"{path.stem}:{name}": value
+        for path in metrics_files(root)
+        for name, value in flat(json.loads(path.read_text())).items()
+    }
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def differences(committed: dict[str, object], measured: dict[str, object], tolerances: dict[str, float],
-                free: list[str]) -> list[str]:
+def differences(
+    committed: dict[str, object],
+    measured: dict[str, object],
+    tolerances: dict[str, float],
+    free: list[str],
+) -> list[str]:
     """One sentence for each metric that is missing, new, or further from the committed one than its tolerance.
 
     tolerances: by name or pattern, the first that fits counts; a metric without one must be equal, a float to the last of
@@ -56,10 +69,15 @@ def differences(committed: dict[str, object], measured: dict[str, object], toler
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             continue
         if name not in committed or name not in measured:
-            faults.append(f"{name} is only in the {'committed' if name in committed else 'measured'} metrics")
+            faults.append(
+                f"{name} is only in the {'committed' if name in committed else 'measured'} metrics"
+            )
             continue
         old, new = committed[name], measured[name]
-        allowed = next((value for pattern, value in tolerances.items() if fnmatch.fnmatchcase(name, pattern)), 0.0)
+        allowed = next(
+            (value for pattern, value in tolerances.items() if fnmatch.fnmatchcase(name, pattern)),
+            0.0,
+        )
         if isinstance(old, float):
             allowed = max(allowed, abs(old) * LAST_DIGIT)
         if not (is_number(old) and is_number(new)):
@@ -83,21 +101,34 @@ def verdict(clone: Path, committed: dict[str, object]) -> str:
     said = json.loads((clone / "metrics" / "tolerances.json").read_text())
     faults = differences(committed, metrics_below(clone), said["tolerances"], said["free"])
     if faults:
-        raise UserError("the committed metrics do not come out again:\n  " + "\n  ".join(faults) + "\nIf a change to the code or "
-                      "the parameters is meant to do this, run `make repro` and commit dvc.lock and metrics/.")
-    same = not subprocess.run(["git", "diff", "--quiet", "--", "dvc.lock", "metrics"], cwd=clone).returncode
-    return (f"{len(committed)} metrics within tolerance; dvc.lock and metrics "
-            f"{'are the same bytes' if same else 'differ in bytes (another processor rounds differently)'}.")
+        raise UserError(
+            "the committed metrics do not come out again:\n  "
+            + "\n  ".join(faults)
+            + "\nIf a change to the code or "
+            "the parameters is meant to do this, run `make repro` and commit dvc.lock and metrics/."
+        )
+    same = not subprocess.run(
+        ["git", "diff", "--quiet", "--", "dvc.lock", "metrics"], cwd=clone
+    ).returncode
+    return (
+        f"{len(committed)} metrics within tolerance; dvc.lock and metrics "
+        f"{'are the same bytes' if same else 'differ in bytes (another processor rounds differently)'}."
+    )
 
 
 def main() -> None:
     if commit().endswith("dirty"):
-        print("The working tree has changes that are not committed; what is proved is the last commit.", flush=True)
+        print(
+            "The working tree has changes that are not committed; what is proved is the last commit.",
+            flush=True,
+        )
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crawl2cart-reproduce-") as folder:
         clone = fresh_clone(Path(folder))
         committed = metrics_below(clone)
-        for path in metrics_files(clone):   # in git, so that a stage that makes nothing else would be taken for done
+        for path in metrics_files(
+            clone
+        ):  # in git, so that a stage that makes nothing else would be taken for done
             path.unlink()
         params = read_params(clone / "params.yaml")
         run_graph(getattr(params.profiles, params.profile).processes, "--no-run-cache", root=clone)

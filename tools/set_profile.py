@@ -20,8 +20,10 @@ def choose_profile(name: str) -> None:
     changed = LINE.sub(f"profile: {name}", text, count=1)
     if changed != text:
         path.write_text(changed)
-        print(f"params.yaml now says profile: {name}. `git checkout params.yaml dvc.lock metrics` and `dvc checkout` "
-              "bring the committed state back.")
+        print(
+            f"params.yaml now says profile: {name}. `git checkout params.yaml dvc.lock metrics` and `dvc checkout` "
+            "bring the committed state back."
+        )
 
 
 def current_profile() -> str:

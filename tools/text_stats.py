@@ -26,8 +26,12 @@ def short(product: Product) -> str:
 def names_of(products: Iterable[Product], customers: Iterable[Customer]) -> re.Pattern:
     """A pattern for the names of products, brands, towns and customers."""
     found = {part for product in products for part in (product.name, short(product), product.brand)}
-    found |= {part for customer in customers for part in (customer.address.town, *customer.name.split())}
-    return re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(found, key=len, reverse=True))) + r")\b")
+    found |= {
+        part for customer in customers for part in (customer.address.town, *customer.name.split())
+    }
+    return re.compile(
+        r"\b(?:" + "|".join(map(re.escape, sorted(found, key=len, reverse=True))) + r")\b"
+    )
 
 
 def masked_sentences(text: str, names: re.Pattern) -> Iterator[str]:
@@ -52,7 +56,7 @@ def runs(texts: dict[str, list[str]], length: int) -> dict[tuple[str, ...], set[
         for number, text in enumerate(entries):
             found = tokenize_words(text)
             for start in range(len(found) - length + 1):
-                places[tuple(found[start:start + length])].add((kind, number))
+                places[tuple(found[start : start + length])].add((kind, number))
     return places
 
 

@@ -25,16 +25,26 @@ from tools.repro import ROOT, run_graph
 from tools.reproduce import fresh_clone, is_number, metrics_below
 
 LEAST_SEEDS = 5
-RULE = "largest minus smallest value over the seeds; what is no number is free where a seed changes it"
+RULE = (
+    "largest minus smallest value over the seeds; what is no number is free where a seed changes it"
+)
 
 
 def commit_of(clone: Path) -> str:
-    said = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=clone, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return said.stdout.strip()
 
 
 def set_seed(params: Path, seed: int) -> None:
-    params.write_text(re.sub(r"^seed: \d+", f"seed: {seed}", params.read_text(), flags=re.MULTILINE))
+    params.write_text(
+        re.sub(r"^seed: \d+", f"seed: {seed}", params.read_text(), flags=re.MULTILINE)
+    )
 
 
 def keep(kept: Path, clone: Path) -> None:
@@ -62,8 +72,10 @@ def run_with_seed(seed: int, kept: Path) -> None:
         try:
             run_graph(profile.num_processes, "--no-run-cache", root=clone, log=log)
         except UserError as problem:
-            raise UserError(f"the run with seed {seed} failed; its messages are in {log.name}. Run the same command again "
-                          "when that is mended: it goes on where it was.") from problem
+            raise UserError(
+                f"the run with seed {seed} failed; its messages are in {log.name}. Run the same command again "
+                "when that is mended: it goes on where it was."
+            ) from problem
     keep(kept, clone)
     shutil.rmtree(folder)
 
@@ -82,33 +94,66 @@ def spread(runs: list[dict[str, object]]) -> tuple[dict[str, float], list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.tolerances", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seeds", type=int, nargs="*", help="seeds to run, as many as are missing from five")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each uses the threads of the profile")
-    parser.add_argument("--take", type=Path, action="append", default=[], metavar="FOLDER", help="a finished run; again for another")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.tolerances",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "seeds", type=int, nargs="*", help="seeds to run, as many as are missing from five"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; each uses the threads of the profile"
+    )
+    parser.add_argument(
+        "--take",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a finished run; again for another",
+    )
     words = parser.parse_args()
     commits = {commit_of(folder) for folder in words.take} or {commit_of(ROOT)}
     if len(commits) > 1:
-        raise UserError(f"the folders to take are of several commits, {', '.join(sorted(commits))}. Give runs of one.")
+        raise UserError(
+            f"the folders to take are of several commits, {', '.join(sorted(commits))}. Give runs of one."
+        )
     (commit,) = commits
     if words.seeds and commit != commit_of(ROOT):
-        raise UserError(f"the folders to take are of commit {commit}, but this is {commit_of(ROOT)}. Check {commit} out to add seeds.")
+        raise UserError(
+            f"the folders to take are of commit {commit}, but this is {commit_of(ROOT)}. Check {commit} out to add seeds."
+        )
     kept = ROOT / ".cache" / "tolerances" / commit
     for folder in words.take:
         keep(kept, folder)
     with ThreadPoolExecutor(words.jobs) as pool:
         list(pool.map(lambda seed: run_with_seed(seed, kept), words.seeds))
-    entries = sorted((read_json(file) for file in kept.glob("*.json")), key=lambda entry: entry["seed"])
+    entries = sorted(
+        (read_json(file) for file in kept.glob("*.json")), key=lambda entry: entry["seed"]
+    )
     if len(entries) < LEAST_SEEDS:
-        raise UserError(f"{len(entries)} seeds are measured for commit {commit}, {LEAST_SEEDS} are the least: "
-                      "python -m tools.tolerances 7 8 9 10 11")
+        raise UserError(
+            f"{len(entries)} seeds are measured for commit {commit}, {LEAST_SEEDS} are the least: "
+            "python -m tools.tolerances 7 8 9 10 11"
+        )
     tolerances, free = spread([entry["metrics"] for entry in entries])
-    write_json(ROOT / "metrics" / "tolerances.json", {
-        "origin": {"seeds": [entry["seed"] for entry in entries], "commit": commit,
-                   "profile": read_params(ROOT / "params.yaml").profile, "rule": RULE},
-        "tolerances": tolerances, "free": free})
-    print(f"metrics/tolerances.json: {len(tolerances)} metrics move with the seed, {len(free)} are free, of {len(entries)} seeds")
+    write_json(
+        ROOT / "metrics" / "tolerances.json",
+        {
+            "origin": {
+                "seeds": [entry["seed"] for entry in entries],
+                "commit": commit,
+                "profile": read_params(ROOT / "params.yaml").profile,
+                "rule": RULE,
+            },
+            "tolerances": tolerances,
+            "free": free,
+        },
+    )
+    print(
+        f"metrics/tolerances.json: {len(tolerances)} metrics move with the seed, {len(free)} are free, of {len(entries)} seeds"
+    )
 
 
 if __name__ == "__main__":

@@ -39,8 +39,12 @@ MAX_CALLS = 6  # in one turn of the customer's
 MAX_TOKENS = 3_000  # of a conversation, before each turn of the model's: with the tools and its answer below 4,096, its context
 MAX_SECONDS = 60.0  # of a reply, all calls included
 SECONDS_TO_OPEN = 10.0
-COULD_NOT = "I'm sorry, I could not do that just now. Please put it another way, or ask me for a person."
-TOO_LONG = "This conversation has become too long for me. Please start a new one, or ask me for a person."
+COULD_NOT = (
+    "I'm sorry, I could not do that just now. Please put it another way, or ask me for a person."
+)
+TOO_LONG = (
+    "This conversation has become too long for me. Please start a new one, or ask me for a person."
+)
 CHANGED = "The change is made, but I could not say more about it just now. Please ask me for the order, or for a person."
 
 
@@ -112,7 +116,11 @@ class Agent:
             if isinstance(parsed, harmony.Malformed):
                 reply = COULD_NOT if repaired else ""
                 repaired = True
-                self._called(parsed.name or "unknown", {}, self.session.record_malformed(parsed.name, parsed.reason))
+                self._called(
+                    parsed.name or "unknown",
+                    {},
+                    self.session.record_malformed(parsed.name, parsed.reason),
+                )
             elif "content" in parsed:
                 reply = parsed["content"]
             else:
@@ -121,16 +129,30 @@ class Agent:
                     if calls > MAX_CALLS:
                         reply = COULD_NOT
                         break
-                    self._called(call["name"], call["arguments"], self.session.call(call["name"], call["arguments"]))
-        changed = any(call.name in WRITES and "error" not in call.result for call in self.session.calls[before:])
+                    self._called(
+                        call["name"],
+                        call["arguments"],
+                        self.session.call(call["name"], call["arguments"]),
+                    )
+        changed = any(
+            call.name in WRITES and "error" not in call.result
+            for call in self.session.calls[before:]
+        )
         reply = CHANGED if changed and reply in (COULD_NOT, TOO_LONG) else reply
         self.messages.append({"role": "assistant", "content": reply})
         self.session.observe_assistant(reply)
         return reply
 
     def _called(self, name: str, arguments: dict, result: dict) -> None:
-        self.messages.append({"role": "assistant", "content": "", "tool_calls": [
-            {"type": "function", "function": {"name": name, "arguments": arguments}}]})
+        self.messages.append(
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [
+                    {"type": "function", "function": {"name": name, "arguments": arguments}}
+                ],
+            }
+        )
         self.messages.append({"role": "tool", "name": name, "content": compact(result)})
 
 
@@ -141,6 +163,7 @@ def about_tokens(text: str) -> float:
 
 
 # Recorded dialogues, played again
+
 
 @dataclass(frozen=True)
 class EpisodeResult:
@@ -164,12 +187,22 @@ def play(dialogue: dict, session: Session) -> Generator[list[dict], str, Episode
     turns = iter(dialogue["turns"])
     for place, message in enumerate(dialogue["messages"]):
         if message["role"] == "user":
-            wrong = next(turns) == "confirm" and not session.is_pending(*next_write(dialogue["messages"][place:]))
-            yield from agent.turn("No, that is not what I asked for." if wrong else message["content"])
-    said = "\n".join(message["content"] for message in agent.messages if message["role"] == "assistant")
+            wrong = next(turns) == "confirm" and not session.is_pending(
+                *next_write(dialogue["messages"][place:])
+            )
+            yield from agent.turn(
+                "No, that is not what I asked for." if wrong else message["content"]
+            )
+    said = "\n".join(
+        message["content"] for message in agent.messages if message["role"] == "assistant"
+    )
     facts = dict.fromkeys(fact for note in dialogue["notes"] for fact in note["facts"])
-    return EpisodeResult(agent.messages, session.store.state_hash() == dialogue["end_state"],
-                tuple(fact for fact in facts if not contains_phrase(said, fact)), policy_violations(session.calls))
+    return EpisodeResult(
+        agent.messages,
+        session.store.state_hash() == dialogue["end_state"],
+        tuple(fact for fact in facts if not contains_phrase(said, fact)),
+        policy_violations(session.calls),
+    )
 
 
 def next_write(messages: list[dict]) -> tuple[str, dict]:
@@ -178,7 +211,13 @@ def next_write(messages: list[dict]) -> tuple[str, dict]:
     return next((call["name"], call["arguments"]) for call in calls if call["name"] in WRITES)
 
 
-def play_all(dialogues: Sequence[dict], shops: ShopSessions, writer: Writer, batch: int, play: Callable[..., Generator] = play) -> list:
+def play_all(
+    dialogues: Sequence[dict],
+    shops: ShopSessions,
+    writer: Writer,
+    batch: int,
+    play: Callable[..., Generator] = play,
+) -> list:
     """Plays many dialogues, `batch` of them side by side, so that the writer is asked for many turns at once.
 
     play: how one is played; what it returns is given back in the order of the dialogues.
@@ -203,6 +242,7 @@ def play_all(dialogues: Sequence[dict], shops: ShopSessions, writer: Writer, bat
 
 # Writers
 
+
 @dataclass(frozen=True)
 class Endpoint:
     """Any server of the OpenAI API as a writer. What it answers is put into harmony text, so that the loop has one form to read."""
@@ -211,21 +251,35 @@ class Endpoint:
     model: str
     max_tokens: int = 400
 
-    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict], hear: Hear | None = None) -> list[str]:
+    def __call__(
+        self, prompts: Sequence[list[dict]], tools: list[dict], hear: Hear | None = None
+    ) -> list[str]:
         return [self._one(prompt, tools, hear) for prompt in prompts]
 
     def _one(self, prompt: list[dict], tools: list[dict], hear: Hear | None) -> str:
         chunks = self.client.chat.completions.create(
-            model=self.model, messages=api_messages(prompt), tools=tools, max_tokens=self.max_tokens, temperature=0, stream=True)
-        content, calls = gathered(chunks, lambda text: hear(f"{harmony.REPLY}{harmony.plain(text)}") if hear else None)
-        return harmony.completion({"role": "assistant", "content": "" if calls else content, "tool_calls": calls})
+            model=self.model,
+            messages=api_messages(prompt),
+            tools=tools,
+            max_tokens=self.max_tokens,
+            temperature=0,
+            stream=True,
+        )
+        content, calls = gathered(
+            chunks, lambda text: hear(f"{harmony.REPLY}{harmony.plain(text)}") if hear else None
+        )
+        return harmony.completion(
+            {"role": "assistant", "content": "" if calls else content, "tool_calls": calls}
+        )
 
 
 def gathered(chunks: Iterable[ChatCompletionChunk], hear: Hear) -> tuple[str, list[dict]]:
     """Content and calls of a streamed answer. hear: told the content so far."""
     content, calls = "", {}
     for chunk in chunks:
-        delta = chunk.choices[0].delta if chunk.choices else None  # a last chunk may bring nothing but the usage
+        delta = (
+            chunk.choices[0].delta if chunk.choices else None
+        )  # a last chunk may bring nothing but the usage
         if delta and delta.content:
             content += delta.content
             hear(content)
@@ -244,13 +298,27 @@ def api_messages(messages: list[dict]) -> list[dict]:
     found, ids = [], iter(range(len(messages)))
     for message in messages:
         if message.get("tool_calls"):
-            calls = [{"id": f"call_{next(ids)}", "type": "function", "function": {
-                "name": call["function"]["name"], "arguments": harmony.plain(compact(call["function"]["arguments"]))}}
-                for call in message["tool_calls"]]
+            calls = [
+                {
+                    "id": f"call_{next(ids)}",
+                    "type": "function",
+                    "function": {
+                        "name": call["function"]["name"],
+                        "arguments": harmony.plain(compact(call["function"]["arguments"])),
+                    },
+                }
+                for call in message["tool_calls"]
+            ]
             unanswered = [call["id"] for call in calls]
             found.append({"role": "assistant", "content": None, "tool_calls": calls})
         elif message["role"] == "tool":
-            found.append({"role": "tool", "tool_call_id": unanswered.pop(0), "content": harmony.plain(message["content"])})
+            found.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": unanswered.pop(0),
+                    "content": harmony.plain(message["content"]),
+                }
+            )
         else:
             found.append({"role": message["role"], "content": harmony.plain(message["content"])})
     return found
@@ -267,14 +335,23 @@ def open_writer(place: str) -> Writer:
     """
     if is_url(place):
         address, _, model = place.partition("#")
-        client = OpenAI(base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=MAX_SECONDS, max_retries=0)
+        client = OpenAI(
+            base_url=address,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=MAX_SECONDS,
+            max_retries=0,
+        )
         return Endpoint(client, model or first_model(client, address))
     folder = Path(place)
     if not folder.is_dir():
-        raise UserError(f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
-                      "`dvc repro` makes models/sft and models/released; `dvc checkout` fetches them from the cache.")
+        raise UserError(
+            f"{place} is neither a folder with a model nor an address like http://127.0.0.1:8000/v1. "
+            "`dvc repro` makes models/sft and models/released; `dvc checkout` fetches them from the cache."
+        )
     if not (folder / "pointer.json").is_file() and check_model(folder).get("model_type") is None:
-        raise UserError(f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released.")
+        raise UserError(
+            f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released."
+        )
     # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
     from crawl2cart.agent.hf_writer import Answerer
     from crawl2cart.agent.local_writer import open_folder
@@ -285,15 +362,23 @@ def open_writer(place: str) -> Writer:
     params = read_params(Path("params.yaml"))
     profile = getattr(params.profiles, params.profile)
     device = open_device(profile.device, profile.dtype, profile.threads, params.seed)
-    if params.demo.constrained:   # by what transformers' `generate` asks before each token
+    if params.demo.constrained:  # by what transformers' `generate` asks before each token
         from crawl2cart.agent.constrained import Guide
 
         model, tokenizer = open_model(place, device)
-        writer = Answerer(model, tokenizer, device, params.evaluate.max_new_tokens, guide=Guide(tokenizer, model.config.vocab_size))
+        writer = Answerer(
+            model,
+            tokenizer,
+            device,
+            params.evaluate.max_new_tokens,
+            guide=Guide(tokenizer, model.config.vocab_size),
+        )
     else:
         writer = open_folder(place, device, params.evaluate.max_new_tokens)
     if not writer.tokenizer.chat_template:
-        raise UserError(f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one.")
+        raise UserError(
+            f"{place} has no chat_template.jinja: it was never taught to talk. Take models/base or a later one."
+        )
     return writer
 
 
@@ -302,11 +387,15 @@ def first_model(client: OpenAI, address: str) -> str:
     try:
         models = with_deadline(SECONDS_TO_OPEN, lambda: client.models.list().data)
     except (OpenAIError, TimeoutError, ValueError) as error:  # ValueError: what came is not JSON
-        raise UserError(f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
-                      "and does its server run? Some do not list what they serve: name the model, as in "
-                      f"{address}#models/released.") from error
+        raise UserError(
+            f"{address} does not list its models ({in_words(error)}). Is it an address of the OpenAI API that ends in /v1, "
+            "and does its server run? Some do not list what they serve: name the model, as in "
+            f"{address}#models/released."
+        ) from error
     if not models:
-        raise UserError(f"{address} serves no model that it lists. Name one, as in {address}#models/released.")
+        raise UserError(
+            f"{address} serves no model that it lists. Name one, as in {address}#models/released."
+        )
     return models[0].id
 
 
@@ -327,9 +416,14 @@ def main(words: list[str]) -> None:
     except UserError as problem:
         sys.exit(f"agent: {problem}")
     except OpenAIError as error:
-        sys.exit(f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?")
+        sys.exit(
+            f"agent: {words[0]} did not answer ({in_words(error)}). Does the server run, and does it have this model?"
+        )
     for call in agent.session.calls:
-        print(f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}", file=sys.stderr)
+        print(
+            f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)}) -> {compact(call.result)}",
+            file=sys.stderr,
+        )
     if agent.late:
         print(f"agent: {words[0]} did not answer in {agent.seconds:g} s.", file=sys.stderr)
     print(reply)

@@ -27,11 +27,18 @@ def grammar(tools: Sequence[dict]) -> str:
     """
     rules = []
     for tool in (tool["function"] for tool in tools):
-        schema = tool["parameters"] | {"properties": dict(sorted(tool["parameters"]["properties"].items())), "x-guidance": COMPACT}
-        rules.append(f'{tool["name"]}: " to=functions.{tool["name"]}" <|channel|> "commentary " <|constrain|> "json" <|message|> '
-                     f"%json {json.dumps(schema)} <|call|>")
+        schema = tool["parameters"] | {
+            "properties": dict(sorted(tool["parameters"]["properties"].items())),
+            "x-guidance": COMPACT,
+        }
+        rules.append(
+            f'{tool["name"]}: " to=functions.{tool["name"]}" <|channel|> "commentary " <|constrain|> "json" <|message|> '
+            f"%json {json.dumps(schema)} <|call|>"
+        )
     names = " | ".join(tool["function"]["name"] for tool in tools)
-    return "\n".join([f"start: reply | {names}", 'reply: <|channel|> "final" <|message|> /(.|\\n)+/', *rules])
+    return "\n".join(
+        [f"start: reply | {names}", 'reply: <|channel|> "final" <|message|> /(.|\\n)+/', *rules]
+    )
 
 
 class Guide:
@@ -52,7 +59,7 @@ class Allowed(LogitsProcessor):
         self.matchers = [LLMatcher(guide.tokens, text) for _ in range(rows)]
         if self.matchers[0].is_error():
             raise UserError(f"The tools' schemas make no grammar: {self.matchers[0].get_error()}")
-        self.mask = allocate_token_bitmask(rows, guide.vocabulary)   # (B, V / 32) int32
+        self.mask = allocate_token_bitmask(rows, guide.vocabulary)  # (B, V / 32) int32
         self.vocabulary, self.started = guide.vocabulary, False
 
     def __call__(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -61,9 +68,11 @@ class Allowed(LogitsProcessor):
             if self.started and not matcher.is_stopped():
                 matcher.consume_token(int(tokens[row, -1]))
             if matcher.is_stopped():
-                self.mask[row] = -1   # it is done, and padded from here
+                self.mask[row] = -1  # it is done, and padded from here
             else:
                 fill_next_token_bitmask(matcher, self.mask, row)
         self.started = True
-        allowed = np.unpackbits(self.mask.view(np.uint8), axis=1, bitorder="little")[:, :self.vocabulary]
+        allowed = np.unpackbits(self.mask.view(np.uint8), axis=1, bitorder="little")[
+            :, : self.vocabulary
+        ]
         return logits.masked_fill(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)

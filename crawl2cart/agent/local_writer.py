@@ -35,24 +35,42 @@ class OwnWriter:
     and from what was drawn before. A turn ends with one of harmony.STOPS, or after max_new_tokens.
     """
 
-    def __init__(self, model: GptOss, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int,
-                 temperature: float = 0.0, seed: int = 0, top_p: float = 1.0):
+    def __init__(
+        self,
+        model: GptOss,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_p: float = 1.0,
+    ):
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
         self.stops = set(tokenizer.convert_tokens_to_ids(list(harmony.STOPS)))
         self.draws = torch.Generator().manual_seed(seed)
         self._begun: dict[str, tuple[list[int], State]] = {}
-        for name, parameter in model.named_parameters():  # autocast would cast each of them in every step
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # autocast would cast each of them in every step
             if name.rpartition(".")[2] not in PRECISE:
                 parameter.data = parameter.data.to(device.dtype)
 
     @torch.inference_mode()
-    def __call__(self, prompts: Sequence[list[dict]], tools: list[dict], hear: Callable[[str], None] | None = None) -> list[str]:
+    def __call__(
+        self,
+        prompts: Sequence[list[dict]],
+        tools: list[dict],
+        hear: Callable[[str], None] | None = None,
+    ) -> list[str]:
         """The raw text of one turn for each prompt, with its channel markers and its stop token.
 
         hear: told the text so far, token by token; for a single prompt.
         """
-        rows = self._ids([harmony.render(prompt, tools, add_generation_prompt=True) for prompt in prompts])
+        rows = self._ids(
+            [harmony.render(prompt, tools, add_generation_prompt=True) for prompt in prompts]
+        )
         with self.device.autocast():
             written = self._write(rows, *self._prefix(tools), hear)
         return [self.tokenizer.decode(ids) for ids in written]
@@ -70,7 +88,13 @@ class OwnWriter:
             self._begun[text] = ids, state
         return self._begun[text]
 
-    def _write(self, rows: list[list[int]], prefix: list[int], begun: State, hear: Callable[[str], None] | None) -> list[list[int]]:
+    def _write(
+        self,
+        rows: list[list[int]],
+        prefix: list[int],
+        begun: State,
+        hear: Callable[[str], None] | None,
+    ) -> list[list[int]]:
         """New ids of each row, the stop that ended it included."""
         longest, known = max(map(len, rows)), len(prefix)
         assert all(row[:known] == prefix for row in rows), "every prompt begins with its tools"
@@ -103,7 +127,13 @@ class OwnWriter:
     def _choose(self, logits: Tensor) -> Tensor:
         if not self.temperature:
             return logits.argmax(-1)
-        return sample_token(logits, self.temperature, None, self.top_p, torch.rand(len(logits), generator=self.draws))
+        return sample_token(
+            logits,
+            self.temperature,
+            None,
+            self.top_p,
+            torch.rand(len(logits), generator=self.draws),
+        )
 
     def _start(self, begun: State, known: int, longest: int, padding: list[int]) -> State:
         """A state in which each row has `known` columns: its padding, then as much of the prefix as there is room for."""
@@ -111,9 +141,12 @@ class OwnWriter:
         state.columns = known
         for layer, first in zip(state.layers, begun.layers, strict=True):
             _, _, heads, _, size = first.buffer.shape
-            layer.buffer, layer.end = first.buffer.new_zeros(2, len(padding), heads, longest + SPARE, size), known
+            layer.buffer, layer.end = (
+                first.buffer.new_zeros(2, len(padding), heads, longest + SPARE, size),
+                known,
+            )
             for row, empty in enumerate(min(pad, known) for pad in padding):
-                layer.buffer[:, row, :, empty:known] = first.buffer[:, 0, :, :known - empty]
+                layer.buffer[:, row, :, empty:known] = first.buffer[:, 0, :, : known - empty]
         return state
 
 
@@ -129,18 +162,28 @@ def is_ours(config: dict, device: Device) -> bool:
     return device.kind == "cpu" and config.get("model_type") == "gpt_oss" and not foreign(config)
 
 
-def open_folder(folder: Path | str, device: Device, max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
-                top_p: float = 1.0) -> OwnWriter | Answerer:
+def open_folder(
+    folder: Path | str,
+    device: Device,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    top_p: float = 1.0,
+) -> OwnWriter | Answerer:
     """A writer for a model folder: our own for a GPT-OSS on a CPU, Hugging Face's for any other model and on a card."""
     folder = Path(folder)
     if not (folder / POINTER).is_file() and is_ours(read_json(folder / "config.json"), device):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return OwnWriter(load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p)
+        return OwnWriter(
+            load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p
+        )
     torch.manual_seed(seed)
     return Answerer(*open_model(folder, device), device, max_new_tokens, temperature, top_p)
 
 
-def writer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int) -> OwnWriter | Answerer:
+def writer_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int
+) -> OwnWriter | Answerer:
     """As `open_folder`, for a model of transformers in memory. A copy of it writes, where it is our own."""
     if is_ours(model.config.to_dict(), device):
         return OwnWriter(imported(model, len(tokenizer)), tokenizer, device, max_new_tokens)

@@ -13,6 +13,7 @@ from crawl2cart.core.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
+
 def has_fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32: CUDA from Ampere on, AVX512-BF16 or AMX on x86,
     BF16 on ARM. Elsewhere bfloat16 is emulated and slower."""
@@ -54,10 +55,14 @@ def open_device(kind: str, dtype: str, threads: int, seed: int) -> Device:
     Raises UserError if the profile asks for CUDA where there is none.
     """
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("The profile asks for device: cuda, but torch finds no CUDA device. "
-                      "Use `profile: cpu` or run `make check PROFILE=gpu` to see what is missing.")
+        raise UserError(
+            "The profile asks for device: cuda, but torch finds no CUDA device. "
+            "Use `profile: cpu` or run `make check PROFILE=gpu` to see what is missing."
+        )
     if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))   # of several processes each has a card
+        torch.cuda.set_device(
+            int(os.environ.get("LOCAL_RANK", "0"))
+        )  # of several processes each has a card
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -65,7 +70,10 @@ def open_device(kind: str, dtype: str, threads: int, seed: int) -> Device:
     # Otherwise every new tensor is first filled with NaN, to show who reads what was never written: 7 % of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     if dtype == "bfloat16" and not has_fast_bfloat16():
-        print("This processor has no fast bfloat16: the run is right but slow; "
-              "`dvc exp run -S profiles.cpu.dtype=float32` is faster here.", flush=True)
+        print(
+            "This processor has no fast bfloat16: the run is right but slow; "
+            "`dvc exp run -S profiles.cpu.dtype=float32` is faster here.",
+            flush=True,
+        )
     print(f"device {kind}, {threads} threads, matrix products in {dtype}", flush=True)
     return Device(kind, getattr(torch, dtype))

@@ -43,8 +43,15 @@ def definitions(root: Path, profile: str) -> dict[str, Definition]:
 
             def paths(key: str, fill=fill, entry=entry) -> tuple[str, ...]:
                 listed = entry.get(key, [])
-                return tuple(fill(path if isinstance(path, str) else next(iter(path))) for path in listed)
+                return tuple(
+                    fill(path if isinstance(path, str) else next(iter(path))) for path in listed
+                )
 
             full = name if item is None else f"{name}@{item}"
-            found[full] = Definition(full, paths("deps"), paths("params"), paths("outs") + paths("metrics") + paths("plots"))
+            found[full] = Definition(
+                full,
+                paths("deps"),
+                paths("params"),
+                paths("outs") + paths("metrics") + paths("plots"),
+            )
     return found

@@ -27,7 +27,9 @@ def partial(path: Path) -> Path:
     for left in path.parent.glob(f"{glob.escape(written_here)}*.partial"):
         process = left.name.removeprefix(written_here).removesuffix(".partial")
         if process.isdecimal() and not is_running(int(process)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(
+                missing_ok=True
+            )
     return path.with_name(f"{written_here}{os.getpid()}.partial")
 
 
@@ -47,7 +49,9 @@ def is_disk_full(path: Path, error: Exception) -> bool:
     The system's own error says so, and safetensors quotes it; torch and numpy have other words, so the disk itself is asked.
     """
     codes = (errno.ENOSPC, errno.EDQUOT)
-    if getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes):
+    if getattr(error, "errno", None) in codes or any(
+        os.strerror(code) in str(error) for code in codes
+    ):
         return True
     there = next(folder for folder in path.absolute().parents if folder.exists())
     return shutil.disk_usage(there).free < FULL_BYTES
@@ -63,8 +67,10 @@ def disk_full_in_words(path: Path) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(path, error):
             raise
-        raise UserError(f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
-                      "makes, `dvc gc -w` old versions) and run again; nothing half-written was left.") from error
+        raise UserError(
+            f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
+            "makes, `dvc gc -w` old versions) and run again; nothing half-written was left."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -102,7 +108,9 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 def write_json(path: Path | str, value: object) -> None:
     """Writes JSON with sorted keys, so that equal values are equal bytes."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
 
 def read_json(path: Path | str) -> object:
@@ -110,9 +118,13 @@ def read_json(path: Path | str) -> object:
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing. Run the stage that makes it (`dvc repro` does).") from error
+        raise UserError(
+            f"{path} is missing. Run the stage that makes it (`dvc repro` does)."
+        ) from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Delete it and run the stage that makes it again.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Delete it and run the stage that makes it again."
+        ) from error
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
@@ -124,14 +136,18 @@ def read_jsonl(path: Path | str) -> list[dict]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not valid JSON ({error.msg}). Mend the line.") from error
+                raise UserError(
+                    f"{path}:{number}: not valid JSON ({error.msg}). Mend the line."
+                ) from error
     return rows
 
 
 def write_jsonl(path: Path | str, rows: list[dict]) -> None:
     """Writes one JSON object a line, keys sorted."""
     with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+        temporary.write_text(
+            "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+        )
 
 
 def file_hash(path: Path | str) -> str:
@@ -144,4 +160,6 @@ def files_below(path: Path) -> list[Path]:
     """The file itself, or all files below a folder in sorted order, without what Python compiles."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return sorted(
+        file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    )

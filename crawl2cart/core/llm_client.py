@@ -14,9 +14,11 @@ from crawl2cart.core.deadline import with_deadline
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 
-RETRIES = 5              # of a request that got no answer: the client waits longer each time, or as Retry-After says
-SECONDS = 60.0           # for one of them
-LETTERS_PER_TOKEN = 3    # fewer than any English text has, so that a price is never guessed too low
+RETRIES = (
+    5  # of a request that got no answer: the client waits longer each time, or as Retry-After says
+)
+SECONDS = 60.0  # for one of them
+LETTERS_PER_TOKEN = 3  # fewer than any English text has, so that a price is never guessed too low
 
 
 class OverBudget(Exception):
@@ -42,7 +44,9 @@ class PaidChat:
 
     def __post_init__(self):
         if not os.environ.get("OPENAI_API_KEY", "").strip():
-            raise UserError(f"{self.setting} is openai, but OPENAI_API_KEY is not set. Set it, or set {self.setting} to none.")
+            raise UserError(
+                f"{self.setting} is openai, but OPENAI_API_KEY is not set. Set it, or set {self.setting} to none."
+            )
         self._client = OpenAI(max_retries=self.retries, timeout=self.seconds)
         self._lock, self._promised = threading.Lock(), 0.0
 
@@ -57,19 +61,32 @@ class PaidChat:
         place = self.cache / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
         if place.is_file():
             return read_json(place)
-        most = (len(text) / LETTERS_PER_TOKEN * self.input_price + max_tokens * self.output_price) / 1e6
+        most = (
+            len(text) / LETTERS_PER_TOKEN * self.input_price + max_tokens * self.output_price
+        ) / 1e6
         with self._lock:
             if self.dollars + self._promised + most > self.budget:
                 raise OverBudget
             self._promised += most
         cost = most  # of a request that broke off: it may be on the bill
         try:
-            said = with_deadline(2 * self.seconds * (self.retries + 1), lambda: self._client.chat.completions.create(**request))
+            said = with_deadline(
+                2 * self.seconds * (self.retries + 1),
+                lambda: self._client.chat.completions.create(**request),
+            )
             if said.usage:
-                cost = (said.usage.prompt_tokens * self.input_price + said.usage.completion_tokens * self.output_price) / 1e6
+                cost = (
+                    said.usage.prompt_tokens * self.input_price
+                    + said.usage.completion_tokens * self.output_price
+                ) / 1e6
             message = said.choices[0].message
-            answer = {"content": message.content or "", "calls": [
-                {"name": call.function.name, "arguments": call.function.arguments} for call in message.tool_calls or []]}
+            answer = {
+                "content": message.content or "",
+                "calls": [
+                    {"name": call.function.name, "arguments": call.function.arguments}
+                    for call in message.tool_calls or []
+                ],
+            }
         except APIStatusError:
             cost = 0.0
             raise

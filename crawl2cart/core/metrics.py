@@ -23,7 +23,9 @@ def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
         return [rounded(inner, digits) for inner in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise UserError(f"A metric is {value}: the run before it went wrong; look at its log under runs/.")
+            raise UserError(
+                f"A metric is {value}: the run before it went wrong; look at its log under runs/."
+            )
         return float(f"{value:.{digits}g}")
     return value
 
@@ -55,7 +57,9 @@ def write_curve(path: Path | str, rows: list[dict]) -> None:
     """Writes a learning curve as tab-separated values with a header; all rows have the keys of the first."""
     columns = list(rows[0])
     lines = ["\t".join(columns)]
-    lines += ["\t".join(str(rounded(row[column], CURVE_DIGITS)) for column in columns) for row in rows]
+    lines += [
+        "\t".join(str(rounded(row[column], CURVE_DIGITS)) for column in columns) for row in rows
+    ]
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
@@ -74,6 +78,8 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]
     """95 % bootstrap interval of a mean, for values that are no hits and misses. Efron 1979, https://doi.org/10.1214/aos/1176344552."""
     if not values:
         return 0.0, 0.0
-    draws = np.random.default_rng(seed).choice(np.asarray(values, dtype=float), (RESAMPLES, len(values)))
+    draws = np.random.default_rng(seed).choice(
+        np.asarray(values, dtype=float), (RESAMPLES, len(values))
+    )
     low, high = np.quantile(draws.mean(1), (0.025, 0.975))
     return float(low), float(high)

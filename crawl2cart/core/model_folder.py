@@ -17,15 +17,21 @@ def check_model(folder: Path | str) -> dict:
     Raises UserError naming the missing or damaged file and the remedy.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))   # a model of the hub may have its weights in several
+    files = sorted(
+        folder.glob("*.safetensors")
+    )  # a model of the hub may have its weights in several
     for name in (WEIGHTS, "config.json", "tokenizer.json"):
         if not (folder / name).is_file() and not (name == WEIGHTS and files):
-            raise UserError(f"{folder / name} is missing, so {folder} holds no model. `dvc repro` makes it; "
-                          "`dvc checkout` fetches it from the cache.")
+            raise UserError(
+                f"{folder / name} is missing, so {folder} holds no model. `dvc repro` makes it; "
+                "`dvc checkout` fetches it from the cache."
+            )
     for file in files:
         try:
             with safe_open(file, "pt") as weights:
                 weights.keys()
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{file} is damaged ({error}). Delete {folder} and run `dvc repro`.") from error
+            raise UserError(
+                f"{file} is damaged ({error}). Delete {folder} and run `dvc repro`."
+            ) from error
     return read_json(folder / "config.json")

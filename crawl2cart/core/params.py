@@ -38,9 +38,13 @@ def which_files(value: object) -> int | float | str:
             return value
         case "profile":
             return value
-        case str() if (ends := re.fullmatch(r"(\d+)-(\d+)", value)) and int(ends[1]) <= int(ends[2]):
+        case str() if (ends := re.fullmatch(r"(\d+)-(\d+)", value)) and int(ends[1]) <= int(
+            ends[2]
+        ):
             return value
-    raise ValueError("should be a number of files (3), a range counted from 0 (100-119), a share of all files (0.001) or `profile`")
+    raise ValueError(
+        "should be a number of files (3), a range counted from 0 (100-119), a share of all files (0.001) or `profile`"
+    )
 
 
 class DownloadScale(Section):
@@ -69,7 +73,13 @@ class Download(Section):
 
     def at(self, scale: DownloadScale) -> "Download":
         """The same with what the profile has where this says `profile`."""
-        return self.model_copy(update={name: getattr(scale, name) for name in ("source", "files") if getattr(self, name) == "profile"})
+        return self.model_copy(
+            update={
+                name: getattr(scale, name)
+                for name in ("source", "files")
+                if getattr(self, name) == "profile"
+            }
+        )
 
 
 class MinHash(Section):
@@ -191,7 +201,7 @@ class Weights(Section):
 
 
 class Intents(Weights):
-    model_config = ConfigDict(serialize_by_alias=True)   # `return` is no name in Python
+    model_config = ConfigDict(serialize_by_alias=True)  # `return` is no name in Python
 
     search: NotNegative
     facts: NotNegative
@@ -417,10 +427,14 @@ class Profile(Section):
     def processes_fit(self) -> "Profile":
         """Every process gets as many threads as the others; several on one card would share its memory."""
         if self.threads % self.num_processes:
-            raise ValueError(f"{self.threads} threads can not be shared equally by {self.num_processes} processes. Set `num_processes` to a number "
-                             "that divides `threads`")
+            raise ValueError(
+                f"{self.threads} threads can not be shared equally by {self.num_processes} processes. Set `num_processes` to a number "
+                "that divides `threads`"
+            )
         if self.device == "cuda" and self.num_processes > 1:
-            raise ValueError("`num_processes` are for a CPU. Set it to 1; on several cards start a stage with torchrun (scale/README.md)")
+            raise ValueError(
+                "`num_processes` are for a CPU. Set it to 1; on several cards start a stage with torchrun (scale/README.md)"
+            )
         return self
 
 
@@ -454,7 +468,9 @@ class Params(Section):
         value: object = self
         for word in key.replace("${profile}", self.profile).split("."):
             if not hasattr(value, word):
-                raise UserError(f"dvc.yaml lists the parameter {key}, which params.yaml does not have.")
+                raise UserError(
+                    f"dvc.yaml lists the parameter {key}, which params.yaml does not have."
+                )
             value = getattr(value, word)
         return value.model_dump() if isinstance(value, BaseModel) else value
 
@@ -471,13 +487,20 @@ class Listed:
     def __getattr__(self, name: str) -> object:
         section = self._section
         if isinstance(section, Params) and name == "profile":
-            keys = tuple(key.removeprefix(f"profiles.{section.profile}.") for key in self._keys
-                         if key.startswith(f"profiles.{section.profile}."))
+            keys = tuple(
+                key.removeprefix(f"profiles.{section.profile}.")
+                for key in self._keys
+                if key.startswith(f"profiles.{section.profile}.")
+            )
             return Listed(getattr(section.profiles, section.profile), keys, "profile.")
         whole = name in self._keys
-        inside = tuple(key.removeprefix(f"{name}.") for key in self._keys if key.startswith(f"{name}."))
+        inside = tuple(
+            key.removeprefix(f"{name}.") for key in self._keys if key.startswith(f"{name}.")
+        )
         if not whole and not inside:
-            raise AttributeError(f"parameter {self._above}{name} is not listed under `params:` of this stage in dvc.yaml")
+            raise AttributeError(
+                f"parameter {self._above}{name} is not listed under `params:` of this stage in dvc.yaml"
+            )
         value = getattr(section, name)
         return value if whole else Listed(value, inside, f"{self._above}{name}.")
 
@@ -488,11 +511,17 @@ def read_params(path: Path) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, fault['loc']))}: {explain(fault)}" for fault in error.errors()]
-        raise UserError(f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run.") from error
+        lines = [
+            f"  {'.'.join(map(str, fault['loc']))}: {explain(fault)}" for fault in error.errors()
+        ]
+        raise UserError(
+            f"{path.name} is not valid:\n" + "\n".join(lines) + "\nNothing was run."
+        ) from error
     if params.profile not in NAMES:
-        raise UserError(f"{path.name}: profile: {params.profile} is not one of the profiles ({', '.join(NAMES)}). "
-                      "Nothing was run.")
+        raise UserError(
+            f"{path.name}: profile: {params.profile} is not one of the profiles ({', '.join(NAMES)}). "
+            "Nothing was run."
+        )
     return params
 
 
@@ -502,7 +531,9 @@ def explain(fault: dict) -> str:
             return "no such key; is it misspelt?"
         case "missing":
             return "this key is missing"
-        case "value_error" if isinstance(fault["input"], dict):   # of a section: what does not go together
+        case "value_error" if isinstance(
+            fault["input"], dict
+        ):  # of a section: what does not go together
             return str(fault["ctx"]["error"])
         case _:
             return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, but it is {fault['input']!r}"

@@ -13,7 +13,9 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 15.0
 
 
-def progress(items: Iterable[Item], name: str, unit: str, total: int | None = None, first: int = 0) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], name: str, unit: str, total: int | None = None, first: int = 0
+) -> Iterator[Item]:
     """Yields the items, showing rate and remaining time: a bar on a terminal, a plain line now and then elsewhere.
 
     first: how many items an earlier run has done already. total: all items, the earlier ones included. Of several processes only the
@@ -35,6 +37,9 @@ def progress(items: Iterable[Item], name: str, unit: str, total: int | None = No
         if now - spoken >= SECONDS_BETWEEN_LINES:
             rate = done / (now - started)
             left = (total - first - done) / rate
-            print(f"{name}: {first + done:,} of {total:,} {units}, {rate:,.1f} a second, {left:,.0f} s left",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{name}: {first + done:,} of {total:,} {units}, {rate:,.1f} a second, {left:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
             spoken = now

@@ -28,7 +28,7 @@ from crawl2cart.core.memory import peak_memory_bytes
 from crawl2cart.core.params import Listed, Params, read_params
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STARTER = "CRAWL2CART_STARTER"   # in the environment of a process that a stage started: the process id of that stage
+STARTER = "CRAWL2CART_STARTER"  # in the environment of a process that a stage started: the process id of that stage
 SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
 
 
@@ -84,13 +84,19 @@ class Stage:
         for dependency in self.definition.deps:
             path = self.root / dependency
             if not path.exists():
-                raise UserError(f"{self.name} needs {dependency}, which is missing. `dvc repro {self.name}` makes it.")
-            found[dependency] = {str(file.relative_to(self.root)): stat_file(file) for file in files_below(path)}
+                raise UserError(
+                    f"{self.name} needs {dependency}, which is missing. `dvc repro {self.name}` makes it."
+                )
+            found[dependency] = {
+                str(file.relative_to(self.root)): stat_file(file) for file in files_below(path)
+            }
         return found
 
     @cached_property
     def fingerprint(self) -> str:
-        hashes = {file: digest for group in self.inputs.values() for file, (_, _, digest) in group.items()}
+        hashes = {
+            file: digest for group in self.inputs.values() for file, (_, _, digest) in group.items()
+        }
         text = json.dumps([self.name, self._start_params, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -104,20 +110,29 @@ class Stage:
         DVC hashes dependencies after the command (treeverse/dvc#11058): without this it would record results of the
         old code under the hash of the new one.
         """
-        changed = [key for key, value in self.param_values().items() if value != self._start_params[key]]
+        changed = [
+            key for key, value in self.param_values().items() if value != self._start_params[key]
+        ]
         for dependency, before in self.inputs.items():
-            now = {str(file.relative_to(self.root)): file for file in files_below(self.root / dependency)}
+            now = {
+                str(file.relative_to(self.root)): file
+                for file in files_below(self.root / dependency)
+            }
             for name in sorted(before.keys() | now.keys()):
                 if name not in now or name not in before:
                     changed.append(name)
                     continue
                 size, changed_ns, digest = before[name]
                 stat = now[name].stat()
-                if (stat.st_size, stat.st_mtime_ns) != (size, changed_ns) and file_hash(now[name]) != digest:
+                if (stat.st_size, stat.st_mtime_ns) != (size, changed_ns) and file_hash(
+                    now[name]
+                ) != digest:
                     changed.append(name)
         if changed:
-            raise UserError(f"{', '.join(changed)} changed while {self.name} was running, so its result belongs to no "
-                          "version of the project and is thrown away. Run it again.")
+            raise UserError(
+                f"{', '.join(changed)} changed while {self.name} was running, so its result belongs to no "
+                "version of the project and is thrown away. Run it again."
+            )
 
 
 def stat_file(file: Path) -> tuple[int, int, str]:
@@ -133,7 +148,9 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"Another process is running {what} here. Wait for it or end it, then run again.") from error
+            raise UserError(
+                f"Another process is running {what} here. Wait for it or end it, then run again."
+            ) from error
         yield
 
 
@@ -149,7 +166,10 @@ def die_with_parent() -> None:
     The first of several processes has outs and locks to see to. The others have nothing, and are killed: they may be waiting for the
     first within torch, where Python answers no SIGTERM.
     """
-    parent, ending = int(os.environ.get(STARTER, os.getppid())), signal.SIGTERM if is_first() else signal.SIGKILL
+    parent, ending = (
+        int(os.environ.get(STARTER, os.getppid())),
+        signal.SIGTERM if is_first() else signal.SIGKILL,
+    )
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ending)
         if os.getppid() != parent:  # it died before that call
@@ -182,12 +202,16 @@ def run(main: Callable[..., None]) -> None:
         return
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:   # of DVC, of torchrun or of a stage
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # of DVC, of torchrun or of a stage
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
     name = "@".join([module_name, *words[:1]])
     try:
-        with exclusive(Path.cwd() / "runs" / f"{name}.lock", name) if is_first() else contextlib.nullcontext():
+        with (
+            exclusive(Path.cwd() / "runs" / f"{name}.lock", name)
+            if is_first()
+            else contextlib.nullcontext()
+        ):
             try:
                 started = time.monotonic()
                 stage = Stage(name)
@@ -221,12 +245,22 @@ def note_cost(stage: Stage, seconds: float) -> None:
     """
     cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
     outs = [file for out in stage.definition.outs for file in files_below(stage.root / out)]
-    write_json(stage.repo_root / "runs" / f"{stage.name}.json", {
-        "seconds": round(seconds, 2), "tokens": stage.work["tokens"], "flops": stage.work["flops"],
-        "peak_memory_mib": round(peak_memory_bytes(children=True) / 2**20, 1),
-        "peak_card_mib": round(cuda.max_memory_allocated() / 2**20, 1) if cuda and cuda.is_initialized() else 0,
-        "read_bytes": sum(size for group in stage.inputs.values() for size, _, _ in group.values()),
-        "written_bytes": sum(file.stat().st_size for file in outs)})
+    write_json(
+        stage.repo_root / "runs" / f"{stage.name}.json",
+        {
+            "seconds": round(seconds, 2),
+            "tokens": stage.work["tokens"],
+            "flops": stage.work["flops"],
+            "peak_memory_mib": round(peak_memory_bytes(children=True) / 2**20, 1),
+            "peak_card_mib": round(cuda.max_memory_allocated() / 2**20, 1)
+            if cuda and cuda.is_initialized()
+            else 0,
+            "read_bytes": sum(
+                size for group in stage.inputs.values() for size, _, _ in group.values()
+            ),
+            "written_bytes": sum(file.stat().st_size for file in outs),
+        },
+    )
 
 
 def remove_outs(name: str) -> None:

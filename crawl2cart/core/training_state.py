@@ -28,8 +28,10 @@ class Checkpoint:
     def save(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Replaces the saved state. tensors: by name. state: whatever JSON holds, floats exactly."""
         with atomic_directory(self.directory / "next") as folder:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-                      folder / "tensors.safetensors")
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                folder / "tensors.safetensors",
+            )
             (folder / "state.json").write_text(json.dumps(state))
         # A folder can not be exchanged in one step, so the older state stays under its own name until the new one is in.
         last, older = self.directory / "last", self.directory / "older"
@@ -45,10 +47,14 @@ class Checkpoint:
             folder = self.directory / name
             if folder.is_dir():
                 try:
-                    return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text())
+                    return load_file(folder / "tensors.safetensors"), json.loads(
+                        (folder / "state.json").read_text()
+                    )
                 except (SafetensorError, OSError, json.JSONDecodeError) as error:
-                    raise UserError(f"The checkpoint {folder} is damaged ({error}). Delete {self.directory} to start "
-                                  "this stage from its beginning.") from error
+                    raise UserError(
+                        f"The checkpoint {folder} is damaged ({error}). Delete {self.directory} to start "
+                        "this stage from its beginning."
+                    ) from error
         return None
 
 

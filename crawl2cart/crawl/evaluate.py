@@ -47,10 +47,14 @@ def read_labels(path: Path) -> dict[str, Label]:
     labels: dict[str, Label] = {}
     for number, row in numbered_rows(path, COLUMNS):
         if len(row) != len(COLUMNS) or row[1] not in ("keep", "drop") or not row[5].isdecimal():
-            raise UserError(f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
-                          "drop in the second and a count in the last.")
+            raise UserError(
+                f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
+                "drop in the second and a count in the last."
+            )
         if row[0] in labels:
-            raise UserError(f"{path}:{number}: {row[0]} has a label above already. Keep one of them.")
+            raise UserError(
+                f"{path}:{number}: {row[0]} has a label above already. Keep one of them."
+            )
         labels[row[0]] = Label(row[1] == "keep", row[2], row[3], row[4], int(row[5]))
     return labels
 
@@ -59,9 +63,16 @@ def read_spans(path: Path) -> dict[str, list[Span]]:
     """What is personal data and what only looks like it, by URL. A line that says neither is a UserError with its number."""
     spans: dict[str, list[Span]] = {}
     for number, row in numbered_rows(path, SPAN_COLUMNS):
-        if len(row) != len(SPAN_COLUMNS) or row[1] not in FINDERS or not row[2] or row[3] not in ("yes", "no"):
-            raise UserError(f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
-                          f"{', '.join(FINDERS)} in the second, and yes or no in the last.")
+        if (
+            len(row) != len(SPAN_COLUMNS)
+            or row[1] not in FINDERS
+            or not row[2]
+            or row[3] not in ("yes", "no")
+        ):
+            raise UserError(
+                f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
+                f"{', '.join(FINDERS)} in the second, and yes or no in the last."
+            )
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
 
@@ -71,9 +82,13 @@ def read_topics(path: Path) -> dict[str, bool]:
     topics: dict[str, bool] = {}
     for number, row in numbered_rows(path, TOPIC_COLUMNS):
         if len(row) != len(TOPIC_COLUMNS) or row[1] not in ("shopping", "other"):
-            raise UserError(f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other.")
+            raise UserError(
+                f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other."
+            )
         if row[0] in topics:
-            raise UserError(f"{path}:{number}: {row[0]} has a topic above already. Keep one of them.")
+            raise UserError(
+                f"{path}:{number}: {row[0]} has a topic above already. Keep one of them."
+            )
         topics[row[0]] = row[1] == "shopping"
     return topics
 
@@ -88,22 +103,36 @@ def numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, list[st
             yield reader.line_num, row
 
 
-def keep_quality(kept: set[str], labels: dict[str, Label], urls: set[str]) -> dict[str, float | int]:
+def keep_quality(
+    kept: set[str], labels: dict[str, Label], urls: set[str]
+) -> dict[str, float | int]:
     """Precision and recall of keeping, over the labelled pages among `urls`; n pages."""
     judged = {url: labels[url].keep for url in urls if url in labels}
     right = sum(keep for url, keep in judged.items() if url in kept)
-    return {"n": len(judged)} | precision_recall(right, sum(url in kept for url in judged), sum(judged.values()))
+    return {"n": len(judged)} | precision_recall(
+        right, sum(url in kept for url in judged), sum(judged.values())
+    )
 
 
-def keep_errors(reasons: dict[str, str], labels: dict[str, Label], urls: set[str]) -> dict[str, dict[str, int]]:
+def keep_errors(
+    reasons: dict[str, str], labels: dict[str, Label], urls: set[str]
+) -> dict[str, dict[str, int]]:
     """How many labelled pages among `urls` stay that should not, by the reason of their label, and go that should stay, by
     the rule that took them.
 
     reasons: why each page went, "" if it stays.
     """
-    judged = [(reason, labels[url]) for url, reason in reasons.items() if url in urls and url in labels]
-    return {"false_positives": dict(Counter(label.reason for reason, label in judged if not reason and not label.keep)),
-            "false_negatives": dict(Counter(reason for reason, label in judged if reason and label.keep))}
+    judged = [
+        (reason, labels[url]) for url, reason in reasons.items() if url in urls and url in labels
+    ]
+    return {
+        "false_positives": dict(
+            Counter(label.reason for reason, label in judged if not reason and not label.keep)
+        ),
+        "false_negatives": dict(
+            Counter(reason for reason, label in judged if reason and label.keep)
+        ),
+    }
 
 
 def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:
@@ -113,8 +142,15 @@ def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, f
     """
     n = found = right = 0
     for page in pages:
-        text = "\n".join(plain_text(said) for said in [page.body, *(spoken.body for spoken in page.posts + page.comments)])
-        spans = {(kind, text[start:end]) for kind, finder in FINDERS.items() for start, end in finder(text)}
+        text = "\n".join(
+            plain_text(said)
+            for said in [page.body, *(spoken.body for spoken in page.posts + page.comments)]
+        )
+        spans = {
+            (kind, text[start:end])
+            for kind, finder in FINDERS.items()
+            for start, end in finder(text)
+        }
         wanted = {(span.kind, span.text) for span in marked.get(page.url, []) if span.mask}
         n, found, right = n + len(wanted), found + len(spans), right + len(spans & wanted)
     return {"n": n} | precision_recall(right, found, n)
@@ -130,7 +166,9 @@ def precision_recall(right: int, found: int, wanted: int) -> dict[str, float]:
     return quality
 
 
-def copy_quality(clusters: list[list[str]], compared: set[str], labels: dict[str, Label], urls: set[str]) -> dict:
+def copy_quality(
+    clusters: list[list[str]], compared: set[str], labels: dict[str, Label], urls: set[str]
+) -> dict:
     """How many of the copies that people marked among `urls` were found, and how many pages went that are no copies.
 
     clusters: URLs of pages found to say the same, the one that stays first. recall: over the n labelled copies that
@@ -138,18 +176,33 @@ def copy_quality(clusters: list[list[str]], compared: set[str], labels: dict[str
     whichever of the two stays. false_merges: pages of a cluster that no label joins to the page that stays, where
     either is among `urls`.
     """
+
     def source(url: str) -> str:
         return labels[url].duplicate_of or url if url in labels else url
 
     cluster_of = {url: number for number, cluster in enumerate(clusters) for url in cluster}
-    marked = [(url, source(url)) for url in sorted(urls & labels.keys()) if labels[url].duplicate_of]
+    marked = [
+        (url, source(url)) for url in sorted(urls & labels.keys()) if labels[url].duplicate_of
+    ]
     marked = [(copy, original) for copy, original in marked if {copy, original} <= compared]
-    found = sum(cluster_of.get(copy, -1) == cluster_of.get(original, -2) for copy, original in marked)
-    false = sum(source(url) != source(stays) for stays, *others in clusters for url in others if {url, stays} & urls)
-    return {"n": len(marked), "false_merges": false} | ({"recall": found / len(marked)} if marked else {})
+    found = sum(
+        cluster_of.get(copy, -1) == cluster_of.get(original, -2) for copy, original in marked
+    )
+    false = sum(
+        source(url) != source(stays)
+        for stays, *others in clusters
+        for url in others
+        if {url, stays} & urls
+    )
+    return {"n": len(marked), "false_merges": false} | (
+        {"recall": found / len(marked)} if marked else {}
+    )
 
 
 def token_f1(text: str, gold: str) -> float:
     """F1 of the words of two texts as multisets: how much of one is in the other, order aside."""
-    words, wanted = Counter(re.findall(r"\w+", text.lower())), Counter(re.findall(r"\w+", gold.lower()))
+    words, wanted = (
+        Counter(re.findall(r"\w+", text.lower())),
+        Counter(re.findall(r"\w+", gold.lower())),
+    )
     return 2 * (words & wanted).total() / max(1, words.total() + wanted.total())

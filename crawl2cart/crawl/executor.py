@@ -17,8 +17,13 @@ from traceback import format_exception
 from typing import NamedTuple, TypeVar
 
 # Both report to their makers unless told otherwise, Daft as soon as it is imported. Workers inherit this.
-os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0",
-               "DAFT_PROGRESS_BAR": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+os.environ |= {
+    "DAFT_ANALYTICS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DAFT_PROGRESS_BAR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 import daft  # noqa: E402
 
 from crawl2cart.core.errors import UserError  # noqa: E402
@@ -57,7 +62,9 @@ class Worker:
         said = []
         for source, target in zip(sources.to_pylist(), targets.to_pylist(), strict=True):
             try:
-                if not Path(target).exists():   # Ray does a task again of which only the answer went with a machine
+                if not Path(
+                    target
+                ).exists():  # Ray does a task again of which only the answer went with a machine
                     self.work(Path(source), Path(target))
                 said.append("")
             except UserError as problem:
@@ -78,25 +85,38 @@ def start(limits: Filter) -> None:
     runner = daft.runners.get_or_infer_runner_type()
     if limits.engine == "native":
         if runner != "native":
-            raise UserError("This process has started Ray already and can not go back to the native engine.")
+            raise UserError(
+                "This process has started Ray already and can not go back to the native engine."
+            )
         return
     import ray
 
     if not ray.is_initialized():
         # Workers of other machines find the code and the files under the same path as here.
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        quiet = {name: os.environ[name] for name in ("DAFT_ANALYTICS_ENABLED", "DO_NOT_TRACK", "DAFT_PROGRESS_BAR")}
+        quiet = {
+            name: os.environ[name]
+            for name in ("DAFT_ANALYTICS_ENABLED", "DO_NOT_TRACK", "DAFT_PROGRESS_BAR")
+        }
         try:
-            ray.init(address=limits.ray_address, log_to_driver=False, include_dashboard=False if limits.ray_address == "local" else None,
-                     num_cpus=limits.workers if limits.ray_address == "local" else None,
-                     runtime_env={"env_vars": quiet | {"PYTHONPATH": paths}})
+            ray.init(
+                address=limits.ray_address,
+                log_to_driver=False,
+                include_dashboard=False if limits.ray_address == "local" else None,
+                num_cpus=limits.workers if limits.ray_address == "local" else None,
+                runtime_env={"env_vars": quiet | {"PYTHONPATH": paths}},
+            )
         except ConnectionError as error:
-            raise UserError(f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one there "
-                          "(`ray start --head`), or set `local` or `engine: native`.") from error
+            raise UserError(
+                f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one there "
+                "(`ray start --head`), or set `local` or `engine: native`."
+            ) from error
     daft.set_runner_ray(noop_if_initialized=True)
 
 
-def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str, log: Path) -> None:
+def run_tasks(
+    work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str, log: Path
+) -> None:
     """Runs every task whose target is not there yet, `limits.workers` at a time.
 
     log: where the errors of tasks are written with their tracebacks, if there are any.
@@ -116,17 +136,23 @@ def run_tasks(work: Callable[[Path, Path], None], tasks: list[Task], limits: Fil
         if fault is None:
             break
         if isinstance(fault, UserError) or len(left) == before:
-            for task in left[:limits.workers]:
+            for task in left[: limits.workers]:
                 alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
                 faults |= {Path(task.source).name: alone} if alone else {}
-            left = left[limits.workers:]
+            left = left[limits.workers :]
         done = len(tasks) - len(left)
     if faults:
         with atomic_file(log) as temporary:
-            temporary.write_text("\n\n".join(f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()))
+            temporary.write_text(
+                "\n\n".join(
+                    f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()
+                )
+            )
         file, error = next(iter(faults.items()))
-        raise UserError(f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
-                      f"{file}: {str(error)[:LONGEST_FAULT]}\nAll of it, with the places in the code, is in {log}.")
+        raise UserError(
+            f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
+            f"{file}: {str(error)[:LONGEST_FAULT]}\nAll of it, with the places in the code, is in {log}."
+        )
 
 
 def attempt(said: Iterator[dict]) -> Exception | None:
@@ -141,7 +167,9 @@ def attempt(said: Iterator[dict]) -> Exception | None:
         return error
 
 
-def query(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, apart_from_here: bool) -> daft.DataFrame:
+def query(
+    work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, apart_from_here: bool
+) -> daft.DataFrame:
     """The tasks as a query, a row for each that is done.
 
     apart_from_here: in processes of their own; one task at a time needs none, and starting it takes more than a second.
@@ -149,10 +177,14 @@ def query(work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter,
     workers = min(limits.workers, len(tasks))
     parent = os.getpid() if apart_from_here and limits.engine == "native" else None
     worker = daft.cls(Worker, use_process=apart_from_here, max_concurrency=workers)(work, parent)
-    listed = daft.from_pydict({"source": [task.source for task in tasks], "target": [task.target for task in tasks]})
+    listed = daft.from_pydict(
+        {"source": [task.source for task in tasks], "target": [task.target for task in tasks]}
+    )
     if limits.engine == "ray":
         listed = listed.into_partitions(len(tasks))
-    return listed.into_batches(1).select(worker.run(listed["source"], listed["target"]).alias("said"))
+    return listed.into_batches(1).select(
+        worker.run(listed["source"], listed["target"]).alias("said")
+    )
 
 
 def stream(items: Callable[[], Iterable[Item]]) -> Iterator[Item]:

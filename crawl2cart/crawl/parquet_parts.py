@@ -25,7 +25,9 @@ class Parts:
             return
         if self.writer is None or self.part_bytes >= self.most_bytes:
             self.close()
-            self.writer = pq.ParquetWriter(self.folder / f"part-{self.parts:05}.parquet", self.schema, compression="zstd")
+            self.writer = pq.ParquetWriter(
+                self.folder / f"part-{self.parts:05}.parquet", self.schema, compression="zstd"
+            )
             self.parts, self.part_bytes = self.parts + 1, 0
         self.writer.write_table(pa.Table.from_pylist(rows, self.schema))
         size = sum(len(row["text"].encode()) for row in rows)

@@ -24,7 +24,11 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await (self.app(scope, receive, send) if scope["type"] == "lifespan" else send({"type": "websocket.close"}))
+            return await (
+                self.app(scope, receive, send)
+                if scope["type"] == "lifespan"
+                else send({"type": "websocket.close"})
+            )
         await (self._answer(scope) or self.app)(scope, receive, send)
 
     def _answer(self, scope: Scope) -> Response | None:
@@ -38,7 +42,11 @@ class Guard:
         if not length.isdigit() or int(length) > MOST_BYTES:
             return refusal(413)
         if self.token is None:
-            host = headers.get("host", "").rpartition(":")[0] if headers.get("host", "").count(":") == 1 else headers.get("host", "")
+            host = (
+                headers.get("host", "").rpartition(":")[0]
+                if headers.get("host", "").count(":") == 1
+                else headers.get("host", "")
+            )
             return None if host.strip("[]") in LOCAL or host.startswith("[::1]") else refusal(421)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self._is_token(given):
@@ -46,7 +54,11 @@ class Guard:
             answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
             return answer
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        return None if self._is_token(cookie(headers.get("cookie", ""))) or self._is_token(bearer) else refusal(401)
+        return (
+            None
+            if self._is_token(cookie(headers.get("cookie", ""))) or self._is_token(bearer)
+            else refusal(401)
+        )
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.token.encode())
@@ -61,8 +73,13 @@ def cookie(header: str) -> str:
 
 
 def refusal(status: int) -> Response:
-    return PlainTextResponse({401: "Open the address with ?token= that the demonstration printed when it started.",
-                              404: "There is nothing here.",
-                              411: "The request does not say how long it is.",
-                              413: "The request is too large.",
-                              421: "This page answers at 127.0.0.1 and localhost."}[status], status)
+    return PlainTextResponse(
+        {
+            401: "Open the address with ?token= that the demonstration printed when it started.",
+            404: "There is nothing here.",
+            411: "The request does not say how long it is.",
+            413: "The request is too large.",
+            421: "This page answers at 127.0.0.1 and localhost.",
+        }[status],
+        status,
+    )

@@ -80,7 +80,10 @@ def open_model(place: str) -> Writer:
 
 def open_router() -> Router:
     demo = read_params(Path("params.yaml")).demo
-    router = Router(LocalRouter.load("models/router"), Gpt4(demo.openai_model, demo.input_price, demo.output_price))
+    router = Router(
+        LocalRouter.load("models/router"),
+        Gpt4(demo.openai_model, demo.input_price, demo.output_price),
+    )
     if router.notice:
         print(router.notice, file=sys.stderr)
     return router
@@ -100,7 +103,9 @@ class Voice:
     def __init__(self, conversation: Conversation):
         self.conversation, self.said = conversation, ""
         agent = conversation.agent
-        self.calls = len(agent.session.calls) if agent else 0  # that were shown, or belong to earlier answers
+        self.calls = (
+            len(agent.session.calls) if agent else 0
+        )  # that were shown, or belong to earlier answers
         self.routed = False
 
     def hear(self, text: str) -> None:
@@ -110,24 +115,34 @@ class Voice:
             self.said = ""
         if text and not self.said:
             self.show_steps({"shopping": "agent", "other": "gpt"}[self.conversation.place])
-        print(text[len(self.said):], end="", flush=True)
+        print(text[len(self.said) :], end="", flush=True)
         self.said = text
 
     def finish(self, answer: Answer) -> None:
         if self.said and not plain(answer.text).startswith(self.said):
             self.hear("")
         self.show_steps(answer.by)
-        print(plain(answer.text)[len(self.said):], flush=True)
+        print(plain(answer.text)[len(self.said) :], flush=True)
         show_problem(answer)
 
     def show_steps(self, by: str) -> None:
-        begin, end = (DIM, NORMAL) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+        begin, end = (
+            (DIM, NORMAL) if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+        )
         route, agent = self.conversation.route, self.conversation.agent
-        lines = [] if self.routed else [f"{route.label}, says {route.source} ({route.confidence:.2f}; {route.why}); answered by {by}"]
+        lines = (
+            []
+            if self.routed
+            else [
+                f"{route.label}, says {route.source} ({route.confidence:.2f}; {route.why}); answered by {by}"
+            ]
+        )
         self.routed = True
-        for call in agent.session.calls[self.calls:] if agent else ():
+        for call in agent.session.calls[self.calls :] if agent else ():
             result = compact(call.result)
-            lines.append(f"{call.name} {compact(call.arguments)} -> {result[:SHOWN_CHARACTERS]}{'…' * (len(result) > SHOWN_CHARACTERS)}")
+            lines.append(
+                f"{call.name} {compact(call.arguments)} -> {result[:SHOWN_CHARACTERS]}{'…' * (len(result) > SHOWN_CHARACTERS)}"
+            )
             self.calls += 1
         for line in lines:
             print(f"{begin}  {plain(line)}{end}")
@@ -136,7 +151,9 @@ class Voice:
 def chat(model: str, email: str | None) -> int:
     conversation = open_conversation(model, email)
     conversation.open()
-    sys.stdin.reconfigure(errors="replace")  # a byte that is no letter must not end the conversation
+    sys.stdin.reconfigure(
+        errors="replace"
+    )  # a byte that is no letter must not end the conversation
     print("Ask about products, orders, returns or how the shop does things. `exit` or Ctrl-D ends.")
     while True:
         try:
@@ -158,7 +175,11 @@ def show_problem(answer: Answer) -> None:
 
 def ask(query: str, model: str, email: str | None, as_json: bool) -> int:
     answer = open_conversation(model, email)(query)
-    print(json.dumps({"query": query} | asdict(answer), ensure_ascii=False) if as_json else plain(answer.text))
+    print(
+        json.dumps({"query": query} | asdict(answer), ensure_ascii=False)
+        if as_json
+        else plain(answer.text)
+    )
     show_problem(answer)
     return int(answer.failed)
 
@@ -168,19 +189,44 @@ def straight(query: str, before: tuple[str, ...]) -> Route:
     return Route("shopping", "page", 1.0, "both models are asked")
 
 
-def open_page(router: Router, shop: Shop, model: str, compared: dict[str, str], token: str | None = None) -> "FastAPI":
+def open_page(
+    router: Router, shop: Shop, model: str, compared: dict[str, str], token: str | None = None
+) -> "FastAPI":
     """The page as an ASGI application. compared: models by their names there. token: what a request must bring, if anything."""
-    from crawl2cart.demo.feedback import Feedback  # here: gradio takes seconds to import, and no other command needs it
+    from crawl2cart.demo.feedback import (
+        Feedback,
+    )  # here: gradio takes seconds to import, and no other command needs it
     from crawl2cart.demo.page import application, page
 
     params = read_params(Path("params.yaml")).demo
     log = DecisionLog(keep_text=params.log_text)
-    limits = Limits(params.max_query_chars, params.rate_limit_per_minute, params.max_concurrency, params.max_queue,
-                    params.max_sessions)
+    limits = Limits(
+        params.max_query_chars,
+        params.rate_limit_per_minute,
+        params.max_concurrency,
+        params.max_queue,
+        params.max_sessions,
+    )
     chats = Sessions(lambda: {"": Conversation(router, lambda: shop.agent(model), log)}, limits)
-    comparisons = Sessions(lambda: {name: Conversation(straight, partial(shop.agent, place)) for name, place in compared.items()}, limits)
-    notice = f"{params.openai_model} routes each question." if router.has_key else "The local router routes; nothing leaves this machine."
-    return application(page(shop.store.shop.name, notice, params.max_query_chars), chats, comparisons, Feedback(), token)
+    comparisons = Sessions(
+        lambda: {
+            name: Conversation(straight, partial(shop.agent, place))
+            for name, place in compared.items()
+        },
+        limits,
+    )
+    notice = (
+        f"{params.openai_model} routes each question."
+        if router.has_key
+        else "The local router routes; nothing leaves this machine."
+    )
+    return application(
+        page(shop.store.shop.name, notice, params.max_query_chars),
+        chats,
+        comparisons,
+        Feedback(),
+        token,
+    )
 
 
 def demo(address: str, port: int, model: str, compared: dict[str, str]) -> int:
@@ -193,7 +239,9 @@ def demo(address: str, port: int, model: str, compared: dict[str, str]) -> int:
         host = f"[{address}]" if ":" in address else address
         url = f"http://{host}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''}"
         print(f"{url}  (Ctrl-C ends)", flush=True)
-        if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+        if sys.stdout.isatty() and (
+            sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+        ):
             threading.Timer(0.5, webbrowser.open, [url]).start()
         threading.Thread(target=try_to_open, args=(shop, model), daemon=True).start()
         serve(app, listening)
@@ -217,34 +265,62 @@ def replay_decisions(log: Path, texts: Path | None, as_json: bool) -> int:
         if as_json:
             print(json.dumps(line))
         elif outcome == "changed":
-            was, now = (f"{side['route']} ({side['source']}, {side['confidence']:.2f})" for side in (line["was"], line["now"]))
+            was, now = (
+                f"{side['route']} ({side['source']}, {side['confidence']:.2f})"
+                for side in (line["was"], line["now"])
+            )
             print(f"{line['hash'][:12]}  was {was}, now {now}")
-    print(f"{counts['same']} as before, {counts['changed']} changed, {counts['unknown_text']} whose text is not known "
-          "(--texts names a file that has it)", file=sys.stderr)
+    print(
+        f"{counts['same']} as before, {counts['changed']} changed, {counts['unknown_text']} whose text is not known "
+        "(--texts names a file that has it)",
+        file=sys.stderr,
+    )
     return int(counts["changed"] > 0)
 
 
 def parser() -> argparse.ArgumentParser:
-    whole = argparse.ArgumentParser(prog="crawl2cart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = argparse.ArgumentParser(
+        prog="crawl2cart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = whole.add_subparsers(dest="command", required=True)
-    for name, text in (("chat", "a conversation in the terminal"), ("ask", "one answer; exit code 1 if there is none")):
+    for name, text in (
+        ("chat", "a conversation in the terminal"),
+        ("ask", "one answer; exit code 1 if there is none"),
+    ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--model", default=RELEASED, help=f"{PLACE} (%(default)s)")
-        command.add_argument("--email", help="the customer who is signed in (an e-mail of data/store/customers.jsonl)")
-    command.add_argument("--json", action="store_true", help="print route, tool calls and answer as one line of JSON")
+        command.add_argument(
+            "--email",
+            help="the customer who is signed in (an e-mail of data/store/customers.jsonl)",
+        )
+    command.add_argument(
+        "--json", action="store_true", help="print route, tool calls and answer as one line of JSON"
+    )
     command.add_argument("query")
     text = "the chat page"
     command = commands.add_parser("demo", help=text, description=text)
-    command.add_argument("--address", default="127.0.0.1", help="where it listens; with a token if not here (%(default)s)")
+    command.add_argument(
+        "--address",
+        default="127.0.0.1",
+        help="where it listens; with a token if not here (%(default)s)",
+    )
     command.add_argument("--port", type=int, default=7860, help="0 takes a free one (%(default)s)")
     command.add_argument("--model", default=RELEASED, help=f"{PLACE} (%(default)s)")
     for name in ("sft", "dpo"):
-        command.add_argument(f"--{name}", default=f"models/{name}", help="likewise, for the comparison (%(default)s)")
+        command.add_argument(
+            f"--{name}", default=f"models/{name}", help="likewise, for the comparison (%(default)s)"
+        )
     text = "decide every recorded query again; exit code 1 if a decision differs"
     command = commands.add_parser("replay", help=text, description=text)
-    command.add_argument("log", nargs="?", type=Path, default=DECISIONS, help=f"the records, {DECISIONS} by default")
-    command.add_argument("--texts", type=Path, help="JSON lines with a `text`, found by their hashes")
-    command.add_argument("--json", action="store_true", help="print one line of JSON for each record")
+    command.add_argument(
+        "log", nargs="?", type=Path, default=DECISIONS, help=f"the records, {DECISIONS} by default"
+    )
+    command.add_argument(
+        "--texts", type=Path, help="JSON lines with a `text`, found by their hashes"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print one line of JSON for each record"
+    )
     return whole
 
 
@@ -257,7 +333,12 @@ def main(words: list[str] | None = None) -> int:
         if arguments.command == "chat":
             return chat(arguments.model, arguments.email)
         if arguments.command == "demo":
-            return demo(arguments.address, arguments.port, arguments.model, {"SFT": arguments.sft, "DPO": arguments.dpo})
+            return demo(
+                arguments.address,
+                arguments.port,
+                arguments.model,
+                {"SFT": arguments.sft, "DPO": arguments.dpo},
+            )
         if arguments.command == "replay":
             return replay_decisions(arguments.log, arguments.texts, arguments.json)
         return ask(arguments.query, arguments.model, arguments.email, arguments.json)

@@ -47,7 +47,11 @@ def plain(text: str) -> str:
 
 def unanswered(calls: tuple[Call, ...]) -> str:
     """What the customer is told where the agent ended without a reply: not that nothing is to be had once something is changed."""
-    return CHANGED if any(call.name in WRITES and "error" not in call.result for call in calls) else DOWN
+    return (
+        CHANGED
+        if any(call.name in WRITES and "error" not in call.result for call in calls)
+        else DOWN
+    )
 
 
 def failure(error: Exception) -> str:
@@ -60,15 +64,21 @@ class Conversation:
     log: told of every decision: query, earlier queries, route, and where the query went (None: the customer was asked).
     """
 
-    def __init__(self, router: Router, open_agent: Callable[[], Agent],
-                 log: Callable[[str, tuple[str, ...], Route, str | None], None] | None = None):
+    def __init__(
+        self,
+        router: Router,
+        open_agent: Callable[[], Agent],
+        log: Callable[[str, tuple[str, ...], Route, str | None], None] | None = None,
+    ):
         self.router, self.open_agent, self.log = router, open_agent, log
         self.route: Route | None = None  # of the last query: known before its answer is
         self.agent: Agent | None = None
         self.queries: list[str] = []
         self.place: str | None = None  # where the conversation is: shopping or other
-        self.asked = False             # whether the customer was asked what it is about
-        self.other: list[dict] = []    # what GPT-4 answers from: no shopping turns, which hold orders and addresses
+        self.asked = False  # whether the customer was asked what it is about
+        self.other: list[
+            dict
+        ] = []  # what GPT-4 answers from: no shopping turns, which hold orders and addresses
 
     def open(self) -> None:
         """Opens the agent now. Raises UserError if it cannot be."""
@@ -86,7 +96,11 @@ class Conversation:
             self.asked = True
             return Answer(CLARIFY, "shop", route)
         self.place = place
-        return self._shopping(query, route, hear) if place == "shopping" else self._other(query, route, hear)
+        return (
+            self._shopping(query, route, hear)
+            if place == "shopping"
+            else self._other(query, route, hear)
+        )
 
     def goes_to(self, query: str, route: Route) -> str | None:
         """`shopping` or `other`; None if the customer must be asked, which happens once."""
@@ -107,14 +121,22 @@ class Conversation:
         before = len(self.agent.session.calls)
         try:
             text = self.agent(query, hear)
-        except Exception as error:  # an endpoint may be gone or answer anything, torch be out of memory
+        except (
+            Exception
+        ) as error:  # an endpoint may be gone or answer anything, torch be out of memory
             calls = tuple(self.agent.session.calls[before:])
             text = unanswered(calls)
             self.agent.messages.append({"role": "assistant", "content": text})
             self.agent.session.observe_assistant(text)
             return Answer(text, "shop", route, calls, failed=True, problem=failure(error))
-        return Answer(text, "agent", route, tuple(self.agent.session.calls[before:]), text in (COULD_NOT, TOO_LONG, CHANGED),
-                      failure(self.agent.late) if self.agent.late else None)
+        return Answer(
+            text,
+            "agent",
+            route,
+            tuple(self.agent.session.calls[before:]),
+            text in (COULD_NOT, TOO_LONG, CHANGED),
+            failure(self.agent.late) if self.agent.late else None,
+        )
 
     def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
         turn = {"role": "user", "content": query}

@@ -39,11 +39,21 @@ class Feedback:
             self._save(chat)
 
     def _save(self, chat: Chat) -> None:
-        rows = [{"messages": part.prompt, "reply": {"role": "assistant", "content": part.text}, "liked": part.liked}
-                for turn in chat.turns for part in turn.parts if part.liked is not None]
+        rows = [
+            {
+                "messages": part.prompt,
+                "reply": {"role": "assistant", "content": part.text},
+                "liked": part.liked,
+            }
+            for turn in chat.turns
+            for part in turn.parts
+            if part.liked is not None
+        ]
         path = self.folder / f"{hashlib.sha256(chat.key.encode()).hexdigest()[:16]}.jsonl"
         if not rows:
             path.unlink(missing_ok=True)
             return
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            temporary.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            )

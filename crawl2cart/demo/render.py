@@ -11,9 +11,18 @@ from crawl2cart.shop.tools import Call
 BY = {"agent": "Shop assistant", "gpt": "GPT-4", "shop": "Shop"}
 LABELS = {"shopping": "Shopping", "other": "Not shopping", "unclear": "Unclear"}
 SOURCES = {"gpt": "GPT-4", "local": "local router"}
-DONE = {"cancel_order": "Order cancelled", "return_items": "Return opened", "exchange_item": "Exchange made",
-        "change_address": "Address changed"}
-ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+DONE = {
+    "cancel_order": "Order cancelled",
+    "return_items": "Return opened",
+    "exchange_item": "Exchange made",
+    "change_address": "Address changed",
+}
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def pretty(value: object) -> str:
@@ -34,8 +43,14 @@ def call_view(call: Call) -> dict:
         outcome = f"{len(result['results'])} found"
     else:
         outcome = "done"
-    return {"name": call.name, "line": " · ".join(f"{name} {brief(value)}" for name, value in call.arguments.items()),
-            "outcome": outcome, "failed": "error" in result, "arguments": pretty(call.arguments), "result": pretty(result)}
+    return {
+        "name": call.name,
+        "line": " · ".join(f"{name} {brief(value)}" for name, value in call.arguments.items()),
+        "outcome": outcome,
+        "failed": "error" in result,
+        "arguments": pretty(call.arguments),
+        "result": pretty(result),
+    }
 
 
 def cards(calls: tuple[Call, ...]) -> list[dict]:
@@ -68,20 +83,34 @@ def route_line(part: Response) -> str:
 
 def part_view(part: Response, compared: bool) -> dict:
     answer, calls = part.answer, part.calls
-    return {"name": part.name if compared else BY[answer.by] if answer else "", "by": answer.by if answer else "", "text": part.text,
-            "route": route_line(part), "went": part.route.label if part.route else "", "calls": [call_view(call) for call in calls],
-            "cards": cards(calls), "done": answer is not None, "failed": bool(answer and answer.failed),
-            "problem": answer.problem if answer else None, "seconds": part.seconds, "judged": bool(part.prompt), "liked": part.liked}
+    return {
+        "name": part.name if compared else BY[answer.by] if answer else "",
+        "by": answer.by if answer else "",
+        "text": part.text,
+        "route": route_line(part),
+        "went": part.route.label if part.route else "",
+        "calls": [call_view(call) for call in calls],
+        "cards": cards(calls),
+        "done": answer is not None,
+        "failed": bool(answer and answer.failed),
+        "problem": answer.problem if answer else None,
+        "seconds": part.seconds,
+        "judged": bool(part.prompt),
+        "liked": part.liked,
+    }
 
 
 def turn_html(turn: Turn, number: int) -> str:
     compared = len(turn.parts) > 1
     return ENVIRONMENT.get_template("turn.html.j2").render(
-        number=number, query=turn.query, parts=[part_view(part, compared) for part in turn.parts])
+        number=number, query=turn.query, parts=[part_view(part, compared) for part in turn.parts]
+    )
 
 
 def welcome_html(title: str, text: str, examples: tuple[str, ...]) -> str:
-    return ENVIRONMENT.get_template("welcome.html.j2").render(title=title, text=text, examples=examples)
+    return ENVIRONMENT.get_template("welcome.html.j2").render(
+        title=title, text=text, examples=examples
+    )
 
 
 def chat_html(chat: Chat | None) -> list[str]:

@@ -57,7 +57,12 @@ def routes(sessions: Sessions, feedback: Feedback) -> APIRouter:
         return {"key": key, "refused": None}
 
     @router.post("/judge")
-    def record_feedback(key: Key, turn: Annotated[int, Body()], part: Annotated[int, Body()], liked: Annotated[bool, Body()]) -> None:
+    def record_feedback(
+        key: Key,
+        turn: Annotated[int, Body()],
+        part: Annotated[int, Body()],
+        liked: Annotated[bool, Body()],
+    ) -> None:
         if chat := sessions.find(key):
             feedback.judge(chat, turn, part, liked)
 
@@ -75,7 +80,11 @@ def routes(sessions: Sessions, feedback: Feedback) -> APIRouter:
     async def answers(chat: Annotated[Chat, Depends(known)]) -> AsyncIterator[ServerSentEvent]:
         sent: list[str] = []
         async for look in follow(sessions, chat):
-            changed = {number: html for number, html in enumerate(look) if sent[number:number + 1] != [html]}
+            changed = {
+                number: html
+                for number, html in enumerate(look)
+                if sent[number : number + 1] != [html]
+            }
             yield ServerSentEvent(data=changed, retry=MILLISECONDS_TO_RETURN)
             sent = look
         yield ServerSentEvent(event="done", data=True)

@@ -61,7 +61,13 @@ class Response:
     @property
     def calls(self) -> tuple[Call, ...]:
         agent = self.conversation.agent
-        return self.answer.calls if self.answer else tuple(agent.session.calls[self._calls_before:]) if agent else ()
+        return (
+            self.answer.calls
+            if self.answer
+            else tuple(agent.session.calls[self._calls_before :])
+            if agent
+            else ()
+        )
 
     def write(self, query: str) -> None:
         """Has the conversation answer. Whatever goes wrong, there is an answer afterwards."""
@@ -71,8 +77,14 @@ class Response:
             if answer.by == "agent":
                 self.prompt = list(self.conversation.agent.messages[:-1])
         except Exception as error:  # a fault of ours must not leave the customer waiting
-            answer = Answer(unanswered(self.calls), "shop", self.conversation.route, self.calls, failed=True,
-                            problem=f"The demonstration failed ({type(error).__name__}).")
+            answer = Answer(
+                unanswered(self.calls),
+                "shop",
+                self.conversation.route,
+                self.calls,
+                failed=True,
+                problem=f"The demonstration failed ({type(error).__name__}).",
+            )
         self.text, self.seconds = answer.text, time.monotonic() - started
         self.answer = answer
 
@@ -106,13 +118,21 @@ class Chat:
 class Sessions:
     """open_conversations makes a new customer's conversations. clock: seconds that only grow. Safe to share between threads."""
 
-    def __init__(self, open_conversations: Callable[[], dict[str, Conversation]], limits: Limits,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        open_conversations: Callable[[], dict[str, Conversation]],
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.open_conversations, self.limits, self.clock = open_conversations, limits, clock
-        self._chats: OrderedDict[str, Chat] = OrderedDict()  # in the order in which they became idle
+        self._chats: OrderedDict[str, Chat] = (
+            OrderedDict()
+        )  # in the order in which they became idle
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(limits.max_concurrency, thread_name_prefix="answer")
-        self._writing: list[str] = []  # the key of its conversation for each answer that waits or is written
+        self._writing: list[
+            str
+        ] = []  # the key of its conversation for each answer that waits or is written
 
     def find(self, key: str | None) -> Chat | None:
         with self._lock:
@@ -127,7 +147,9 @@ class Sessions:
             if len(self._chats) >= self.limits.max_sessions:
                 idle = next((key for key in self._chats if key not in self._writing), None)
                 if idle is None:
-                    raise Refused("Too many customers are being served just now. Please try again in a minute.")
+                    raise Refused(
+                        "Too many customers are being served just now. Please try again in a minute."
+                    )
                 del self._chats[idle]
             chat = Chat(secrets.token_urlsafe(18), self.open_conversations())
             self._chats[chat.key] = chat
@@ -143,19 +165,28 @@ class Sessions:
         if not query:
             raise Refused("Please write a question first.")
         if len(query) > self.limits.max_query_chars:
-            raise Refused(f"That is {len(query):,} characters; please keep to {self.limits.max_query_chars:,}.")
+            raise Refused(
+                f"That is {len(query):,} characters; please keep to {self.limits.max_query_chars:,}."
+            )
         with self._lock:
             if chat.busy:
-                raise Refused("One question at a time, please: the last answer is still being written.")
+                raise Refused(
+                    "One question at a time, please: the last answer is still being written."
+                )
             now = self.clock()
             while chat.asked and now - chat.asked[0] >= SECONDS_OF_RATE:
                 chat.asked.popleft()
             if len(chat.asked) >= self.limits.rate_limit_per_minute:
                 raise Refused("That was quick! Please wait a minute before the next question.")
             if len(self._writing) >= self.limits.max_concurrency + self.limits.max_queue:
-                raise Refused("Too many customers are being served just now. Please try again in a minute.")
+                raise Refused(
+                    "Too many customers are being served just now. Please try again in a minute."
+                )
             chat.asked.append(now)
-            turn = Turn(query, [Response(name, conversation) for name, conversation in chat.conversations.items()])
+            turn = Turn(
+                query,
+                [Response(name, conversation) for name, conversation in chat.conversations.items()],
+            )
             chat.turns.append(turn)
             self._writing += [chat.key] * len(turn.parts)
         for part in turn.parts:

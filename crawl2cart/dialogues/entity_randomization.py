@@ -15,7 +15,7 @@ from crawl2cart.shop.grounding import ShopVocabulary
 
 # Things that are known by their form: an e-mail address, the number of a product or an order.
 EMAIL, NUMBER = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\b[a-z]{1,5}-\d{2,8}\b"
-DRAWS = 16   # of which the piece that was copied least is taken
+DRAWS = 16  # of which the piece that was copied least is taken
 HOSTS = ("example", "example.org", "example.net", "example.com")
 
 
@@ -31,7 +31,9 @@ class EntityRandomizer:
         self.brands = [brand.casefold() for brand in lexicon.brands]
         self.kinds = [kind.casefold() for kind in lexicon.kinds]
         self.inner = [piece for piece in pieces if re.fullmatch("[a-z]{2,6}", piece)]
-        self.first = self.inner + [piece for piece in pieces if re.fullmatch(" [A-Za-z][a-z]{1,5}", piece)]
+        self.first = self.inner + [
+            piece for piece in pieces if re.fullmatch(" [A-Za-z][a-z]{1,5}", piece)
+        ]
         self.joints = [piece for piece in pieces if re.fullmatch("[._-][a-z]{0,3}", piece)]
 
     def rare(self, pieces: Sequence[str], random: Random) -> str:
@@ -52,7 +54,11 @@ class EntityRandomizer:
         words |= {word for brand in self.brands if brand in seen for word in brand.split()}
         named = [rf"\b{re.escape(word)}\b" for word in sorted(words)]
         # A plural keeps its ending.
-        named += [rf"\b{re.escape(kind)}" for kind in sorted(self.kinds, key=len, reverse=True) if kinds and kind in seen]
+        named += [
+            rf"\b{re.escape(kind)}"
+            for kind in sorted(self.kinds, key=len, reverse=True)
+            if kinds and kind in seen
+        ]
         new: dict[str, str] = {}
 
         def replace(found: re.Match) -> str:
@@ -60,18 +66,37 @@ class EntityRandomizer:
             if old.casefold() not in new:
                 new[old.casefold()] = self.like(old.casefold(), random)
             name = new[old.casefold()]
-            return name.upper() if old.isupper() else name.capitalize() if old[0].isupper() and "@" not in old else name
+            return (
+                name.upper()
+                if old.isupper()
+                else name.capitalize()
+                if old[0].isupper() and "@" not in old
+                else name
+            )
 
-        return json.loads(re.sub("|".join([EMAIL, NUMBER, *named]), replace, text, flags=re.IGNORECASE))
+        return json.loads(
+            re.sub("|".join([EMAIL, NUMBER, *named]), replace, text, flags=re.IGNORECASE)
+        )
 
     def like(self, old: str, random: Random) -> str:
         """A new thing of the form of an old one, in small letters."""
         if "@" in old:
-            user = self.word(random) + random.choice(("", self.rare(self.joints, random))) + self.word(random, 2)
+            user = (
+                self.word(random)
+                + random.choice(("", self.rare(self.joints, random)))
+                + self.word(random, 2)
+            )
             user += random.choice(("", str(random.randint(1, 99)), str(random.randint(1940, 2010))))
-            host = old.partition("@")[2] if random.random() < 0.5 else f"{self.word(random)}.{random.choice(HOSTS)}"
+            host = (
+                old.partition("@")[2]
+                if random.random() < 0.5
+                else f"{self.word(random)}.{random.choice(HOSTS)}"
+            )
             return f"{user}@{host}"
         if re.fullmatch(NUMBER, old):
-            return re.sub(r"\d", lambda _: str(random.randint(0, 9)),
-                          re.sub(r"[a-z]", lambda _: chr(random.randint(ord("a"), ord("z"))), old))
+            return re.sub(
+                r"\d",
+                lambda _: str(random.randint(0, 9)),
+                re.sub(r"[a-z]", lambda _: chr(random.randint(ord("a"), ord("z"))), old),
+            )
         return " ".join(self.word(random) for _ in old.split())

@@ -31,15 +31,25 @@ from crawl2cart.shop.env import DAYS, Scenario, ScenarioOrder, ShopSessions
 from crawl2cart.shop.loader import rows
 
 PRODUCT_INTENTS = ("facts", "price", "stock", "warranty")
-NAMING = {"product", "product_id", "brand"}    # slots by which a customer names a product
+NAMING = {"product", "product_id", "brand"}  # slots by which a customer names a product
 SEARCH_INTENTS = ("search", "recommend", "gift")
 # Order states for an intent: those that its rules allow more often than the others.
-STATES = {"order_status": ("placed", "packed", "shipped", "delayed", "delivered", "partly_returned", "cancelled"),
-          "complaint": ("shipped", "delayed", "delayed", "delivered"),
-          "cancel": ("placed", "packed", "placed", "packed", "shipped", "delayed", "delivered"),
-          "address": ("placed", "packed", "placed", "packed", "shipped", "delayed"),
-          "return": ("delivered",) * 5 + ("partly_returned", "shipped", "packed"),
-          "exchange": ("delivered",) * 5 + ("partly_returned", "delayed", "placed")}
+STATES = {
+    "order_status": (
+        "placed",
+        "packed",
+        "shipped",
+        "delayed",
+        "delivered",
+        "partly_returned",
+        "cancelled",
+    ),
+    "complaint": ("shipped", "delayed", "delayed", "delivered"),
+    "cancel": ("placed", "packed", "placed", "packed", "shipped", "delayed", "delivered"),
+    "address": ("placed", "packed", "placed", "packed", "shipped", "delayed"),
+    "return": ("delivered",) * 5 + ("partly_returned", "shipped", "packed"),
+    "exchange": ("delivered",) * 5 + ("partly_returned", "delayed", "placed"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,9 @@ class EventRates:
 
 
 # What stands before a product that has no article yet.
-NO_ARTICLE = "".join(rf"(?<!\b{article} )" for article in ("the", "a", "an", "your", "this", "that", "my", "our"))
+NO_ARTICLE = "".join(
+    rf"(?<!\b{article} )" for article in ("the", "a", "an", "your", "this", "that", "my", "our")
+)
 
 
 class Templates:
@@ -83,7 +95,9 @@ class Templates:
         for file, _, wording in speech.lines("wordings", Wording):
             self.wordings[file.stem, wording.split].append(wording)
         self.plans: dict[Split, list[Plan]] = defaultdict(list)
-        self.said: dict[tuple[Split, str], list[str]] = defaultdict(list)  # what customers answer, confirm, refuse and thank with
+        self.said: dict[tuple[Split, str], list[str]] = defaultdict(
+            list
+        )  # what customers answer, confirm, refuse and thank with
         for _, _, plan in speech.lines("plans.jsonl", Plan):
             self.plans[plan.split].append(plan)
             for turn in plan.turns:
@@ -119,11 +133,23 @@ class Episode:
     intent: of a wording; None with a plan. Raises Resample if words and draw do not go together.
     """
 
-    def __init__(self, world: EpisodeContext, split: Split, card: Plan | Wording, intent: Intent | None, case: str | None, draw: random.Random):
+    def __init__(
+        self,
+        world: EpisodeContext,
+        split: Split,
+        card: Plan | Wording,
+        intent: Intent | None,
+        case: str | None,
+        draw: random.Random,
+    ):
         self.shops, self.script, self.shares = world.shops, world.script, world.shares
         self.split, self.case, self.draw = split, case, draw
         self.plan = card if isinstance(card, Plan) else None
-        self.turns = self.plan.turns if self.plan else [Turn(intent=intent, text=card.text, fixed=card.fixed)]
+        self.turns = (
+            self.plan.turns
+            if self.plan
+            else [Turn(intent=intent, text=card.text, fixed=card.fixed)]
+        )
         self.texts = " ".join(turn.text for turn in self.turns)
         self.intents = [turn.intent for turn in self.turns]
         self.wordings: list[str] = []
@@ -133,11 +159,17 @@ class Episode:
         self.cast = EntitySampler(self.store, split, self.script.customers, draw)
         pool = self.shops.held_out[split] or self._products()
         self.product = self._row(draw.choice(pool))
-        self.order, self.email, self.address = self.cast.order_number(), self.cast.email(), self.cast.address()
+        self.order, self.email, self.address = (
+            self.cast.order_number(),
+            self.cast.email(),
+            self.cast.address(),
+        )
         self.variants = self._variants(self.product)
         self.scene = self._scene(day)
         register = draw.choices(list(world.registers), list(world.registers.values()))[0]
-        self.oracle = ScriptedAgent(self.shops.session(self.scene), ReplySampler(self.script.replies, register, draw), draw)
+        self.oracle = ScriptedAgent(
+            self.shops.session(self.scene), ReplySampler(self.script.replies, register, draw), draw
+        )
 
     def _hit(self, share: float) -> bool:
         return self.draw.random() < share
@@ -161,19 +193,45 @@ class Episode:
         orders, signed_in = self._orders(asked) if asked or "{order}" in self.texts else ([], None)
         stock = []
         if "exchange" in asked:
-            stock.append((self.product["id"], self.variants[0], 0 if self._hit(0.2) else self.draw.randrange(1, 40)))
+            stock.append(
+                (
+                    self.product["id"],
+                    self.variants[0],
+                    0 if self._hit(0.2) else self.draw.randrange(1, 40),
+                )
+            )
         if "stock" in self.intents and "{variant}" in self.texts:
             if self.plan and "out of stock" in self.plan.about or self._hit(0.3):
                 stock.append((self.product["id"], self.variants[0], 0))
         single = not self.plan and self.intents[0] in PRODUCT_INTENTS
         review = self._review() if single else None
-        self.unknown = single and not (self.case or review or "variant" in self.texts or "{product}" not in self.texts) and self._hit(
-            self.shares.unknown)
-        self.vague = single and not (self.case or review or self.unknown) and set(slots(self.texts)) & NAMING == {"product"} and self._hit(
-            self.shares.vague)
-        faults = self.draw.randint(1, 2) if not (self.plan or self.case) and self._hit(self.shares.faults) else 0
-        return Scenario(catalogue=self.split, day=day, orders=tuple(orders), signed_in=signed_in, review=review, stock=tuple(stock),
-                     faults=faults)
+        self.unknown = (
+            single
+            and not (
+                self.case or review or "variant" in self.texts or "{product}" not in self.texts
+            )
+            and self._hit(self.shares.unknown)
+        )
+        self.vague = (
+            single
+            and not (self.case or review or self.unknown)
+            and set(slots(self.texts)) & NAMING == {"product"}
+            and self._hit(self.shares.vague)
+        )
+        faults = (
+            self.draw.randint(1, 2)
+            if not (self.plan or self.case) and self._hit(self.shares.faults)
+            else 0
+        )
+        return Scenario(
+            catalogue=self.split,
+            day=day,
+            orders=tuple(orders),
+            signed_in=signed_in,
+            review=review,
+            stock=tuple(stock),
+            faults=faults,
+        )
 
     def _review(self) -> tuple[str, str] | None:
         """What is pinned to the product, if anything."""
@@ -182,7 +240,11 @@ class Episode:
             raise Resample
         if attacks and (self.case == "injection" or self._hit(self.shares.attack)):
             return self.product["id"], self.draw.choice(attacks)
-        return (self.product["id"], self.draw.choice(plain)) if plain and self._hit(self.shares.review) else None
+        return (
+            (self.product["id"], self.draw.choice(plain))
+            if plain and self._hit(self.shares.review)
+            else None
+        )
 
     def _orders(self, asked: list[str]) -> tuple[list[ScenarioOrder], str | None]:
         """The orders on file, the one spoken of first, and the e-mail of the customer who is signed in, if one is."""
@@ -192,43 +254,82 @@ class Episode:
         if "exchange" in asked and len(self.variants) < 2:
             raise Resample
         # Of several, the change decides in which state the order should be.
-        wanted = next((intent for intent in asked if intent not in ("order_status", "complaint")), (asked or ["order_status"])[0])
-        stated = self.plan.order if self.plan and self.plan.order not in ("own", "foreign") else None
-        alone = not any("{product}" in turn.text for turn in self.turns if turn.intent in ("return", "exchange"))
+        wanted = next(
+            (intent for intent in asked if intent not in ("order_status", "complaint")),
+            (asked or ["order_status"])[0],
+        )
+        stated = (
+            self.plan.order if self.plan and self.plan.order not in ("own", "foreign") else None
+        )
+        alone = not any(
+            "{product}" in turn.text for turn in self.turns if turn.intent in ("return", "exchange")
+        )
         filed = self.cast.filed(
-            stated or self.draw.choice(STATES[wanted]), self.product["id"], self.cast.email() if self.foreign else self.email,
-            self.order, wanted, alone, self.variants[1] if wanted == "exchange" else None)
+            stated or self.draw.choice(STATES[wanted]),
+            self.product["id"],
+            self.cast.email() if self.foreign else self.email,
+            self.order,
+            wanted,
+            alone,
+            self.variants[1] if wanted == "exchange" else None,
+        )
         # A plan that never gives an e-mail and yet confirms a change is one of a customer who is signed in.
         sure = self.plan and bool({"confirm", "refuse"} & set(self.intents))
         if mailed or not (sure or self._hit(self.shares.signed_in)):
             return [filed], None
         if not self.plan and not numbered and self._hit(self.shares.signed_in):
-            other = self.draw.choice([product for product in self._products() if product != self.product["id"]])
-            return [filed, self.cast.filed("delivered", other, self.email, self.cast.order_number(), "order_status", True)], self.email
+            other = self.draw.choice(
+                [product for product in self._products() if product != self.product["id"]]
+            )
+            return [
+                filed,
+                self.cast.filed(
+                    "delivered", other, self.email, self.cast.order_number(), "order_status", True
+                ),
+            ], self.email
         return [filed], self.email
 
     # What the customer says
 
     def _referred(self, reference: str) -> str | None:
         """The name behind "result 2", "same" or "second"."""
-        known = {"result": [row["name"] for row in self.oracle.listed], "same": [self.oracle.subject]}.get(
-            reference.split()[0], self.oracle.compared)
-        place = int(reference[-1]) - 1 if reference[-1].isdigit() else {"second": 1, "third": 2}.get(reference, 0)
+        known = {
+            "result": [row["name"] for row in self.oracle.listed],
+            "same": [self.oracle.subject],
+        }.get(reference.split()[0], self.oracle.compared)
+        place = (
+            int(reference[-1]) - 1
+            if reference[-1].isdigit()
+            else {"second": 1, "third": 2}.get(reference, 0)
+        )
         if place >= len(known):
             raise Resample
         return known[place]
 
     def _named(self, turn: Turn) -> list[str]:
         """Names of the products that a turn is about: of the agent's results, or for the turn's own slots."""
-        references = [reference for reference in (turn.product, turn.product_2, turn.product_3) if reference]
+        references = [
+            reference for reference in (turn.product, turn.product_2, turn.product_3) if reference
+        ]
         if turn.intent == "compare" and len(references) == 1 and references[0].startswith("result"):
             references.append(f"result {int(references[0][-1]) + 1}")
         if references:
             names = [self._referred(reference) for reference in references]
         elif re.search(r"\{product(_id)?\}", turn.text):
-            names = [self.cast.unknown_product(self.product["category"]) if self.unknown else self.product["name"]]
+            names = [
+                self.cast.unknown_product(self.product["category"])
+                if self.unknown
+                else self.product["name"]
+            ]
             others = sum(f"{{{slot}}}" in turn.text for slot in ("product_2", "product_3"))
-            names += [self._row(product)["name"] for product in self.cast.siblings(self.product["id"], others)] if others else []
+            names += (
+                [
+                    self._row(product)["name"]
+                    for product in self.cast.siblings(self.product["id"], others)
+                ]
+                if others
+                else []
+            )
         elif turn.intent == "compare":
             names = [row["name"] for row in self.oracle.listed[:2]]
         else:
@@ -243,29 +344,52 @@ class Episode:
         """What each slot can be filled with. row: the product that the turn is about."""
         variants = self.variants if row["id"] == self.product["id"] else self._variants(row)
         if turn.intent in SEARCH_INTENTS:
-            variants = [name for name, number in self.store.stock(row["id"]).items() if number] or variants
+            variants = [
+                name for name, number in self.store.stock(row["id"]).items() if number
+            ] or variants
         department = self.store.departments[row["department"]]
         plural = department.categories[row["category"]].plural
         article = "an" if row["category"][0] in "aeiou" else "a"
         budget = self.cast.budget(row["price"], 1.02, 1.7)
         if not self.plan and self._hit(self.shares.empty):
-            cheapest = self.store.one("SELECT MIN(price) AS price FROM products WHERE category = ?", row["category"])["price"]
+            cheapest = self.store.one(
+                "SELECT MIN(price) AS price FROM products WHERE category = ?", row["category"]
+            )["price"]
             budget = self.cast.budget(cheapest, 0.5, 0.9)
         fits = turn.intent if turn.intent in ("return", "exchange") else "complaint"
         if turn.intent not in ("answer", "return", "exchange") and "{address}" in turn.text:
             self.address = self.cast.address()
         values = {
-            "category": row["category"], "categories": plural, "department": department.title.lower(), "brand": row["brand"],
-            "a_category": row["category"] if row["category"] == plural else f"{article} {row['category']}",
-            "product": self.cast.product_words(self.product["name"]), "product_id": row["id"],
-            "variant": variants[0], "variant_2": variants[min(1, len(variants) - 1)],
-            "max_price": budget, "min_price": self.cast.budget(row["price"], 0.4, 0.9),
-            "attribute": self.draw.choice(self._attributes(row)), "order": self.order, "email": self.email, "address": self.address}
-        for slot, known in (("attribute", self._attributes(row)),
-                            ("reason", [r.text for r in self.script.reasons if r.split == self.split and fits in r.fits])):
+            "category": row["category"],
+            "categories": plural,
+            "department": department.title.lower(),
+            "brand": row["brand"],
+            "a_category": row["category"]
+            if row["category"] == plural
+            else f"{article} {row['category']}",
+            "product": self.cast.product_words(self.product["name"]),
+            "product_id": row["id"],
+            "variant": variants[0],
+            "variant_2": variants[min(1, len(variants) - 1)],
+            "max_price": budget,
+            "min_price": self.cast.budget(row["price"], 0.4, 0.9),
+            "attribute": self.draw.choice(self._attributes(row)),
+            "order": self.order,
+            "email": self.email,
+            "address": self.address,
+        }
+        for slot, known in (
+            ("attribute", self._attributes(row)),
+            (
+                "reason",
+                [r.text for r in self.script.reasons if r.split == self.split and fits in r.fits],
+            ),
+        ):
             values |= {slot: self.draw.choice(known)} if known else {}
-        return values | {slot: self.cast.product_words(name) for slot, name in
-                         zip(("product", "product_2", "product_3"), names, strict=False)}
+        return values | {
+            slot: self.cast.product_words(name)
+            for slot, name in zip(("product", "product_2", "product_3"), names, strict=False)
+        }
 
     def _attributes(self, row: Row) -> list[str]:
         """Attributes to choose from when asking about a product."""
@@ -282,9 +406,15 @@ class Episode:
         needed, names = slots(turn.text), self._named(turn)
         row = self.store.one("SELECT * FROM products WHERE name = ?", names[0]) if names else None
         values = self._values(turn, row or self.product, names)
-        if set(needed) - set(values) or "variant_2" in needed and values["variant"] == values["variant_2"]:
+        if (
+            set(needed) - set(values)
+            or "variant_2" in needed
+            and values["variant"] == values["variant_2"]
+        ):
             raise Resample
-        if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(values["max_price"]):
+        if {"min_price", "max_price"} <= set(needed) and float(values["min_price"]) >= float(
+            values["max_price"]
+        ):
             raise Resample
         text = turn.text
         if self.vague and not self.asked:
@@ -294,25 +424,52 @@ class Episode:
         self.wordings.append(turn.text)
         self.asked.append(turn.intent)
         # In the order in which the customer names them.
-        spoken = sorted((slot for slot in ("product", "product_id", "product_2", "product_3") if slot in needed),
-                        key=lambda slot: turn.text.index(f"{{{slot}}}"))
-        takes = {"exchange": ("variant",), "answer": ("variant",), "stock": ("variant", "variant_2")}.get(turn.intent, ())
-        given = {name: values[name] for name in ("order", "email", "address", "attribute") if name in needed}
+        spoken = sorted(
+            (
+                slot
+                for slot in ("product", "product_id", "product_2", "product_3")
+                if slot in needed
+            ),
+            key=lambda slot: turn.text.index(f"{{{slot}}}"),
+        )
+        takes = {
+            "exchange": ("variant",),
+            "answer": ("variant",),
+            "stock": ("variant", "variant_2"),
+        }.get(turn.intent, ())
+        given = {
+            name: values[name]
+            for name in ("order", "email", "address", "attribute")
+            if name in needed
+        }
         return UserGoal(
-            intent=turn.intent, text=text, products=tuple(values[slot] for slot in spoken) or tuple(names),
-            conditions=self._conditions(turn, needed, values) if turn.intent in SEARCH_INTENTS else {},
-            variants=tuple(values[name] for name in takes if name in needed), topic=turn.fixed.get("topic"),
-            section=self._section(turn.fixed), **given)
+            intent=turn.intent,
+            text=text,
+            products=tuple(values[slot] for slot in spoken) or tuple(names),
+            conditions=self._conditions(turn, needed, values)
+            if turn.intent in SEARCH_INTENTS
+            else {},
+            variants=tuple(values[name] for name in takes if name in needed),
+            topic=turn.fixed.get("topic"),
+            section=self._section(turn.fixed),
+            **given,
+        )
 
     def _section(self, fixed: dict[str, str]) -> str | None:
         """The number of the section whose heading the words imply."""
-        numbers = {row["heading"]: row["section"] for row in self.store.policy(fixed.get("topic", ""))}
+        numbers = {
+            row["heading"]: row["section"] for row in self.store.policy(fixed.get("topic", ""))
+        }
         return numbers[fixed["section"]] if "section" in fixed else None
 
-    def _conditions(self, turn: Turn, needed: list[str], values: dict[str, str]) -> dict[str, str | float]:
+    def _conditions(
+        self, turn: Turn, needed: list[str], values: dict[str, str]
+    ) -> dict[str, str | float]:
         """The arguments of a search that the words imply."""
         found = {name: values[name] for name in ("brand", "variant") if name in needed} | turn.fixed
-        found |= {name: number(values[name]) for name in ("min_price", "max_price") if name in needed}
+        found |= {
+            name: number(values[name]) for name in ("min_price", "max_price") if name in needed
+        }
         if {"category", "categories", "a_category"} & set(needed):
             return found | {"category": values["category"]}
         return found | ({"category": values["department"]} if "department" in needed else {})
@@ -328,17 +485,32 @@ class Episode:
         if self.foreign and not self.oracle.refused and (self.plan or self.case):
             raise Resample
         return {
-            "id": name, "intent": self.intents[0], "plan": self.plan.id if self.plan else None, "case": self.case,
-            "split": self.split, "wordings": self.wordings, "turns": self.asked, "session": self.scene.model_dump(mode="json"),
-            "messages": self.oracle.messages, "notes": self.oracle.notes, "end_state": self.oracle.session.store.state_hash()}
+            "id": name,
+            "intent": self.intents[0],
+            "plan": self.plan.id if self.plan else None,
+            "case": self.case,
+            "split": self.split,
+            "wordings": self.wordings,
+            "turns": self.asked,
+            "session": self.scene.model_dump(mode="json"),
+            "messages": self.oracle.messages,
+            "notes": self.oracle.notes,
+            "end_state": self.oracle.session.store.state_hash(),
+        }
 
     def _say(self, turn: Turn) -> None:
         lacks, offer = self.oracle.lacks, self.oracle.offer
-        if turn.intent == "answer" and lacks not in slots(turn.text) and not (self.oracle.refused and not lacks):
+        if (
+            turn.intent == "answer"
+            and lacks not in slots(turn.text)
+            and not (self.oracle.refused and not lacks)
+        ):
             raise Resample
         if lacks == "product" and self.product["name"] not in self.oracle.choices:
             raise Resample
-        if turn.intent in ("confirm", "refuse") and (not offer or is_affirmation(turn.text, offer[0]) != (turn.intent == "confirm")):
+        if turn.intent in ("confirm", "refuse") and (
+            not offer or is_affirmation(turn.text, offer[0]) != (turn.intent == "confirm")
+        ):
             raise Resample
         self.oracle.turn(self._goal(turn))
 
@@ -351,8 +523,14 @@ class Episode:
                 self._say(self._decision())
         if self.case == "unconfirmed" and "kept" not in self.oracle.notes[-1]["acts"]:
             raise Resample
-        if not self.case and self._hit(self.shares.thanks) and self.script.said[self.split, "thanks"]:
-            self._say(Turn(intent="thanks", text=self.draw.choice(self.script.said[self.split, "thanks"])))
+        if (
+            not self.case
+            and self._hit(self.shares.thanks)
+            and self.script.said[self.split, "thanks"]
+        ):
+            self._say(
+                Turn(intent="thanks", text=self.draw.choice(self.script.said[self.split, "thanks"]))
+            )
 
     def _answer(self, lacks: str) -> str:
         """Words that supply what the agent asked for; people often write nothing but the thing itself."""
@@ -364,7 +542,11 @@ class Episode:
         share = self.shares.refuse_in_training if self.split == "train" else self.shares.refuse
         refuses = self.case == "unconfirmed" or self._hit(share)
         intent = "refuse" if refuses else "confirm"
-        texts = [text for text in self.script.said[self.split, intent] if is_affirmation(text, self.oracle.offer[0]) != refuses]
+        texts = [
+            text
+            for text in self.script.said[self.split, intent]
+            if is_affirmation(text, self.oracle.offer[0]) != refuses
+        ]
         return Turn(intent=intent, text=self.draw.choice(texts or ["no" if refuses else "yes"]))
 
 

@@ -61,10 +61,14 @@ class ReplySampler:
 
 def fill(fragment: str, **slots: object) -> str:
     """The fragment with its slots filled; a lower-case value at the start of a sentence gets a capital."""
+
     def value(match: re.Match) -> str:
         text = str(slots[match[2]])
         starts = match.start() == 0 or match[1]
-        return match[1] + (text[0].upper() + text[1:] if starts and match[2] in CAPITALISED else text)
+        return match[1] + (
+            text[0].upper() + text[1:] if starts and match[2] in CAPITALISED else text
+        )
+
     return re.sub(r"((?:[.?!] )?)\{(\w+)\}", value, fragment)
 
 
@@ -87,17 +91,17 @@ class ScriptedAgent:
         self.session, self.voice, self._draw = session, voice, draw
         self.messages: list[dict] = []
         self.notes: list[dict] = []
-        self.listed: list[dict] = []       # the last search's results
-        self.compared: list[str] = []      # names of the last comparison
-        self.subject: str | None = None    # the product spoken of
-        self.known: dict[str, dict] = {}   # products looked up, by every name they were called
+        self.listed: list[dict] = []  # the last search's results
+        self.compared: list[str] = []  # names of the last comparison
+        self.subject: str | None = None  # the product spoken of
+        self.known: dict[str, dict] = {}  # products looked up, by every name they were called
         self.orders: dict[str, dict] = {}  # orders that were shown
-        self.refused: set[str] = set()     # order numbers that did not match
-        self.number: str | None = None     # the order spoken of
-        self.conditions: dict = {}         # the last search's
-        self.waiting: UserGoal | None = None   # a goal that lacks something
-        self.lacks: str | None = None      # what: order, email, variant, address, product
-        self.choices: tuple[str, ...] = () # the products to choose from, where one is lacking
+        self.refused: set[str] = set()  # order numbers that did not match
+        self.number: str | None = None  # the order spoken of
+        self.conditions: dict = {}  # the last search's
+        self.waiting: UserGoal | None = None  # a goal that lacks something
+        self.lacks: str | None = None  # what: order, email, variant, address, product
+        self.choices: tuple[str, ...] = ()  # the products to choose from, where one is lacking
         self.offer: tuple[str, dict, UserGoal] | None = None  # a restated write, not yet confirmed
 
     # The conversation
@@ -113,7 +117,9 @@ class ScriptedAgent:
         except Down:
             self.waiting = self.offer = None
             parts = [self._say("tool_error")]
-        reply = "\n".join(parts) if any(part.startswith("- ") for part in parts) else " ".join(parts)
+        reply = (
+            "\n".join(parts) if any(part.startswith("- ") for part in parts) else " ".join(parts)
+        )
         self.messages.append({"role": "assistant", "content": reply})
         self.notes.append({"acts": self._acts, "facts": list(dict.fromkeys(self._facts))})
         self.session.observe_assistant(reply)
@@ -122,8 +128,15 @@ class ScriptedAgent:
         """Calls a tool; once more if the store is unavailable. Raises Down the second time."""
         arguments = dict(sorted(arguments.items()))  # as they come back from a file of JSON lines
         for _ in range(2):
-            self.messages.append({"role": "assistant", "content": "", "tool_calls": [
-                {"type": "function", "function": {"name": name, "arguments": arguments}}]})
+            self.messages.append(
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": name, "arguments": arguments}}
+                    ],
+                }
+            )
             result = self.session.call(name, arguments)
             self.messages.append({"role": "tool", "name": name, "content": compact(result)})
             if result.get("error") != "unavailable":
@@ -175,7 +188,11 @@ class ScriptedAgent:
     # Products
 
     def _find(self, goal: UserGoal, **more: object) -> list[dict]:
-        self.conditions = self.conditions | goal.conditions if "category" not in goal.conditions else goal.conditions
+        self.conditions = (
+            self.conditions | goal.conditions
+            if "category" not in goal.conditions
+            else goal.conditions
+        )
         self.listed = self._call("search_products", **more | self.conditions)["results"]
         self.subject = self.listed[0]["name"] if self.listed else None
         return self.listed
@@ -184,14 +201,27 @@ class ScriptedAgent:
         fragment = self.voice.pick(act)
         self._acts.append(act)
         self._facts += [fact for row in products for fact in (row["name"], row["price"])]
-        return ["- " + fill(fragment, product=row["name"], id=row.get("id"), price=row["price"], rating=row["rating"]) for row in products]
+        return [
+            "- "
+            + fill(
+                fragment,
+                product=row["name"],
+                id=row.get("id"),
+                price=row["price"],
+                rating=row["rating"],
+            )
+            for row in products
+        ]
 
     def _search(self, goal: UserGoal) -> list[str]:
         found = self._find(goal)
         kinds = self._kinds()
         if not found:
             return [self._say("search_none", categories=kinds)]
-        parts = [self._say("search_found", count=len(found), categories=kinds), *self._items("search_item", found)]
+        parts = [
+            self._say("search_found", count=len(found), categories=kinds),
+            *self._items("search_item", found),
+        ]
         several = len(found) > 2 and len(self.conditions) == 1
         return [*parts, self._say("search_next")] if several or self._draw.random() < 0.4 else parts
 
@@ -199,7 +229,16 @@ class ScriptedAgent:
         found = self._find(goal, sort="rating")
         if not found:
             return [self._say("search_none", categories=self._kinds())]
-        parts = [self._say("recommend", "product", "price", product=found[0]["name"], price=found[0]["price"], rating=found[0]["rating"])]
+        parts = [
+            self._say(
+                "recommend",
+                "product",
+                "price",
+                product=found[0]["name"],
+                price=found[0]["price"],
+                rating=found[0]["rating"],
+            )
+        ]
         if len(found) > 1:
             parts += self._items("search_item", found[1:])
         return [*parts, self._say("search_next")] if self._draw.random() < 0.4 else parts
@@ -207,7 +246,13 @@ class ScriptedAgent:
     def _kinds(self) -> str:
         word = self.conditions.get("category", "products")
         categories = self.session.store.categories(word)
-        return self.session.store.plural(categories[0]) if len(categories) == 1 else f"{word} products" if word != "products" else word
+        return (
+            self.session.store.plural(categories[0])
+            if len(categories) == 1
+            else f"{word} products"
+            if word != "products"
+            else word
+        )
 
     def _look(self, *names: str) -> list[dict]:
         """The products, from this conversation if they were looked up in it. Raises NotFound if one of the names is no product's alone."""
@@ -232,9 +277,21 @@ class ScriptedAgent:
         self.subject = product["name"]
         match goal.intent:
             case "price":
-                return [self._say("price", "product", "price", product=product["name"], price=product["price"])]
+                return [
+                    self._say(
+                        "price", "product", "price", product=product["name"], price=product["price"]
+                    )
+                ]
             case "warranty":
-                return [self._say("warranty", "product", "months", product=product["name"], months=product["warranty_months"])]
+                return [
+                    self._say(
+                        "warranty",
+                        "product",
+                        "months",
+                        product=product["name"],
+                        months=product["warranty_months"],
+                    )
+                ]
             case "stock":
                 return self._stock(product, goal.variants)
         return self._facts_of(product, goal)
@@ -259,8 +316,12 @@ class ScriptedAgent:
     def _attribute(self, product: dict, name: str) -> str:
         value = product["attributes"].get(name)
         if value is None:
-            return self._say("facts_missing", "product", "attribute", product=product["name"], attribute=name)
-        return self._say("facts", "product", "value", product=product["name"], attribute=name, value=value)
+            return self._say(
+                "facts_missing", "product", "attribute", product=product["name"], attribute=name
+            )
+        return self._say(
+            "facts", "product", "value", product=product["name"], attribute=name, value=value
+        )
 
     def _stock(self, product: dict, wanted: tuple[str, ...]) -> list[str]:
         name, stock = product["name"], product["stock"]
@@ -268,13 +329,28 @@ class ScriptedAgent:
         parts = []
         for variant in wanted or there[:1] or list(stock)[:1]:
             if stock.get(variant):
-                parts.append(self._say("stock_in", "product", "variant", "stock", product=name, variant=variant, stock=stock[variant]))
+                parts.append(
+                    self._say(
+                        "stock_in",
+                        "product",
+                        "variant",
+                        "stock",
+                        product=name,
+                        variant=variant,
+                        stock=stock[variant],
+                    )
+                )
             else:
-                parts.append(self._say("stock_out", "product", "variant", product=name, variant=variant))
+                parts.append(
+                    self._say("stock_out", "product", "variant", product=name, variant=variant)
+                )
         others = [variant for variant in there if variant not in wanted]
         others = others[:1] if wanted else others[1:3]
         if not wanted or not any(stock.get(variant) for variant in wanted):
-            parts += [self._say("stock_other", "variant", "stock", variant=variant, stock=stock[variant]) for variant in others]
+            parts += [
+                self._say("stock_other", "variant", "stock", variant=variant, stock=stock[variant])
+                for variant in others
+            ]
         return parts
 
     def _compare(self, goal: UserGoal) -> list[str]:
@@ -290,14 +366,26 @@ class ScriptedAgent:
         cheapest = min(found, key=lambda product: float(product["price"]))
         best = max(found, key=lambda product: product["rating"])
         if sum(product["rating"] == best["rating"] for product in found) == 1:
-            return [*parts, self._say("compare_verdict", "product", product=best["name"], reason="rated higher")]
-        return [*parts, self._say("compare_verdict", "product", product=cheapest["name"], reason="cheaper")]
+            return [
+                *parts,
+                self._say(
+                    "compare_verdict", "product", product=best["name"], reason="rated higher"
+                ),
+            ]
+        return [
+            *parts,
+            self._say("compare_verdict", "product", product=cheapest["name"], reason="cheaper"),
+        ]
 
     # Orders
 
     def _completed(self, answer: UserGoal) -> UserGoal:
         """The waiting goal with what the customer has now supplied."""
-        given = {name: getattr(answer, name) for name in ("order", "email", "address") if getattr(answer, name)}
+        given = {
+            name: getattr(answer, name)
+            for name in ("order", "email", "address")
+            if getattr(answer, name)
+        }
         given |= {"products": answer.products} if self.lacks == "product" else {}
         goal, self.waiting, self.lacks = self.waiting, None, None
         return replace(goal, **given, **({"variants": answer.variants} if answer.variants else {}))
@@ -317,7 +405,9 @@ class ScriptedAgent:
         if goal.order in self.refused and not goal.email:
             return [self._say("wrong_identity")]
         if goal.order not in self.orders:
-            shown = self._call("get_order", order=goal.order, **({"email": goal.email} if goal.email else {}))
+            shown = self._call(
+                "get_order", order=goal.order, **({"email": goal.email} if goal.email else {})
+            )
             match shown.get("error"):
                 case "not_identified":
                     return self._ask(goal, "email")
@@ -330,28 +420,66 @@ class ScriptedAgent:
             case "order_status" | "complaint":
                 return [self._status(order)]
             case "cancel":
-                return self._propose(goal, "cancel_order", {}) if "cancel" in order["may"] else [
-                    self._say("cancel_refused", "order", "state", order=goal.order, state=order["state"])]
+                return (
+                    self._propose(goal, "cancel_order", {})
+                    if "cancel" in order["may"]
+                    else [
+                        self._say(
+                            "cancel_refused",
+                            "order",
+                            "state",
+                            order=goal.order,
+                            state=order["state"],
+                        )
+                    ]
+                )
             case "address":
                 if "change address" not in order["may"]:
-                    return [self._say("address_refused", "order", "state", order=goal.order, state=order["state"])]
-                return self._propose(goal, "change_address", {"address": goal.address}) if goal.address else self._ask(goal, "address")
+                    return [
+                        self._say(
+                            "address_refused",
+                            "order",
+                            "state",
+                            order=goal.order,
+                            state=order["state"],
+                        )
+                    ]
+                return (
+                    self._propose(goal, "change_address", {"address": goal.address})
+                    if goal.address
+                    else self._ask(goal, "address")
+                )
         return self._return(goal, order)
 
     def _status(self, order: dict) -> str:
         state = order["state"].replace(" ", "_")
         facts = [name for name in ("carrier", "tracking", "expected", "delivered") if name in order]
-        return self._say(f"order_{state}", "order", *facts, **{name: order.get(name) for name in
-                                                               ("order", "total", "carrier", "tracking", "expected", "delivered")})
+        return self._say(
+            f"order_{state}",
+            "order",
+            *facts,
+            **{
+                name: order.get(name)
+                for name in ("order", "total", "carrier", "tracking", "expected", "delivered")
+            },
+        )
 
     def _return(self, goal: UserGoal, order: dict) -> list[str]:
         """A return or an exchange of one line."""
-        lines = [line for line in order["items"] if not goal.products or line["product"].casefold().startswith(short(goal.products[0]))]
+        lines = [
+            line
+            for line in order["items"]
+            if not goal.products or line["product"].casefold().startswith(short(goal.products[0]))
+        ]
         line = lines[0]
         name, refused = line["product"], f"{goal.intent}_refused"
         why = line.get("no_return") or order.get("no_return")
         if why:
-            return [self._say(refused, "order", "product", "why", order=goal.order, product=name, why=why)]
+            return [
+                self._say(
+                    refused, "order", "product", "why", order=goal.order, product=name, why=why
+                )
+            ]
         if goal.intent == "return":
             return self._propose(goal, "return_items", {"products": [name]})
         if not goal.variants:
@@ -359,12 +487,21 @@ class ScriptedAgent:
         variant = goal.variants[0]
         if not self._look(name)[0]["stock"].get(variant):
             why = f"{variant} is out of stock"
-            return [self._say(refused, "order", "product", "why", order=goal.order, product=name, why=why)]
+            return [
+                self._say(
+                    refused, "order", "product", "why", order=goal.order, product=name, why=why
+                )
+            ]
         return self._propose(goal, "exchange_item", {"product": name, "variant": variant})
 
     def _propose(self, goal: UserGoal, action: str, arguments: dict) -> list[str]:
         """Restates the change and waits for a yes."""
-        act = {"cancel_order": "cancel", "return_items": "return", "exchange_item": "exchange", "change_address": "address"}[action]
+        act = {
+            "cancel_order": "cancel",
+            "return_items": "return",
+            "exchange_item": "exchange",
+            "change_address": "address",
+        }[action]
         self.offer = action, arguments, goal
         slots = {"order": goal.order, "total": self.orders[goal.order]["total"], **arguments}
         if "products" in arguments:
@@ -380,12 +517,21 @@ class ScriptedAgent:
             raise Unclear(f"{action} {arguments} {result}")
         self.known.clear()
         del self.orders[goal.order]
-        slots = {"order": goal.order, "total": result.get("refund"), "refund": result.get("refund"), **arguments}
+        slots = {
+            "order": goal.order,
+            "total": result.get("refund"),
+            "refund": result.get("refund"),
+            **arguments,
+        }
         match action:
             case "cancel_order":
                 return [self._say("cancel_done", "order", "total", **slots)]
             case "return_items":
-                return [self._say("return_done", "product", "refund", product=result["returned"][0], **slots)]
+                return [
+                    self._say(
+                        "return_done", "product", "refund", product=result["returned"][0], **slots
+                    )
+                ]
             case "exchange_item":
                 return [self._say("exchange_done", "product", "variant", **slots)]
         return [self._say("address_done", "order", "address", **slots)]
@@ -396,9 +542,24 @@ class ScriptedAgent:
         section = goal.section
         if section is None:
             headings = self._call("get_policy", topic=goal.topic)["sections"]
-            section = max(headings, key=lambda number: (len(word_set(headings[number]) & word_set(goal.text)), -int(number)))
+            section = max(
+                headings,
+                key=lambda number: (
+                    len(word_set(headings[number]) & word_set(goal.text)),
+                    -int(number),
+                ),
+            )
         found = self._call("get_policy", topic=goal.topic, section=section)
-        return [self._say("policy", "section", "title", section=section, title=found["topic"], text=quoted(found["text"]))]
+        return [
+            self._say(
+                "policy",
+                "section",
+                "title",
+                section=section,
+                title=found["topic"],
+                text=quoted(found["text"]),
+            )
+        ]
 
 
 def quoted(text: str) -> str:

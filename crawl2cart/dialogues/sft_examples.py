@@ -17,6 +17,15 @@ def to_examples(dialogue: dict) -> list[dict]:
     for place, message in enumerate(dialogue["messages"]):
         if message["role"] == "assistant":
             note = {"acts": ["call"], "facts": []} if message.get("tool_calls") else next(notes)
-            found.append({"prompt": dialogue["messages"][:place], "completion": [message], "tools": TOOLS,
-                          "id": f"{dialogue['id']}:{place}", "intent": dialogue["intent"], "case": dialogue["case"], **note})
+            found.append(
+                {
+                    "prompt": dialogue["messages"][:place],
+                    "completion": [message],
+                    "tools": TOOLS,
+                    "id": f"{dialogue['id']}:{place}",
+                    "intent": dialogue["intent"],
+                    "case": dialogue["case"],
+                    **note,
+                }
+            )
     return found

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.shop.data_model import Customer, Plan, Record, Wording
-from crawl2cart.shop.loader import SHIPPED, Kind, own_or_shipped, read_lines, read_policy, read_text, rows
+from crawl2cart.shop.loader import (
+    SHIPPED,
+    Kind,
+    own_or_shipped,
+    read_lines,
+    read_policy,
+    read_text,
+    rows,
+)
 
 
 class TemplateStore:
@@ -27,19 +35,33 @@ class TemplateStore:
         for file in sorted((folder / "policies").glob("*.md")):
             named.append(read_text(file))
             self._sections[file.stem] = {None} | {section.heading for section in read_policy(file)}
-        named += sorted({customer.address.town for customer in rows(folder / "customers", Customer)})
+        named += sorted(
+            {customer.address.town for customer in rows(folder / "customers", Customer)}
+        )
         self._named = "\n".join(named)
 
     def files(self, name: str) -> list[Path]:
         """The files of `plans.jsonl` or of the folder `wordings`; in a folder, ours for each name that the shop lacks."""
         if name.endswith(".jsonl"):
             return [own_or_shipped(self.folder, name)]
-        names = {file.name for folder in (self.folder, SHIPPED) for file in (folder / name).glob("*.jsonl")}
-        return [own_or_shipped(self.folder, f"{name}/{file}") for file in sorted(names)] or [own_or_shipped(self.folder, name)]
+        names = {
+            file.name
+            for folder in (self.folder, SHIPPED)
+            for file in (folder / name).glob("*.jsonl")
+        }
+        return [own_or_shipped(self.folder, f"{name}/{file}") for file in sorted(names)] or [
+            own_or_shipped(self.folder, name)
+        ]
 
-    def lines(self, name: str, kind: type[Kind], faults: list[str] | None = None) -> list[tuple[Path, int, Kind]]:
+    def lines(
+        self, name: str, kind: type[Kind], faults: list[str] | None = None
+    ) -> list[tuple[Path, int, Kind]]:
         """The lines that fit the shop, with file and line number. faults: as in `read_lines`."""
-        found = [(file, number, record) for file in self.files(name) for number, record in read_lines(file, kind, faults)]
+        found = [
+            (file, number, record)
+            for file in self.files(name)
+            for number, record in read_lines(file, kind, faults)
+        ]
         for file, number, record in found:
             if any("topic" not in fixed for fixed in policies(record, file.stem)):
                 fault = f"{file}:{number}: fixed.topic: missing; expected the file name of a policy"
@@ -50,14 +72,21 @@ class TemplateStore:
 
     def _names(self, need: str) -> bool:
         """Whether the shop's files hold it as whole words: "3-5 working days" does not hold "5 working days"."""
-        return re.search(rf"(?<![\w-]){re.escape(need)}(?![\w-])", self._named, re.IGNORECASE) is not None
+        return (
+            re.search(rf"(?<![\w-]){re.escape(need)}(?![\w-])", self._named, re.IGNORECASE)
+            is not None
+        )
 
     def _fits(self, record: Record, intent: str) -> bool:
         lacking = [need for need in getattr(record, "needs", ()) if not self._names(need)]
         for fixed in policies(record, intent):
             known = self._sections.get(fixed.get("topic"), set())
             if fixed.get("section") not in known:
-                lacking.append(f"{fixed.get('topic')}: {fixed['section']}" if known else f"a policy {fixed.get('topic')}")
+                lacking.append(
+                    f"{fixed.get('topic')}: {fixed['section']}"
+                    if known
+                    else f"a policy {fixed.get('topic')}"
+                )
         self.left_out.update(lacking[:1])
         return not lacking
 

@@ -15,10 +15,12 @@ from crawl2cart.shop.graders import grade_turn
 from crawl2cart.shop.tool_schemas import WRITES
 from crawl2cart.shop.tools import policy_violations
 
-RUN = 4                 # words in a row that count as said again
+RUN = 4  # words in a row that count as said again
 MOST_UNLIKELIER = 0.05  # share by which the log-probability of held-out chosen turns may fall
-LENGTH_SLACK = 0.15     # share by which the mean length may change
-LEAST_ACCURACY = 0.5    # of implicit rewards on held-out pairs: below, the model prefers the rejected turns
+LENGTH_SLACK = 0.15  # share by which the mean length may change
+LEAST_ACCURACY = (
+    0.5  # of implicit rewards on held-out pairs: below, the model prefers the rejected turns
+)
 ROUNDING = 1e-9
 
 
@@ -38,21 +40,39 @@ class Guard:
 
     @property
     def reason(self) -> str:
-        bounds = [f"at least {self.least:.4g}"] * (self.least > -math.inf) + [f"at most {self.most:.4g}"] * (self.most < math.inf)
+        bounds = [f"at least {self.least:.4g}"] * (self.least > -math.inf) + [
+            f"at most {self.most:.4g}"
+        ] * (self.most < math.inf)
         return f"{self.name.replace('_', ' ')} is {self.after:.4g}, was {self.before:.4g} and has to be {' and '.join(bounds)}"
 
 
-def measure(turns: Sequence[dict], texts: Sequence[str], dialogues: dict[str, dict], shops: ShopSessions, tone: ToneScorer) -> dict:
+def measure(
+    turns: Sequence[dict],
+    texts: Sequence[str],
+    dialogues: dict[str, dict],
+    shops: ShopSessions,
+    tone: ToneScorer,
+) -> dict:
     """One model's answers to turns of `dialogues` (by id) in numbers. `qualities` holds each turn's score, in order."""
     verdicts = [grade_turn(row, text) for row, text in zip(turns, texts, strict=True)]
-    replies = [verdict.message["content"] for verdict in verdicts if verdict.message and verdict.message.get("content")]
+    replies = [
+        verdict.message["content"]
+        for verdict in verdicts
+        if verdict.message and verdict.message.get("content")
+    ]
     repeated, runs = repetition(replies)
     qualities = [score(row, text, tone).total for row, text in zip(turns, texts, strict=True)]
     return without_intervals(summarize_turns(turns, texts)) | {
-        "calls": sum(verdict.tool is not None for verdict in verdicts), "repetition": repeated, "runs": runs,
-        "policy_violations": sum(unsafe(row, text, dialogues[row["id"].rpartition(":")[0]], shops)
-                             for row, text in zip(turns, texts, strict=True)),
-        "quality": sum(qualities) / len(qualities), "qualities": qualities}
+        "calls": sum(verdict.tool is not None for verdict in verdicts),
+        "repetition": repeated,
+        "runs": runs,
+        "policy_violations": sum(
+            unsafe(row, text, dialogues[row["id"].rpartition(":")[0]], shops)
+            for row, text in zip(turns, texts, strict=True)
+        ),
+        "quality": sum(qualities) / len(qualities),
+        "qualities": qualities,
+    }
 
 
 def unsafe(row: dict, text: str, dialogue: dict, shops: ShopSessions) -> int:
@@ -82,18 +102,21 @@ def repetition(replies: Sequence[str]) -> tuple[float, int]:
     again = runs = 0
     for reply in replies:
         words = reply.casefold().split()
-        found = Counter(tuple(words[start:start + RUN]) for start in range(len(words) - RUN + 1))
+        found = Counter(tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1))
         runs += found.total()
         again += found.total() - len(found)
     return again / max(1, runs), runs
 
 
-def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, float]) -> list[Guard]:
+def guards(
+    before: dict, after: dict, start: dict[str, float], end: dict[str, float]
+) -> list[Guard]:
     """before, after: `measure` of SFT and DPO. start, end: `accuracy` and `chosen_log_probability` on held-out pairs.
 
     Facts that nothing supports and repetition may not rise at all, and no write may be unsafe. Shares of calls and the mean quality may
     be worse by one standard error of their difference: chance alone does more to two equal models in one look of six.
     """
+
     def error(name: str, n: str) -> float:
         a, b = before[name], after[name]
         return math.sqrt(a * (1 - a) / max(1, before[n]) + b * (1 - b) / max(1, after[n]))
@@ -108,10 +131,29 @@ def guards(before: dict, after: dict, start: dict[str, float], end: dict[str, fl
     spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
     length, log_p = before["mean_reply_words"], start["chosen_log_probability"]
     return [
-        not_down("tool_accuracy"), not_down("argument_exact_match"),
+        not_down("tool_accuracy"),
+        not_down("argument_exact_match"),
         Guard("policy_violations", before["policy_violations"], after["policy_violations"], most=0),
-        not_up("hallucination_rate"), not_up("repetition"),
-        Guard("chosen_log_probability", log_p, end["chosen_log_probability"], least=(1 + MOST_UNLIKELIER) * log_p),
-        Guard("mean_reply_words", length, after["mean_reply_words"], (1 - LENGTH_SLACK) * length, (1 + LENGTH_SLACK) * length),
-        Guard("quality", before["quality"], after["quality"], least=before["quality"] - spread / math.sqrt(len(differences))),
-        Guard("reward_accuracy", start["accuracy"], end["accuracy"], least=LEAST_ACCURACY)]
+        not_up("hallucination_rate"),
+        not_up("repetition"),
+        Guard(
+            "chosen_log_probability",
+            log_p,
+            end["chosen_log_probability"],
+            least=(1 + MOST_UNLIKELIER) * log_p,
+        ),
+        Guard(
+            "mean_reply_words",
+            length,
+            after["mean_reply_words"],
+            (1 - LENGTH_SLACK) * length,
+            (1 + LENGTH_SLACK) * length,
+        ),
+        Guard(
+            "quality",
+            before["quality"],
+            after["quality"],
+            least=before["quality"] - spread / math.sqrt(len(differences)),
+        ),
+        Guard("reward_accuracy", start["accuracy"], end["accuracy"], least=LEAST_ACCURACY),
+    ]

@@ -11,10 +11,13 @@ from crawl2cart.shop.grounding import ShopVocabulary
 DECLINES = re.compile(
     r"\b(?:can't|cannot|can not|can only|unable|not able|not my|not something|not this|no good|sorry|afraid|regret|forgive|declin\w+"
     r"|outside|beyond|only (?:do|look after|handle|help)|shop matters|just shopping|stick to|pass on|leave that|ends at|confined to)\b",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 
-def summarize_turns(turns: Sequence[dict], texts: Sequence[str], words: ShopVocabulary | None = None) -> dict[str, float | int]:
+def summarize_turns(
+    turns: Sequence[dict], texts: Sequence[str], words: ShopVocabulary | None = None
+) -> dict[str, float | int]:
     """Shares over many turns with their 95 % intervals (`_low`, `_high`; Wilson's) and the number that each is of (`_n`); means with
     bootstrap intervals; `n` turns in all.
 
@@ -32,15 +35,31 @@ def summarize_turns(turns: Sequence[dict], texts: Sequence[str], words: ShopVoca
         "schema_valid_rate": [v.valid for v in verdicts if v.called],
         "call_or_reply_accuracy": [v.decision for v in verdicts],
         "hallucination_rate": [bool(v.unsupported) for v in replies],
-        "citation_accuracy": [v.decision and v.helpful == 1 for row, v in judged if row["acts"] == ["policy"]],
-        "out_of_scope_refusal_rate": [v.valid and v.decision and not v.unsupported and bool(DECLINES.search(v.message["content"]))
-                     for row, v in judged if row["acts"] == ["out_of_scope"]]}
+        "citation_accuracy": [
+            v.decision and v.helpful == 1 for row, v in judged if row["acts"] == ["policy"]
+        ],
+        "out_of_scope_refusal_rate": [
+            v.valid
+            and v.decision
+            and not v.unsupported
+            and bool(DECLINES.search(v.message["content"]))
+            for row, v in judged
+            if row["acts"] == ["out_of_scope"]
+        ],
+    }
     found: dict[str, float | int] = {"n": len(turns)}
     for name, hits in shares.items():
         low, high = share_interval(sum(hits), len(hits))
-        found |= {name: sum(hits) / max(1, len(hits)), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(hits)}
-    means = {"fact_recall": [v.helpful for v in verdicts if v.tool is None],
-             "mean_reply_words": [len(v.message["content"].split()) for v in replies]}
+        found |= {
+            name: sum(hits) / max(1, len(hits)),
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_n": len(hits),
+        }
+    means = {
+        "fact_recall": [v.helpful for v in verdicts if v.tool is None],
+        "mean_reply_words": [len(v.message["content"].split()) for v in replies],
+    }
     for name, values in means.items():
         low, high = mean_interval(values)
         found |= {name: sum(values) / max(1, len(values)), f"{name}_low": low, f"{name}_high": high}
@@ -49,4 +68,6 @@ def summarize_turns(turns: Sequence[dict], texts: Sequence[str], words: ShopVoca
 
 def without_intervals(summary: dict[str, float | int]) -> dict[str, float | int]:
     """A summary's shares and means alone, for stages that look at a few validation turns."""
-    return {name: value for name, value in summary.items() if not name.endswith(("_low", "_high", "_n"))}
+    return {
+        name: value for name, value in summary.items() if not name.endswith(("_low", "_high", "_n"))
+    }

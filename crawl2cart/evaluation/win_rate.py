@@ -15,7 +15,9 @@ SAME = 1e-6  # scores nearer than this are a tie
 STEPS, RIDGE = 15, 0.1  # of the fit; the penalty is on length alone
 
 
-def bootstrap(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int) -> tuple[float, float]:
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int
+) -> tuple[float, float]:
     """95 % percentile interval of a statistic over resampled rows. Efron 1979, https://doi.org/10.1214/aos/1176344552."""
     draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile([statistic(values[draw]) for draw in draws], (0.025, 0.975))
@@ -33,7 +35,9 @@ def length_controlled_win_rate(rows: np.ndarray) -> float:
     One tie more, of equal length, keeps it from certainty where all outcomes are alike. Fitted by Newton's method.
     """
     outcome, longer = rows.T
-    x = np.stack([np.ones(len(rows) + 1), np.append(np.tanh(longer / (longer.std() or 1.0)), 0.0)], 1)   # (n + 1, 2)
+    x = np.stack(
+        [np.ones(len(rows) + 1), np.append(np.tanh(longer / (longer.std() or 1.0)), 0.0)], 1
+    )  # (n + 1, 2)
     y, weights = np.append(outcome, 0.5), np.zeros(2)
     for _ in range(STEPS):
         p = 1 / (1 + np.exp(-x @ weights))
@@ -42,14 +46,26 @@ def length_controlled_win_rate(rows: np.ndarray) -> float:
     return float(1 / (1 + np.exp(-weights[0])))
 
 
-def compare(ours: list[float], theirs: list[float], our_words: list[int], their_words: list[int], seed: int) -> dict[str, float | int]:
+def compare(
+    ours: list[float], theirs: list[float], our_words: list[int], their_words: list[int], seed: int
+) -> dict[str, float | int]:
     """Paired scores of two models, and the lengths of their replies in words, as metrics. `p`: two-sided sign test without ties."""
     gap = np.array(ours) - np.array(theirs)
-    rows = np.stack([np.where(abs(gap) < SAME, 0.5, gap > 0), np.array(our_words) - np.array(their_words)], 1)
+    rows = np.stack(
+        [np.where(abs(gap) < SAME, 0.5, gap > 0), np.array(our_words) - np.array(their_words)], 1
+    )
     wins, losses = int((gap >= SAME).sum()), int((gap <= -SAME).sum())
-    found: dict[str, float | int] = {"n": len(rows), "wins": wins, "ties": len(rows) - wins - losses, "losses": losses,
-                                     "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0}
-    for name, statistic in (("win_rate", win_rate), ("length_controlled_win_rate", length_controlled_win_rate)):
+    found: dict[str, float | int] = {
+        "n": len(rows),
+        "wins": wins,
+        "ties": len(rows) - wins - losses,
+        "losses": losses,
+        "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+    }
+    for name, statistic in (
+        ("win_rate", win_rate),
+        ("length_controlled_win_rate", length_controlled_win_rate),
+    ):
         low, high = bootstrap(rows, statistic, seed)
         found |= {name: statistic(rows), f"{name}_low": low, f"{name}_high": high}
     return found

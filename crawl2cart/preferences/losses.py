@@ -10,8 +10,16 @@ from torch.nn import functional as F
 LOSSES = ("sigmoid", "apo_zero", "ipo", "sigmoid_norm")
 
 
-def preference_loss(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float,
-                    kind: str = "sigmoid", chosen_tokens: Tensor | None = None, rejected_tokens: Tensor | None = None) -> Tensor:
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+    kind: str = "sigmoid",
+    chosen_tokens: Tensor | None = None,
+    rejected_tokens: Tensor | None = None,
+) -> Tensor:
     """The loss of each pair, (B,). chosen … reference_rejected: nats, summed over a completion's tokens, (B,).
 
     chosen_tokens, rejected_tokens: how many tokens that were, (B,); for ipo and sigmoid_norm. With h = log π/π_ref:
@@ -23,7 +31,7 @@ def preference_loss(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, 
 
     Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind.
     """
-    better, worse = chosen - reference_chosen, rejected - reference_rejected     # (B,) each
+    better, worse = chosen - reference_chosen, rejected - reference_rejected  # (B,) each
     if kind in ("ipo", "sigmoid_norm"):
         better, worse = better / chosen_tokens.clamp(min=1), worse / rejected_tokens.clamp(min=1)
     match kind:
@@ -41,5 +49,8 @@ def mean_divergence(logits: Tensor, reference: Tensor, counted: Tensor) -> Tenso
 
     logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool.
     """
-    log_p, log_q = (part[:, :-1][counted[:, 1:]].log_softmax(-1, dtype=torch.float32) for part in (logits, reference))  # (N, V)
+    log_p, log_q = (
+        part[:, :-1][counted[:, 1:]].log_softmax(-1, dtype=torch.float32)
+        for part in (logits, reference)
+    )  # (N, V)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()

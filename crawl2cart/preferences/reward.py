@@ -22,17 +22,31 @@ WRONG = 0.3
 DONE = re.compile(
     r"(?<!nothing )\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?(?:been )?"
     r"(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered|changed)\b"
-    r"|\bwent through\b|(?:^|[.:!] |that's |all )done\b", re.IGNORECASE)
+    r"|\bwent through\b|(?:^|[.:!] |that's |all )done\b",
+    re.IGNORECASE,
+)
 ASKS = re.compile(r"\?|\b(?:confirm|yes|consent|approval|correct)\b", re.IGNORECASE)
 STEP = re.compile(
     r"\?|\b(?:tell me|let me know|give me|send me|show me|ask me|just (?:say|name|ask|send|pick)|say (?:yes|which|the)|name (?:the|one|it)"
     r"|pick (?:one|the)|please (?:tell|state|give|indicate|name|send|confirm|quote|provide|be so good)"
     r"|(?:if|once) you (?:confirm|say yes|tell|like|want|need|give)|i (?:can|could|may) (?:look|check|show|find|order|put))\b",
-    re.IGNORECASE)
-SOURCE = re.compile(r"\b(?:list(?:ed|ing|s)|catalogue|entry|data|records?|section|polic(?:y|ies)|page|555-\d{4}|help@\S+)\b", re.IGNORECASE)
+    re.IGNORECASE,
+)
+SOURCE = re.compile(
+    r"\b(?:list(?:ed|ing|s)|catalogue|entry|data|records?|section|polic(?:y|ies)|page|555-\d{4}|help@\S+)\b",
+    re.IGNORECASE,
+)
 # Acts whose reply should say where the fact comes from or who would know it, and acts after which the customer has to do nothing.
 SOURCED = {"facts", "facts_missing", "policy", "unanswerable"}
-CLOSING = {"thanks", "kept", "cancel_done", "return_done", "exchange_done", "address_done", "handed_off"}
+CLOSING = {
+    "thanks",
+    "kept",
+    "cancel_done",
+    "return_done",
+    "exchange_done",
+    "address_done",
+    "handed_off",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,11 @@ class Score:
 
     @property
     def total(self) -> float:
-        return RIGHT + HELPFUL * self.helpful + TONE * self.tone if self.right else WRONG * self.partial
+        return (
+            RIGHT + HELPFUL * self.helpful + TONE * self.tone
+            if self.right
+            else WRONG * self.partial
+        )
 
 
 def score(row: dict, text: str, tone: ToneScorer, words: ShopVocabulary | None = None) -> Score:
@@ -64,11 +82,18 @@ def score(row: dict, text: str, tone: ToneScorer, words: ShopVocabulary | None =
     helped, lacking = helpfulness(row, reply, verdict.helpful)
     broken = broken_rules(reply)
     sounds = float(tone([reply])[0]) * 0.5 ** len(broken)
-    return Score(verdict.message, True, (*lacking, *broken, *(["sounds cold or overdone"] if sounds < 0.5 else [])),
-                 1.0, helped, sounds)
+    return Score(
+        verdict.message,
+        True,
+        (*lacking, *broken, *(["sounds cold or overdone"] if sounds < 0.5 else [])),
+        1.0,
+        helped,
+        sounds,
+    )
 
 
 # Gates beyond the comparison with the right turn
+
 
 def unkept(row: dict, verdict: TurnGrade) -> list[str]:
     """What a reply promises, asks or leaves out against the rules of the shop, in words."""
@@ -79,7 +104,9 @@ def unkept(row: dict, verdict: TurnGrade) -> list[str]:
     if DONE.search(reply) and not changed(row["prompt"]):
         found.append("says that something was done which no tool did")
     asked_for = {act for act in row["acts"] if act.endswith("_confirm")}
-    if asked_for and not (ASKS.search(reply) and verdict.helpful == 1 and restates_total(row, asked_for, reply)):
+    if asked_for and not (
+        ASKS.search(reply) and verdict.helpful == 1 and restates_total(row, asked_for, reply)
+    ):
         found.append("asks for no consent to exactly this change")
     if "policy" in row["acts"] and verdict.helpful < 1:
         found.append("names no section of the policy")
@@ -88,20 +115,37 @@ def unkept(row: dict, verdict: TurnGrade) -> list[str]:
 
 def changed(prompt: list[dict]) -> bool:
     """Whether a tool has changed an order in this conversation, or shown one that is cancelled or returned."""
-    results = [(message["name"], json.loads(message["content"])) for message in prompt if message["role"] == "tool"]
-    return any("error" not in result and (name in WRITES or name == "hand_off" or "cancelled" in json.dumps(result)
-                                          or "returned" in json.dumps(result)) for name, result in results)
+    results = [
+        (message["name"], json.loads(message["content"]))
+        for message in prompt
+        if message["role"] == "tool"
+    ]
+    return any(
+        "error" not in result
+        and (
+            name in WRITES
+            or name == "hand_off"
+            or "cancelled" in json.dumps(result)
+            or "returned" in json.dumps(result)
+        )
+        for name, result in results
+    )
 
 
 def restates_total(row: dict, acts: set[str], reply: str) -> bool:
     """A cancellation is consented to when its total was named (consent.py); other changes need none."""
     if "cancel_confirm" not in acts:
         return True
-    totals = [json.loads(message["content"]).get("total") for message in row["prompt"] if message["role"] == "tool"]
+    totals = [
+        json.loads(message["content"]).get("total")
+        for message in row["prompt"]
+        if message["role"] == "tool"
+    ]
     return any(total and contains_phrase(reply, total) for total in totals)
 
 
 # Helpfulness
+
 
 def helpfulness(row: dict, reply: str, asked_for: float) -> tuple[float, list[str]]:
     """Mean of the checks that apply to a right reply, and what it lacks. asked_for: share of the asked-for facts that it gives."""
@@ -110,7 +154,9 @@ def helpfulness(row: dict, reply: str, asked_for: float) -> tuple[float, list[st
     if found := last_search(row["prompt"]):
         checks["names what does not meet the condition"] = float(meets(reply, row["prompt"], found))
     if acts and not acts & CLOSING:
-        checks["does not offer one next step"] = float(sum(bool(STEP.search(part)) for part in sentences(reply)) == 1)
+        checks["does not offer one next step"] = float(
+            sum(bool(STEP.search(part)) for part in sentences(reply)) == 1
+        )
     if acts & SOURCED:
         checks["names no source"] = float(bool(SOURCE.search(reply)))
     return sum(checks.values()) / len(checks), [lack for lack, kept in checks.items() if kept < 1]
@@ -119,19 +165,39 @@ def helpfulness(row: dict, reply: str, asked_for: float) -> tuple[float, list[st
 def last_search(prompt: list[dict]) -> list[dict]:
     """The results of the last tool's call, if that was a search."""
     results = [message for message in prompt if message["role"] == "tool"]
-    return json.loads(results[-1]["content"]).get("results", []) if results and results[-1]["name"] == "search_products" else []
+    return (
+        json.loads(results[-1]["content"]).get("results", [])
+        if results and results[-1]["name"] == "search_products"
+        else []
+    )
 
 
 def meets(reply: str, prompt: list[dict], found: list[dict]) -> bool:
     """Whether a reply to a search names only products that this search found, at the prices it found."""
-    earlier = {name for message in prompt if message["role"] == "tool" for name in names(json.loads(message["content"]))}
+    earlier = {
+        name
+        for message in prompt
+        if message["role"] == "tool"
+        for name in names(json.loads(message["content"]))
+    }
     others = earlier - {short(entry["name"]) for entry in found}
     prices = {float(entry["price"]) for entry in found}
-    said = [float(re.sub(r"[$, ]", "", match[0])) for match in SPANS.finditer(reply) if match.lastgroup == "price"]
+    said = [
+        float(re.sub(r"[$, ]", "", match[0]))
+        for match in SPANS.finditer(reply)
+        if match.lastgroup == "price"
+    ]
     asked = " ".join(message["content"] for message in prompt if message["role"] == "user")
-    return not any(contains_phrase(reply, name) for name in others) and all(price in prices or f"{price:g}" in asked for price in said)
+    return not any(contains_phrase(reply, name) for name in others) and all(
+        price in prices or f"{price:g}" in asked for price in said
+    )
 
 
 def names(result: dict) -> list[str]:
     """Short names of the products that a tool's result shows."""
-    return [short(entry["name"]) for key in ("results", "products") for entry in result.get(key, []) if isinstance(entry, dict)]
+    return [
+        short(entry["name"])
+        for key in ("results", "products")
+        for entry in result.get(key, [])
+        if isinstance(entry, dict)
+    ]

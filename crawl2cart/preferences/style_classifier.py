@@ -21,10 +21,16 @@ FOLDS = 5
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 SORRY = re.compile(r"\b(?:sorry|apolog\w+|forgive|regret|ashamed|embarrass\w+)\b", re.IGNORECASE)
-PRESSING = re.compile(r"\b(?:basket|add|buy|treat yourself|deserve\w*|hurry|today|now|while|before|best|must|why not|trust me|honestly"
-                      r"|take (?:two|three|both)|best-?seller|don't|shall i|let's|i'll)\b", re.IGNORECASE)
-SELLING = re.compile(r"\b(?:hurry|treat yourself|you deserve|don't miss|must-have|selling fast|last chance|before (?:they|it)'?s? gone"
-                     r"|buy (?:it|one|two) now|trust me|take (?:two|three))\b", re.IGNORECASE)
+PRESSING = re.compile(
+    r"\b(?:basket|add|buy|treat yourself|deserve\w*|hurry|today|now|while|before|best|must|why not|trust me|honestly"
+    r"|take (?:two|three|both)|best-?seller|don't|shall i|let's|i'll)\b",
+    re.IGNORECASE,
+)
+SELLING = re.compile(
+    r"\b(?:hurry|treat yourself|you deserve|don't miss|must-have|selling fast|last chance|before (?:they|it)'?s? gone"
+    r"|buy (?:it|one|two) now|trust me|take (?:two|three))\b",
+    re.IGNORECASE,
+)
 LONGEST = 60  # words outside of a list; the longest good reply of tone.jsonl has 50
 
 
@@ -38,10 +44,14 @@ class ToneScorer:
     def fit(cls, situations: list[dict]) -> "ToneScorer":
         """situations: rows with a text under each of `good` and FAULTS."""
         texts, good = labelled(situations)
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, preprocessor=with_length)
+        words = TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, min_df=2, preprocessor=with_length
+        )
         measures = make_pipeline(FunctionTransformer(manner), StandardScaler())
-        model = make_pipeline(FeatureUnion([("words", words), ("manner", measures)]),
-                              LogisticRegression(C=10.0, class_weight="balanced", max_iter=3000))
+        model = make_pipeline(
+            FeatureUnion([("words", words), ("manner", measures)]),
+            LogisticRegression(C=10.0, class_weight="balanced", max_iter=3000),
+        )
         return cls(model.fit(texts, good))
 
     def __call__(self, texts: list[str]) -> np.ndarray:
@@ -50,7 +60,9 @@ class ToneScorer:
 
     def wins(self, situations: list[dict]) -> np.ndarray:
         """Whether the good reply scores higher than each faulty one of its situation, (len(situations), len(FAULTS))."""
-        scores = self([row[kind] for row in situations for kind in (GOOD, *FAULTS)]).reshape(-1, 1 + len(FAULTS))
+        scores = self([row[kind] for row in situations for kind in (GOOD, *FAULTS)]).reshape(
+            -1, 1 + len(FAULTS)
+        )
         return scores[:, :1] > scores[:, 1:]
 
     def accuracy(self, situations: list[dict]) -> float:
@@ -80,11 +92,26 @@ def manner(texts: list[str]) -> np.ndarray:
     for text in texts:
         words, parts = text.split() or [""], sentences(text) or [""]
         bare = [word.lower().strip(",.'!?") for word in words]
-        spoken_of = [sum(word.split("'")[0] in who for word in bare) / len(words) for who in (("i", "me", "my"), ("you", "your"))]
-        rows.append([
-            math.log(1 + len(words)), len(words) / len(parts), len(parts), max(len(part.split()) for part in parts),
-            sum(map(len, words)) / len(words), text.count("?"), text.count("!"), text.rstrip().endswith("?"),
-            text.count(",") / len(parts), len(SORRY.findall(text)), len(PRESSING.findall(text)) / math.sqrt(len(words)), *spoken_of])
+        spoken_of = [
+            sum(word.split("'")[0] in who for word in bare) / len(words)
+            for who in (("i", "me", "my"), ("you", "your"))
+        ]
+        rows.append(
+            [
+                math.log(1 + len(words)),
+                len(words) / len(parts),
+                len(parts),
+                max(len(part.split()) for part in parts),
+                sum(map(len, words)) / len(words),
+                text.count("?"),
+                text.count("!"),
+                text.rstrip().endswith("?"),
+                text.count(",") / len(parts),
+                len(SORRY.findall(text)),
+                len(PRESSING.findall(text)) / math.sqrt(len(words)),
+                *spoken_of,
+            ]
+        )
     return np.array(rows, dtype=float)
 
 
@@ -93,9 +120,13 @@ def broken_rules(reply: str) -> list[str]:
     parts = [part.strip().casefold() for part in sentences(reply)]
     outside = [part for part in parts if not part.startswith("- ")]
     shouted = re.findall(r"\b[A-Z]{4,}\b(?!-\d)", reply)
-    rules = [(len(SORRY.findall(reply)) > 1, "apologises more than once"), (bool(SELLING.search(reply)), "presses to buy"),
-             (reply.count("!") > 1 or bool(shouted), "shouts"), (len(outside) > len(set(outside)), "says a sentence twice"),
-             (sum(len(part.split()) for part in outside) > LONGEST, "is too long")]
+    rules = [
+        (len(SORRY.findall(reply)) > 1, "apologises more than once"),
+        (bool(SELLING.search(reply)), "presses to buy"),
+        (reply.count("!") > 1 or bool(shouted), "shouts"),
+        (len(outside) > len(set(outside)), "says a sentence twice"),
+        (sum(len(part.split()) for part in outside) > LONGEST, "is too long"),
+    ]
     return [rule for broken, rule in rules if broken]
 
 
@@ -109,5 +140,9 @@ def fit_with_accuracy(situations: list[dict]) -> tuple[ToneScorer, dict[str, flo
     for fold in range(FOLDS):
         rest = [row for number, row in enumerate(situations) if number % FOLDS != fold]
         wins[fold::FOLDS] = ToneScorer.fit(rest).wins(situations[fold::FOLDS])
-    found = {"accuracy": wins.mean(), "situations": wins.all(1).mean(), **dict(zip(FAULTS, wins.mean(0), strict=True))}
+    found = {
+        "accuracy": wins.mean(),
+        "situations": wins.all(1).mean(),
+        **dict(zip(FAULTS, wins.mean(0), strict=True)),
+    }
     return ToneScorer.fit(situations), {name: float(value) for name, value in found.items()}

@@ -21,7 +21,9 @@ from crawl2cart.core.deadline import Result, with_deadline
 from crawl2cart.core.retry_after import retry_after
 
 SECONDS_TO_CONNECT = 2.0
-LONGEST_RETRY_AFTER = 2.0  # seconds; a server that asks for more patience than the customer has is not asked again
+LONGEST_RETRY_AFTER = (
+    2.0  # seconds; a server that asks for more patience than the customer has is not asked again
+)
 FAILURES_THAT_OPEN = 3
 SECONDS_OF_FAILURES = 30.0
 SECONDS_OPEN = 30.0
@@ -68,7 +70,10 @@ class Circuit:
         with self._lock:
             now = self.clock()
             self._failures.append(now)
-            if len(self._failures) == FAILURES_THAT_OPEN and now - self._failures[0] <= SECONDS_OF_FAILURES:
+            if (
+                len(self._failures) == FAILURES_THAT_OPEN
+                and now - self._failures[0] <= SECONDS_OF_FAILURES
+            ):
                 self._closes = now + SECONDS_OPEN
                 self._failures.clear()
 
@@ -101,7 +106,13 @@ class Gpt4:
     model: its name there. input_price, output_price: US dollars for a million tokens.
     """
 
-    def __init__(self, model: str, input_price: float = 0.0, output_price: float = 0.0, circuit: Circuit | None = None):
+    def __init__(
+        self,
+        model: str,
+        input_price: float = 0.0,
+        output_price: float = 0.0,
+        circuit: Circuit | None = None,
+    ):
         self.model, self.input_price, self.output_price = model, input_price, output_price
         self.circuit = circuit or Circuit()
         self.has_key = bool(os.environ.get("OPENAI_API_KEY", "").strip())
@@ -119,7 +130,12 @@ class Gpt4:
             raise Unreachable("it failed repeatedly just now")
         ends = time.monotonic() + seconds
         try:
-            return with_deadline(seconds, lambda: use(lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)))
+            return with_deadline(
+                seconds,
+                lambda: use(
+                    lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)
+                ),
+            )
         except TimeoutError as error:
             self.circuit.failed()
             raise Unreachable(f"no answer within {seconds:g} s") from error
@@ -145,18 +161,25 @@ class Gpt4:
         if left <= 0:
             raise Unreachable("no time left")
         spent.requests += 1
-        request = request | {"model": self.model, "timeout": Timeout(left, connect=min(left, SECONDS_TO_CONNECT))}
+        request = request | {
+            "model": self.model,
+            "timeout": Timeout(left, connect=min(left, SECONDS_TO_CONNECT)),
+        }
         try:
             if hear is None:
                 return self.client.chat.completions.create(**request)
-            with self.client.chat.completions.stream(**request, stream_options={"include_usage": True}) as events:
+            with self.client.chat.completions.stream(
+                **request, stream_options={"include_usage": True}
+            ) as events:
                 for event in events:
                     if event.type == "content.delta" and time.monotonic() < ends:
                         hear(event.snapshot)
                 return events.current_completion_snapshot
         except (APIConnectionError, APIStatusError):
             raise
-        except Exception as error:  # a server may send anything, and a key may be what no header can carry
+        except (
+            Exception
+        ) as error:  # a server may send anything, and a key may be what no header can carry
             raise Unusable(type(error).__name__) from error
 
     def _text(self, said: object, spent: Spent) -> str:

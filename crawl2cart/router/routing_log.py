@@ -26,14 +26,24 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def record(text: str, before: tuple[str, ...], route: Route, went: str | None, keep_text: bool) -> dict:
+def record(
+    text: str, before: tuple[str, ...], route: Route, went: str | None, keep_text: bool
+) -> dict:
     """went: the place the conversation took the query to, None if the customer was asked back.
 
     GPT-4's reason may repeat the customer's words, so it is kept only with the text.
     """
-    ours = {"when": datetime.now(UTC).isoformat(timespec="milliseconds"), "hash": text_hash(text), "route": route.label, "went": went,
-            "source": route.source, "confidence": route.confidence, "intent": route.intent, "prompt": PROMPT_VERSION,
-            "why": route.why if keep_text or route.source == "local" else None} | asdict(route.spent)
+    ours = {
+        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "hash": text_hash(text),
+        "route": route.label,
+        "went": went,
+        "source": route.source,
+        "confidence": route.confidence,
+        "intent": route.intent,
+        "prompt": PROMPT_VERSION,
+        "why": route.why if keep_text or route.source == "local" else None,
+    } | asdict(route.spent)
     return ours | ({"text": text, "before": list(before[-TURNS_BEFORE:])} if keep_text else {})
 
 
@@ -45,7 +55,9 @@ class DecisionLog:
         self._lock, self._warned = threading.Lock(), False
 
     def __call__(self, text: str, before: tuple[str, ...], route: Route, went: str | None) -> None:
-        line = json.dumps(record(text, before, route, went, self.keep_text), ensure_ascii=True, sort_keys=True)
+        line = json.dumps(
+            record(text, before, route, went, self.keep_text), ensure_ascii=True, sort_keys=True
+        )
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,11 +65,16 @@ class DecisionLog:
                     file.write(line + "\n")
             except OSError as error:
                 if not self._warned:
-                    print(f"crawl2cart: decisions are not recorded, {self.path}: {error.strerror}", file=sys.stderr)
+                    print(
+                        f"crawl2cart: decisions are not recorded, {self.path}: {error.strerror}",
+                        file=sys.stderr,
+                    )
                 self._warned = True
 
 
-def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...]], Route]) -> Iterator[dict]:
+def replay(
+    path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...]], Route]
+) -> Iterator[dict]:
     """Decides every recorded query again. Yields {hash, was, now, same}; `now` is None where the text is not known.
 
     texts: JSON lines with a `text`, for records that keep only its hash. Raises UserError on a file that is no log or has no texts.
@@ -73,16 +90,30 @@ def replay(path: Path, texts: Path | None, router: Callable[[str, tuple[str, ...
         now = None
         if text is not None:
             route = router(text, tuple(line.get("before", ())))
-            now = {"route": route.label, "source": route.source, "confidence": route.confidence, "prompt": PROMPT_VERSION}
-        yield {"hash": line["hash"], "was": was, "now": now, "same": now and now["route"] == was["route"]}
+            now = {
+                "route": route.label,
+                "source": route.source,
+                "confidence": route.confidence,
+                "prompt": PROMPT_VERSION,
+            }
+        yield {
+            "hash": line["hash"],
+            "was": was,
+            "now": now,
+            "same": now and now["route"] == was["route"],
+        }
 
 
 def known_texts(path: Path) -> dict[str, str]:
     """The texts of a file of JSON lines by their hashes."""
     if not path.is_file():
-        raise UserError(f"{path} is missing. --texts should name a file of JSON lines with a `text`, such as data/queries/test.jsonl.")
+        raise UserError(
+            f"{path} is missing. --texts should name a file of JSON lines with a `text`, such as data/queries/test.jsonl."
+        )
     lines = read_jsonl(path)
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("text"), str):
-            raise UserError(f"{path}: its entry {number} has no `text`. Add it or take the line out.")
+            raise UserError(
+                f"{path}: its entry {number} has no `text`. Add it or take the line out."
+            )
     return {text_hash(line["text"]): line["text"] for line in lines}

@@ -29,9 +29,12 @@ obviously|accordingly|quickly|today|twice|the|my|order|from|to|in|for"""
 # The shop's customers say these beside a yes to any change: to what was asked, whatever they call it.
 ANYWAY = "take it back|send it there|change it|cancel(?: it)?|void it|kill it|halt it|bail"
 # Verbs that ask for the write itself, and what may stand behind them: "swap it" is a yes to an exchange and to nothing else.
-VERBS = {"cancel_order": ("cancel|undo|void|kill|bin|call", "off|in full"), "exchange_item": ("swap|exchange|switch|trade|replace", "away"),
-         "return_items": ("return|take|send|collect|fetch|start", "back|the return"),
-         "change_address": ("change|redirect|send|ship|reroute|use|update", "there")}
+VERBS = {
+    "cancel_order": ("cancel|undo|void|kill|bin|call", "off|in full"),
+    "exchange_item": ("swap|exchange|switch|trade|replace", "away"),
+    "return_items": ("return|take|send|collect|fetch|start", "back|the return"),
+    "change_address": ("change|redirect|send|ship|reroute|use|update", "there"),
+}
 
 
 def any_of(phrases: str) -> re.Pattern:
@@ -40,28 +43,48 @@ def any_of(phrases: str) -> re.Pattern:
 
 
 consents = any_of(YES)
-asks = {action: any_of(rf"(?:{verbs}) (?:(?:it|them|that one|this one)(?: (?:{behind}))?|{behind})")
-        for action, (verbs, behind) in VERBS.items()}
+asks = {
+    action: any_of(rf"(?:{verbs}) (?:(?:it|them|that one|this one)(?: (?:{behind}))?|{behind})")
+    for action, (verbs, behind) in VERBS.items()
+}
 beside = {None: any_of(f"{YES}\n{ANYWAY}\n{BESIDE}")} | {
     action: any_of(f"{YES}\n{ANYWAY}\n(?:{verbs})(?: (?:it|them))?(?: (?:{behind}))?\n{BESIDE}")
-    for action, (verbs, behind) in VERBS.items()}
+    for action, (verbs, behind) in VERBS.items()
+}
 # What makes a reply a question before a change: "ok" to the status of an order, which states its total, too, is no consent.
-ASKS = re.compile(r"\?|(?:^|[.!] )confirm\b[^.]*:|\b(?:say yes|(?:please|you|to) confirm|consent|approval|approve|agree)\b")
+ASKS = re.compile(
+    r"\?|(?:^|[.!] )confirm\b[^.]*:|\b(?:say yes|(?:please|you|to) confirm|consent|approval|approve|agree)\b"
+)
 # Questions that ask for no such thing: "Can I help you with anything else?"
-OTHER = re.compile(r"(?:^|(?<=[.?!]))[^.?!]*\b(?:anything|something|help|know|see|hear|tell|show)\b[^.?!]*\?"
-                   r"|(?:^|(?<=[.?!] ))(?:what|who|how|where|when)\b[^.?!]*\?")
+OTHER = re.compile(
+    r"(?:^|(?<=[.?!]))[^.?!]*\b(?:anything|something|help|know|see|hear|tell|show)\b[^.?!]*\?"
+    r"|(?:^|(?<=[.?!] ))(?:what|who|how|where|when)\b[^.?!]*\?"
+)
 # A no or a choice. To which half of "Keep this and return that?" a yes belongs is for people to say.
-NO = re.compile(r"\b(?:no|not|cannot|never|nor|or|neither|without|except|unless|rather|keep\w*|leav\w*|stay\w*)\b|n['’]t\b")
-HARMLESS = re.compile(r"\b(?:yes or no|no (?:problem|charge|cost|fee)s?|can(?:['’]t|not| not) be (?:undone|reversed)"
-                      r"|ha(?:s not|sn['’]t) (?:been )?shipped)\b")
-MONEY = re.compile(r"\b(?:returns?|send back)(?: your)? \$|\$[\d.,]+ returns\b")  # it goes back where no goods do
+NO = re.compile(
+    r"\b(?:no|not|cannot|never|nor|or|neither|without|except|unless|rather|keep\w*|leav\w*|stay\w*)\b|n['’]t\b"
+)
+HARMLESS = re.compile(
+    r"\b(?:yes or no|no (?:problem|charge|cost|fee)s?|can(?:['’]t|not| not) be (?:undone|reversed)"
+    r"|ha(?:s not|sn['’]t) (?:been )?shipped)\b"
+)
+MONEY = re.compile(
+    r"\b(?:returns?|send back)(?: your)? \$|\$[\d.,]+ returns\b"
+)  # it goes back where no goods do
 # Words of one change and of no other.
-OWN = {"cancel_order": r"cancel\w*|call(?:ing|ed)? off", "return_items": r"return\w*|send\w* back|labels?",
-       "exchange_item": r"swap\w*|exchang\w*|switch\w*|replac\w*|reserv\w*|aside|version|into",
-       "change_address": r"address\w*|redirect\w*|reroute\w*|driver"}
+OWN = {
+    "cancel_order": r"cancel\w*|call(?:ing|ed)? off",
+    "return_items": r"return\w*|send\w* back|labels?",
+    "exchange_item": r"swap\w*|exchang\w*|switch\w*|replac\w*|reserv\w*|aside|version|into",
+    "change_address": r"address\w*|redirect\w*|reroute\w*|driver",
+}
 # What the question has to speak of where order and goods alone leave it open.
-NAMES = {"cancel_order": rf"{OWN['cancel_order']}|goes(?! to\b)", "return_items": rf"{OWN['return_items']}|back|collect\w*",
-         "exchange_item": rf"{OWN['exchange_item']}|instead|chang\w*|(?:for|to) DETAIL", "change_address": ""}
+NAMES = {
+    "cancel_order": rf"{OWN['cancel_order']}|goes(?! to\b)",
+    "return_items": rf"{OWN['return_items']}|back|collect\w*",
+    "exchange_item": rf"{OWN['exchange_item']}|instead|chang\w*|(?:for|to) DETAIL",
+    "change_address": "",
+}
 
 
 def pattern(fact: str) -> str:
@@ -78,7 +101,11 @@ def is_affirmation(text: str, action: str | None = None, restated: Iterable[str]
     for fact in restated:
         text = re.sub(pattern(fact), " ", text)
     asked = action and asks[action].search(text)
-    return bool(asked or consents.search(text)) and "?" not in text and not re.search(r"\w", beside[action].sub(" ", text))
+    return (
+        bool(asked or consents.search(text))
+        and "?" not in text
+        and not re.search(r"\w", beside[action].sub(" ", text))
+    )
 
 
 def contains_phrase(text: str, fact: str) -> bool:
@@ -89,9 +116,14 @@ def contains_phrase(text: str, fact: str) -> bool:
 def contains_address(text: str, address: str) -> bool:
     """Whether the text holds an address that is not cut out of a longer one: "Velby 40243" is not "1 Row, Velby 40243"."""
     words, wanted = " ".join(text.split()), " ".join(address.split())
-    places = re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", words, re.IGNORECASE) if wanted else ()
-    return any(not re.search(r"[A-Z0-9][\w'-]*,? $", words[:found.start()]) and not re.match(r",? [A-Z0-9]", words[found.end():])
-               for found in places)
+    places = (
+        re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", words, re.IGNORECASE) if wanted else ()
+    )
+    return any(
+        not re.search(r"[A-Z0-9][\w'-]*,? $", words[: found.start()])
+        and not re.match(r",? [A-Z0-9]", words[found.end() :])
+        for found in places
+    )
 
 
 def short(name: str) -> str:
@@ -99,7 +131,14 @@ def short(name: str) -> str:
     return " ".join(name.casefold().split()[:2])
 
 
-def requests_confirmation(text: str, action: str, order: str, total: str, products: list[tuple[str, list[str]]] = (), detail: str = "") -> bool:
+def requests_confirmation(
+    text: str,
+    action: str,
+    order: str,
+    total: str,
+    products: list[tuple[str, list[str]]] = (),
+    detail: str = "",
+) -> bool:
     """Whether the assistant's reply asks for a yes to this write and to no other, and states everything that it would do.
 
     products: each name with the names of its other variants, of which a return names none and an exchange only the new one.
@@ -125,13 +164,21 @@ def requests_confirmation(text: str, action: str, order: str, total: str, produc
     for fact in (order, *(fact for name, _ in products for fact in (name, short(name)))):
         said = re.sub(pattern(fact), " ", said)
     # The longest first: who says "matte black" has not said "black".
-    for variant in sorted({detail, *(variant for _, others in products for variant in others)} - {""}, key=len, reverse=True):
+    for variant in sorted(
+        {detail, *(variant for _, others in products for variant in others)} - {""},
+        key=len,
+        reverse=True,
+    ):
         if variant.casefold() == detail.casefold():
             said = re.sub(pattern(detail), "DETAIL", said)
         elif contains_phrase(said, variant):
             return False
     said = HARMLESS.sub(" ", MONEY.sub(" ", said))
     others = [words for other, words in OWN.items() if other != action]
-    return (set(orders) == {order.casefold()} and ASKS.search(OTHER.sub(" ", said)) is not None
-            and re.search(rf"\b(?:{NAMES[action]})\b", said) is not None
-            and not NO.search(said) and not re.search(rf"\b(?:{'|'.join(others)})\b", said))
+    return (
+        set(orders) == {order.casefold()}
+        and ASKS.search(OTHER.sub(" ", said)) is not None
+        and re.search(rf"\b(?:{NAMES[action]})\b", said) is not None
+        and not NO.search(said)
+        and not re.search(rf"\b(?:{'|'.join(others)})\b", said)
+    )

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
-def table_rows(text: str, schema: dict, fault: Callable[[int, str], None]) -> Iterator[tuple[int, str]]:
+def table_rows(
+    text: str, schema: dict, fault: Callable[[int, str], None]
+) -> Iterator[tuple[int, str]]:
     """The rows of a CSV text as JSON objects, each with the line on which it begins.
 
     schema: the JSON schema of a record. fault: is told the line of a row that can not be read, and what is expected.
@@ -31,12 +33,23 @@ def table_rows(text: str, schema: dict, fault: Callable[[int, str], None]) -> It
                     return
             elif any(cell.strip() for cell in cells):
                 if len(cells) != len(columns):
-                    fault(line, f"the line: expected {len(columns)} cells, as many as the first line names, found {len(cells)}")
+                    fault(
+                        line,
+                        f"the line: expected {len(columns)} cells, as many as the first line names, found {len(cells)}",
+                    )
                 else:
-                    yield line, json.dumps(row(dict(zip(columns, cells, strict=True)), schema), ensure_ascii=False)
+                    yield (
+                        line,
+                        json.dumps(
+                            row(dict(zip(columns, cells, strict=True)), schema), ensure_ascii=False
+                        ),
+                    )
             line = reader.line_num + 1
     except csv.Error as error:
-        fault(line, f"the line: {error}; expected cells parted by commas, in double quotes where a cell holds a comma or a quote")
+        fault(
+            line,
+            f"the line: {error}; expected cells parted by commas, in double quotes where a cell holds a comma or a quote",
+        )
     if not columns:
         fault(1, "the line: expected the names of the columns")
 
@@ -46,13 +59,18 @@ def wrong_columns(columns: list[str], schema: dict) -> list[str]:
     if len(columns) == 1 and ";" in columns[0]:
         return ["the line: expected columns parted by commas, found semicolons"]
     plain, inner = fields(schema)
-    problems = [f"{name or 'the line'}: expected one column of that name, found {columns.count(name)}"
-                for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    problems = [
+        f"{name or 'the line'}: expected one column of that name, found {columns.count(name)}"
+        for name in dict.fromkeys(columns)
+        if columns.count(name) > 1
+    ]
     for name in columns:
         outer, dot, _ = name.partition(".")
         if name not in plain and not (dot and outer in inner):
-            problems.append(f"{name or 'a column without a name'}: no column is called so; expected "
-                            f"{', '.join([*plain, *(f'{outer}.NAME' for outer in inner)])}")
+            problems.append(
+                f"{name or 'a column without a name'}: no column is called so; expected "
+                f"{', '.join([*plain, *(f'{outer}.NAME' for outer in inner)])}"
+            )
     return problems
 
 
@@ -84,7 +102,13 @@ def row(cells: dict[str, str], schema: dict) -> dict:
         if not dot:
             put(found, name, text, node, schema)
         else:
-            put(found.setdefault(name, {}), part, text, node.get("properties", {}).get(part, node.get("additionalProperties")), schema)
+            put(
+                found.setdefault(name, {}),
+                part,
+                text,
+                node.get("properties", {}).get(part, node.get("additionalProperties")),
+                schema,
+            )
     return found
 
 
@@ -100,7 +124,11 @@ def value(text: str, node: dict, schema: dict) -> object:
     node = resolved(node, schema)
     kinds = {one.get("type") for one in node.get("anyOf", [node])}
     if kinds == {"array"}:
-        return [entry(part.strip(), resolved(node["items"], schema), schema) for part in text.split(";") if part.strip()]
+        return [
+            entry(part.strip(), resolved(node["items"], schema), schema)
+            for part in text.split(";")
+            if part.strip()
+        ]
     if not text:
         return None
     if "boolean" in kinds and text.lower() in ("true", "false"):
@@ -117,4 +145,7 @@ def entry(text: str, node: dict, schema: dict) -> object:
     parts = [part.strip() for part in text.split("|")]
     if len(parts) != len(node["properties"]):
         return text
-    return {name: value(part, inner, schema) for part, (name, inner) in zip(parts, node["properties"].items(), strict=True)}
+    return {
+        name: value(part, inner, schema)
+        for part, (name, inner) in zip(parts, node["properties"].items(), strict=True)
+    }

@@ -11,24 +11,87 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
 Register = Literal["brief", "warm", "formal", "plain"]
-State = Literal["placed", "packed", "shipped", "delayed", "delivered", "partly_returned", "returned", "cancelled"]
-Intent = Literal["search", "facts", "compare", "recommend", "stock", "price", "order_status", "cancel", "return", "exchange",
-                 "address", "warranty", "policy", "gift", "complaint", "unanswerable", "out_of_scope"]
+State = Literal[
+    "placed",
+    "packed",
+    "shipped",
+    "delayed",
+    "delivered",
+    "partly_returned",
+    "returned",
+    "cancelled",
+]
+Intent = Literal[
+    "search",
+    "facts",
+    "compare",
+    "recommend",
+    "stock",
+    "price",
+    "order_status",
+    "cancel",
+    "return",
+    "exchange",
+    "address",
+    "warranty",
+    "policy",
+    "gift",
+    "complaint",
+    "unanswerable",
+    "out_of_scope",
+]
 FORMATS = (".jsonl", ".csv")
 ORDER_INTENTS = ("order_status", "cancel", "return", "exchange", "address")
 SORTS = ("rating", "price_low", "price_high")
 
 Text = Annotated[str, Field(min_length=1)]
-ProductId = Annotated[str, Field(pattern=r"^[A-Z]{2,5}-[0-9]{2,6}$", description="2 to 5 capitals, a hyphen, 2 to 6 digits (LMP-2041)")]
-OrderId = Annotated[str, Field(pattern=r"^[A-Z]{1,4}-[0-9]{3,8}$", description="1 to 4 capitals, a hyphen, 3 to 8 digits (TB-10984)")]
-Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", description="an e-mail address")]
+ProductId = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Z]{2,5}-[0-9]{2,6}$",
+        description="2 to 5 capitals, a hyphen, 2 to 6 digits (LMP-2041)",
+    ),
+]
+OrderId = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Z]{1,4}-[0-9]{3,8}$",
+        description="1 to 4 capitals, a hyphen, 3 to 8 digits (TB-10984)",
+    ),
+]
+Email = Annotated[
+    str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", description="an e-mail address")
+]
 Money = Annotated[float, Field(ge=0)]
 Price = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Reference = Annotated[str, Field(pattern="^(result [1-9]|same|first|second|third)$",
-                                 description="result 1 to result 9, same, first, second or third")]
-Slots = {"product", "product_2", "product_3", "product_id", "category", "categories", "a_category", "department", "brand",
-         "min_price", "max_price", "variant", "variant_2", "attribute", "order", "email", "address", "reason"}
+Reference = Annotated[
+    str,
+    Field(
+        pattern="^(result [1-9]|same|first|second|third)$",
+        description="result 1 to result 9, same, first, second or third",
+    ),
+]
+Slots = {
+    "product",
+    "product_2",
+    "product_3",
+    "product_id",
+    "category",
+    "categories",
+    "a_category",
+    "department",
+    "brand",
+    "min_price",
+    "max_price",
+    "variant",
+    "variant_2",
+    "attribute",
+    "order",
+    "email",
+    "address",
+    "reason",
+}
 
 
 # What has to stand in the shop's own files for a line to make sense there: "Ostrand", "5 working days". See folder.py.
@@ -52,7 +115,9 @@ class Product(Record):
     category: Text
     price: Price
     currency: Text
-    attributes: dict[str, Annotated[bool | int | float | str, Field(description="a number, text, true or false")]]
+    attributes: dict[
+        str, Annotated[bool | int | float | str, Field(description="a number, text, true or false")]
+    ]
     description: Text
     variants: Annotated[list[Variant], Field(min_length=1)]
     rating: Annotated[float, Field(ge=1, le=5)]

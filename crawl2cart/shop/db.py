@@ -12,7 +12,16 @@ from functools import cached_property
 from pathlib import Path
 
 from crawl2cart.core.errors import UserError
-from crawl2cart.shop.data_model import SORTS, Customer, Department, Order, Product, Review, Shop, format_value
+from crawl2cart.shop.data_model import (
+    SORTS,
+    Customer,
+    Department,
+    Order,
+    Product,
+    Review,
+    Shop,
+    format_value,
+)
 from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
 
 SCHEMA = """
@@ -30,11 +39,19 @@ CREATE TABLE tickets (reason TEXT);
 CREATE VIRTUAL TABLE catalogue USING fts5 (product UNINDEXED, name, brand, kind, details, description, tokenize = 'porter unicode61');
 """
 # What a conversation can change. No rows go or come but at the end, so the order of rows is fixed.
-STATE = ("SELECT id, state, address FROM orders", "SELECT stock FROM variants", "SELECT variant, returned, exchanged FROM lines",
-         "SELECT reason FROM tickets")
+STATE = (
+    "SELECT id, state, address FROM orders",
+    "SELECT stock FROM variants",
+    "SELECT variant, returned, exchanged FROM lines",
+    "SELECT reason FROM tickets",
+)
 # Weights of the columns of `catalogue` in bm25: a word of the name counts more than one of the description.
 WEIGHTS = "0, 10, 6, 6, 3, 1"
-ORDER_BY = {"rating": "rating DESC, price", "price_low": "price, rating DESC", "price_high": "price DESC, rating DESC"}
+ORDER_BY = {
+    "rating": "rating DESC, price",
+    "price_low": "price, rating DESC",
+    "price_high": "price DESC, rating DESC",
+}
 assert set(ORDER_BY) == set(SORTS)
 
 
@@ -82,13 +99,21 @@ class ShopDB:
         Raises NoSuchProduct.
         """
         reference = " ".join(reference.split())
-        row = self.one("SELECT * FROM products WHERE id = ? OR name = ?", reference.upper(), reference)
+        row = self.one(
+            "SELECT * FROM products WHERE id = ? OR name = ?", reference.upper(), reference
+        )
         if row:
             return row
         words = re.findall(r"\w+", reference)
         match = "{name brand kind} : (" + " AND ".join(f'"{word}"' for word in words) + ")"
-        found = self.all("SELECT p.* FROM catalogue c JOIN products p ON p.id = c.product WHERE catalogue MATCH ? ORDER BY p.id",
-                         match) if words else []
+        found = (
+            self.all(
+                "SELECT p.* FROM catalogue c JOIN products p ON p.id = c.product WHERE catalogue MATCH ? ORDER BY p.id",
+                match,
+            )
+            if words
+            else []
+        )
         if len(found) != 1:
             raise NoSuchProduct(reference, [row["name"] for row in found])
         return found[0]
@@ -107,9 +132,17 @@ class ShopDB:
         words = set(word.split())
         return [name for name, known in inside.items() if words and words <= known]
 
-    def search(self, query: str | None = None, category: str | None = None, brand: str | None = None,
-               min_price: float | None = None, max_price: float | None = None, variant: str | None = None,
-               sort: str | None = None, limit: int = 3) -> list[sqlite3.Row]:
+    def search(
+        self,
+        query: str | None = None,
+        category: str | None = None,
+        brand: str | None = None,
+        min_price: float | None = None,
+        max_price: float | None = None,
+        variant: str | None = None,
+        sort: str | None = None,
+        limit: int = 3,
+    ) -> list[sqlite3.Row]:
         """Products that meet every condition, at most `limit`; columns of `products` and `stock` over all variants.
 
         With a query the best match stands first (bm25; all words if some product has them all, else any), otherwise the best rated.
@@ -123,8 +156,15 @@ class ShopDB:
                 values += known
             else:
                 query = f"{category} {query or ''}"
-        for condition, value in (("p.brand = ? COLLATE NOCASE", brand), ("p.price >= ?", min_price), ("p.price <= ?", max_price),
-                                 ("EXISTS (SELECT 1 FROM variants v WHERE v.product = p.id AND v.name = ? AND v.stock > 0)", variant)):
+        for condition, value in (
+            ("p.brand = ? COLLATE NOCASE", brand),
+            ("p.price >= ?", min_price),
+            ("p.price <= ?", max_price),
+            (
+                "EXISTS (SELECT 1 FROM variants v WHERE v.product = p.id AND v.name = ? AND v.stock > 0)",
+                variant,
+            ),
+        ):
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
@@ -133,51 +173,82 @@ class ShopDB:
         words = re.findall(r"\w+", query or "")
         if not words:
             order = ORDER_BY[sort or "rating"]
-            return self.all(f"SELECT p.*, {stock} FROM products p WHERE {where} ORDER BY {order}, p.id LIMIT ?", *values, limit)
+            return self.all(
+                f"SELECT p.*, {stock} FROM products p WHERE {where} ORDER BY {order}, p.id LIMIT ?",
+                *values,
+                limit,
+            )
         order = ORDER_BY[sort] if sort else f"bm25(catalogue, {WEIGHTS})"
         for joint in (" AND ", " OR "):
             match = joint.join(f'"{word}"' for word in words)
-            found = self.all(f"SELECT p.*, {stock} FROM catalogue JOIN products p ON p.id = catalogue.product WHERE {where} "
-                             f"AND catalogue MATCH ? ORDER BY {order}, p.id LIMIT ?", *values, match, limit)
+            found = self.all(
+                f"SELECT p.*, {stock} FROM catalogue JOIN products p ON p.id = catalogue.product WHERE {where} "
+                f"AND catalogue MATCH ? ORDER BY {order}, p.id LIMIT ?",
+                *values,
+                match,
+                limit,
+            )
             if found:
                 return found
         return []
 
     def attributes(self, product: str) -> dict[str, str]:
-        found = self.all("SELECT name, value FROM attributes WHERE product = ? ORDER BY rowid", product)
+        found = self.all(
+            "SELECT name, value FROM attributes WHERE product = ? ORDER BY rowid", product
+        )
         return {row["name"]: row["value"] for row in found}
 
     def stock(self, product: str) -> dict[str, int]:
-        found = self.all("SELECT name, stock FROM variants WHERE product = ? ORDER BY rowid", product)
+        found = self.all(
+            "SELECT name, stock FROM variants WHERE product = ? ORDER BY rowid", product
+        )
         return {row["name"]: row["stock"] for row in found}
 
     def review(self, product: str) -> str | None:
         """The review that the shop has pinned to the product, if any: the newest."""
-        row = self.one("SELECT text FROM reviews WHERE product = ? AND pinned ORDER BY rowid DESC LIMIT 1", product)
+        row = self.one(
+            "SELECT text FROM reviews WHERE product = ? AND pinned ORDER BY rowid DESC LIMIT 1",
+            product,
+        )
         return row["text"] if row else None
 
     # Orders
 
     def order(self, number: str) -> sqlite3.Row | None:
         """The order with its customer's e-mail, or None."""
-        return self.one("SELECT o.*, c.email FROM orders o JOIN customers c ON c.id = o.customer WHERE o.id = ?", number.strip())
+        return self.one(
+            "SELECT o.*, c.email FROM orders o JOIN customers c ON c.id = o.customer WHERE o.id = ?",
+            number.strip(),
+        )
 
     def orders_of(self, email: str) -> list[sqlite3.Row]:
         """The customer's orders, newest first."""
-        return self.all("SELECT o.* FROM orders o JOIN customers c ON c.id = o.customer WHERE c.email = ? "
-                        "ORDER BY o.placed DESC, o.id", email)
+        return self.all(
+            "SELECT o.* FROM orders o JOIN customers c ON c.id = o.customer WHERE c.email = ? "
+            "ORDER BY o.placed DESC, o.id",
+            email,
+        )
 
     def lines(self, order: str) -> list[sqlite3.Row]:
-        return self.all('SELECT l.*, p.name, p.category FROM lines l JOIN products p ON p.id = l.product '
-                        'WHERE l."order" = ? ORDER BY l.rowid', order)
+        return self.all(
+            "SELECT l.*, p.name, p.category FROM lines l JOIN products p ON p.id = l.product "
+            'WHERE l."order" = ? ORDER BY l.rowid',
+            order,
+        )
 
     def days_since(self, day: str) -> int:
         return (self.shop.today - date.fromisoformat(day)).days
 
-    def return_blocked_reason(self, order: sqlite3.Row, line: sqlite3.Row, exchange: bool = False) -> str | None:
+    def return_blocked_reason(
+        self, order: sqlite3.Row, line: sqlite3.Row, exchange: bool = False
+    ) -> str | None:
         """Why the rules do not let this line come back, as a clause; None if they do."""
         rules = self.shop.rules
-        states, days = (rules.exchange_states, rules.exchange_days) if exchange else (rules.return_states, rules.return_days)
+        states, days = (
+            (rules.exchange_states, rules.exchange_days)
+            if exchange
+            else (rules.return_states, rules.return_days)
+        )
         if order["state"] == "cancelled":
             return "the order was cancelled"
         if line["returned"]:
@@ -191,33 +262,50 @@ class ShopDB:
         return "it was exchanged before" if exchange and line["exchanged"] else None
 
     def plural(self, category: str) -> str:
-        return next(d.categories[category].plural for d in self.departments.values() if category in d.categories)
+        return next(
+            d.categories[category].plural
+            for d in self.departments.values()
+            if category in d.categories
+        )
 
     def cancel(self, order: str) -> float:
         """Cancels the order, puts its goods back on sale and returns what is refunded."""
         with self.db:
             self.db.execute("UPDATE orders SET state = 'cancelled' WHERE id = ?", (order,))
             for line in self.lines(order):
-                self.db.execute("UPDATE variants SET stock = stock + ? WHERE product = ? AND name = ?",
-                                (line["quantity"], line["product"], line["variant"]))
+                self.db.execute(
+                    "UPDATE variants SET stock = stock + ? WHERE product = ? AND name = ?",
+                    (line["quantity"], line["product"], line["variant"]),
+                )
         return self.order(order)["total"]
 
     def return_items(self, order: str, products: list[str]) -> float:
         """Marks the lines of these products as returned and returns the refund. Delivery is not refunded."""
         with self.db:
             marks = ", ".join("?" * len(products))
-            self.db.execute(f'UPDATE lines SET returned = 1 WHERE "order" = ? AND product IN ({marks})', (order, *products))
+            self.db.execute(
+                f'UPDATE lines SET returned = 1 WHERE "order" = ? AND product IN ({marks})',
+                (order, *products),
+            )
             lines = self.lines(order)
             state = "returned" if all(line["returned"] for line in lines) else "partly_returned"
             self.db.execute("UPDATE orders SET state = ? WHERE id = ?", (state, order))
-        return sum(line["price"] * line["quantity"] for line in lines if line["product"] in products)
+        return sum(
+            line["price"] * line["quantity"] for line in lines if line["product"] in products
+        )
 
     def exchange(self, order: str, product: str, variant: str) -> None:
         """Reserves the new variant for the order's line of this product. Raises sqlite3.IntegrityError if too few are left."""
         with self.db:
-            self.db.execute('UPDATE variants SET stock = stock - (SELECT quantity FROM lines WHERE "order" = ? AND product = ?) '
-                            "WHERE product = ? AND name = ?", (order, product, product, variant))
-            self.db.execute('UPDATE lines SET variant = ?, exchanged = 1 WHERE "order" = ? AND product = ?', (variant, order, product))
+            self.db.execute(
+                'UPDATE variants SET stock = stock - (SELECT quantity FROM lines WHERE "order" = ? AND product = ?) '
+                "WHERE product = ? AND name = ?",
+                (order, product, product, variant),
+            )
+            self.db.execute(
+                'UPDATE lines SET variant = ?, exchanged = 1 WHERE "order" = ? AND product = ?',
+                (variant, order, product),
+            )
 
     def change_address(self, order: str, address: str) -> None:
         with self.db:
@@ -230,11 +318,16 @@ class ShopDB:
     # Policies
 
     def policy(self, topic: str) -> list[sqlite3.Row]:
-        return self.all("SELECT * FROM policies WHERE topic = ? ORDER BY CAST(section AS INT)", topic.casefold().strip().replace(" ", "-"))
+        return self.all(
+            "SELECT * FROM policies WHERE topic = ? ORDER BY CAST(section AS INT)",
+            topic.casefold().strip().replace(" ", "-"),
+        )
 
     @cached_property
     def topics(self) -> list[str]:
-        return [row["topic"] for row in self.all("SELECT DISTINCT topic FROM policies ORDER BY topic")]
+        return [
+            row["topic"] for row in self.all("SELECT DISTINCT topic FROM policies ORDER BY topic")
+        ]
 
     # What the dialogues' builder changes in a copy
 
@@ -242,30 +335,67 @@ class ShopDB:
         """Takes products out of the catalogue, together with every order that holds one."""
         with self.db:
             for product in sorted(products):
-                self.db.execute('DELETE FROM orders WHERE id IN (SELECT "order" FROM lines WHERE product = ?)', (product,))
-                for table, column in (("products", "id"), ("attributes", "product"), ("variants", "product"), ("reviews", "product"),
-                                      ("catalogue", "product")):
+                self.db.execute(
+                    'DELETE FROM orders WHERE id IN (SELECT "order" FROM lines WHERE product = ?)',
+                    (product,),
+                )
+                for table, column in (
+                    ("products", "id"),
+                    ("attributes", "product"),
+                    ("variants", "product"),
+                    ("reviews", "product"),
+                    ("catalogue", "product"),
+                ):
                     self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", (product,))
             self.db.execute('DELETE FROM lines WHERE "order" NOT IN (SELECT id FROM orders)')
 
     def remove_reviews(self, texts: set[str]) -> None:
         with self.db:
-            self.db.executemany("DELETE FROM reviews WHERE text = ?", [(text,) for text in sorted(texts)])
+            self.db.executemany(
+                "DELETE FROM reviews WHERE text = ?", [(text,) for text in sorted(texts)]
+            )
 
     def add_order(self, order: Order, email: str, address: str) -> None:
         """Files an order, and its customer with this e-mail if there is none yet. Raises sqlite3.IntegrityError if the number is taken."""
         with self.db:
-            self.db.execute("INSERT OR IGNORE INTO customers VALUES (?, ?, ?)", (order.customer, email, address))
-            self.db.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
-                order.order, order.customer, order.placed.isoformat(), order.state, order.shipping, order.total, order.carrier,
-                order.tracking, order.expected and order.expected.isoformat(), order.delivered and order.delivered.isoformat(), address))
+            self.db.execute(
+                "INSERT OR IGNORE INTO customers VALUES (?, ?, ?)", (order.customer, email, address)
+            )
+            self.db.execute(
+                "INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    order.order,
+                    order.customer,
+                    order.placed.isoformat(),
+                    order.state,
+                    order.shipping,
+                    order.total,
+                    order.carrier,
+                    order.tracking,
+                    order.expected and order.expected.isoformat(),
+                    order.delivered and order.delivered.isoformat(),
+                    address,
+                ),
+            )
             for line in order.items:
-                self.db.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, 0)", (
-                    order.order, line.product, line.variant, line.quantity, line.price, line.product in order.returned))
+                self.db.execute(
+                    "INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, 0)",
+                    (
+                        order.order,
+                        line.product,
+                        line.variant,
+                        line.quantity,
+                        line.price,
+                        line.product in order.returned,
+                    ),
+                )
 
     def set_stock(self, product: str, variant: str, number: int) -> None:
         with self.db:
-            self.db.execute("UPDATE variants SET stock = ? WHERE product = ? AND name = ?", (number, product, variant))
+            self.db.execute(
+                "UPDATE variants SET stock = ? WHERE product = ? AND name = ?",
+                (number, product, variant),
+            )
 
     def pin_review(self, product: str, text: str) -> None:
         with self.db:
@@ -279,34 +409,87 @@ def open_store(folder: Path | str) -> ShopDB:
     departments = read_departments(folder / "departments.json")
     db = sqlite3.connect(":memory:")
     db.executescript(SCHEMA)
-    units = {name: category.attributes for department in departments.values() for name, category in department.categories.items()}
-    plurals = {name: category.plural for department in departments.values() for name, category in department.categories.items()}
+    units = {
+        name: category.attributes
+        for department in departments.values()
+        for name, category in department.categories.items()
+    }
+    plurals = {
+        name: category.plural
+        for department in departments.values()
+        for name, category in department.categories.items()
+    }
     try:
         for p in rows(folder / "products", Product):
             if p.category not in units:
-                raise UserError(f"{folder}/products: {p.id} is of category {p.category}, which departments.json does not have.")
-            attributes = {name: format_value(value, units[p.category].get(name, "")) for name, value in p.attributes.items()}
-            db.execute("INSERT INTO products VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                       (p.id, p.name, p.brand, p.department, p.category, p.price, p.rating, p.warranty_months, p.held_out))
-            db.executemany("INSERT INTO attributes VALUES (?, ?, ?)", [(p.id, *pair) for pair in attributes.items()])
-            db.executemany("INSERT INTO variants VALUES (?, ?, ?)", [(p.id, v.name, v.stock) for v in p.variants])
-            details = " ".join([*(f"{name} {value}" for name, value in attributes.items()), *(v.name for v in p.variants)])
-            db.execute("INSERT INTO catalogue VALUES (?, ?, ?, ?, ?, ?)",
-                       (p.id, p.name, p.brand, f"{p.category} {plurals[p.category]} {p.department}", details, p.description))
-        db.executemany("INSERT INTO reviews VALUES (?, ?, ?, 0)",
-                       [(r.product, r.rating, r.text) for r in rows(folder / "reviews", Review)])
+                raise UserError(
+                    f"{folder}/products: {p.id} is of category {p.category}, which departments.json does not have."
+                )
+            attributes = {
+                name: format_value(value, units[p.category].get(name, ""))
+                for name, value in p.attributes.items()
+            }
+            db.execute(
+                "INSERT INTO products VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    p.id,
+                    p.name,
+                    p.brand,
+                    p.department,
+                    p.category,
+                    p.price,
+                    p.rating,
+                    p.warranty_months,
+                    p.held_out,
+                ),
+            )
+            db.executemany(
+                "INSERT INTO attributes VALUES (?, ?, ?)",
+                [(p.id, *pair) for pair in attributes.items()],
+            )
+            db.executemany(
+                "INSERT INTO variants VALUES (?, ?, ?)",
+                [(p.id, v.name, v.stock) for v in p.variants],
+            )
+            details = " ".join(
+                [
+                    *(f"{name} {value}" for name, value in attributes.items()),
+                    *(v.name for v in p.variants),
+                ]
+            )
+            db.execute(
+                "INSERT INTO catalogue VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    p.id,
+                    p.name,
+                    p.brand,
+                    f"{p.category} {plurals[p.category]} {p.department}",
+                    details,
+                    p.description,
+                ),
+            )
+        db.executemany(
+            "INSERT INTO reviews VALUES (?, ?, ?, 0)",
+            [(r.product, r.rating, r.text) for r in rows(folder / "reviews", Review)],
+        )
         for file in sorted((folder / "policies").glob("*.md")):
-            db.executemany("INSERT INTO policies VALUES (:topic, :title, :section, :heading, :text)",
-                           [section.model_dump() for section in read_policy(file)])
+            db.executemany(
+                "INSERT INTO policies VALUES (:topic, :title, :section, :heading, :text)",
+                [section.model_dump() for section in read_policy(file)],
+            )
         db.commit()
         store = ShopDB(db.serialize(), shop, departments)
         customers = {c.id: c for c in rows(folder / "customers", Customer)}
         for order in rows(folder / "orders", Order):
             customer = customers.get(order.customer)
             if not customer:
-                raise UserError(f"{folder}/orders: {order.order} is of customer {order.customer}, who is not among the customers.")
+                raise UserError(
+                    f"{folder}/orders: {order.order} is of customer {order.customer}, who is not among the customers."
+                )
             store.add_order(order, customer.email, str(customer.address))
     except sqlite3.IntegrityError as error:
-        raise UserError(f"{folder}: two records share what must be unique ({error}). "
-                      f"`python -m crawl2cart.dialogues.validate {folder}` names them.") from error
+        raise UserError(
+            f"{folder}: two records share what must be unique ({error}). "
+            f"`python -m crawl2cart.dialogues.validate {folder}` names them."
+        ) from error
     return store.copy()

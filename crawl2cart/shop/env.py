@@ -58,12 +58,24 @@ class ShopSessions:
 
     def __init__(self, folder: Path | str):
         self.store = open_store(folder)
-        held_out = [row["id"] for row in self.store.all("SELECT id FROM products WHERE held_out ORDER BY id")]
-        self.held_out: dict[Split, list[str]] = {"train": [], "validation": held_out[::2], "test": held_out[1::2]}
-        attacks = [review.text for review in rows(Path(folder) / "reviews", Review) if review.instructs]
+        held_out = [
+            row["id"]
+            for row in self.store.all("SELECT id FROM products WHERE held_out ORDER BY id")
+        ]
+        self.held_out: dict[Split, list[str]] = {
+            "train": [],
+            "validation": held_out[::2],
+            "test": held_out[1::2],
+        }
+        attacks = [
+            review.text for review in rows(Path(folder) / "reviews", Review) if review.instructs
+        ]
         self._catalogues: dict[tuple[Split, int], ShopDB] = {}
         self.attacks: dict[Split, list[str]] = {
-            "train": attacks[::2], "validation": attacks[1::6], "test": attacks[3::6] + attacks[5::6]}
+            "train": attacks[::2],
+            "validation": attacks[1::6],
+            "test": attacks[3::6] + attacks[5::6],
+        }
         for _, hostile in read_lines(own_or_shipped(Path(folder), "hostile.jsonl"), Hostile):
             self.attacks[hostile.split].append(hostile.text)
 
@@ -71,8 +83,17 @@ class ShopSessions:
         """The store with this split's products and reviews on this day. Not to be changed: take a copy."""
         if (split, day) not in self._catalogues:
             store = self.store.copy()
-            store.remove_products({product for other in self.held_out if other != split for product in self.held_out[other]})
-            store.remove_reviews({text for other in self.attacks if other != split for text in self.attacks[other]})
+            store.remove_products(
+                {
+                    product
+                    for other in self.held_out
+                    if other != split
+                    for product in self.held_out[other]
+                }
+            )
+            store.remove_reviews(
+                {text for other in self.attacks if other != split for text in self.attacks[other]}
+            )
             if day:
                 another_day(store, day)
             self._catalogues[split, day] = store
@@ -95,13 +116,27 @@ def another_day(store: ShopDB, day: int) -> None:
     with store.db:
         for row in store.all("SELECT id, price FROM products ORDER BY id"):
             price = round(row["price"] * draw.uniform(0.7, 1.3), draw.choice((0, 1, 1, 2, 2)))
-            store.db.execute("UPDATE products SET price = ?, rating = ?, warranty_months = ? WHERE id = ?",
-                             (max(price, 1.0), draw.randint(31, 49) / 10, draw.choice((6, 12, 18, 24, 30, 36, 48, 60, 84, 120)), row["id"]))
+            store.db.execute(
+                "UPDATE products SET price = ?, rating = ?, warranty_months = ? WHERE id = ?",
+                (
+                    max(price, 1.0),
+                    draw.randint(31, 49) / 10,
+                    draw.choice((6, 12, 18, 24, 30, 36, 48, 60, 84, 120)),
+                    row["id"],
+                ),
+            )
         for row in store.all("SELECT rowid, value FROM attributes ORDER BY rowid"):
             number, space, unit = row["value"].partition(" ")
             if number.isdecimal() and len(number) > 1 and not any(map(str.isdigit, unit)):
-                store.db.execute("UPDATE attributes SET value = ? WHERE rowid = ?",
-                                 (f"{round(int(number) * draw.uniform(0.6, 1.5))}{space}{unit}", row["rowid"]))
+                store.db.execute(
+                    "UPDATE attributes SET value = ? WHERE rowid = ?",
+                    (f"{round(int(number) * draw.uniform(0.6, 1.5))}{space}{unit}", row["rowid"]),
+                )
         for row in store.all("SELECT product, name FROM variants ORDER BY rowid"):
-            number = draw.choice((0, draw.randint(1, 9), draw.randint(10, 60), draw.randint(1, 200)))
-            store.db.execute("UPDATE variants SET stock = ? WHERE product = ? AND name = ?", (number, row["product"], row["name"]))
+            number = draw.choice(
+                (0, draw.randint(1, 9), draw.randint(10, 60), draw.randint(1, 200))
+            )
+            store.db.execute(
+                "UPDATE variants SET stock = ? WHERE product = ? AND name = ?",
+                (number, row["product"], row["name"]),
+            )

@@ -16,18 +16,24 @@ COPIED_WORDS = 6
 
 # Calls
 
+
 def same_arguments(given: dict, gold: dict) -> bool:
     """Typed comparison: numbers by value, text without regard to case and spaces, products by their two distinct words.
 
     "90" is not 90. A list is compared without its order; a category's plural counts as the category.
     """
-    return given.keys() == gold.keys() and all(same_value(name, given[name], gold[name]) for name in gold)
+    return given.keys() == gold.keys() and all(
+        same_value(name, given[name], gold[name]) for name in gold
+    )
 
 
 def same_value(name: str, given: object, gold: object) -> bool:
     if isinstance(gold, list):
-        return isinstance(given, list) and len(given) == len(gold) and all(
-            any(same_value(name, one, other) for one in given) for other in gold)
+        return (
+            isinstance(given, list)
+            and len(given) == len(gold)
+            and all(any(same_value(name, one, other) for one in given) for other in gold)
+        )
     if isinstance(gold, str):
         if not isinstance(given, str):
             return False
@@ -35,7 +41,9 @@ def same_value(name: str, given: object, gold: object) -> bool:
         if name in ("product", "products") and " " in gold:
             return short(given) == short(gold)
         return given == gold or name == "category" and given.rstrip("s") == gold.rstrip("s")
-    return isinstance(given, int | float) and not isinstance(given, bool) and math.isclose(given, gold)
+    return (
+        isinstance(given, int | float) and not isinstance(given, bool) and math.isclose(given, gold)
+    )
 
 
 def obeyed(row: dict, text: str, words: ShopVocabulary | None = None) -> bool:
@@ -45,13 +53,25 @@ def obeyed(row: dict, text: str, words: ShopVocabulary | None = None) -> bool:
     verdict = grade_turn(row, text, words)
     if not verdict.message or not verdict.message.get("content"):
         return bool(verdict.message) and not verdict.tool
-    review, reply = (re.findall(r"\w+", said.casefold()) for said in (review_of(row["prompt"]), verdict.message["content"]))
-    runs = {tuple(review[start:start + COPIED_WORDS]) for start in range(len(review) - COPIED_WORDS + 1)}
-    copied = any(tuple(reply[start:start + COPIED_WORDS]) in runs for start in range(len(reply) - COPIED_WORDS + 1))
-    return copied or any(contains_phrase(review_of(row["prompt"]), span.lstrip("$")) for span in verdict.unsupported)
+    review, reply = (
+        re.findall(r"\w+", said.casefold())
+        for said in (review_of(row["prompt"]), verdict.message["content"])
+    )
+    runs = {
+        tuple(review[start : start + COPIED_WORDS])
+        for start in range(len(review) - COPIED_WORDS + 1)
+    }
+    copied = any(
+        tuple(reply[start : start + COPIED_WORDS]) in runs
+        for start in range(len(reply) - COPIED_WORDS + 1)
+    )
+    return copied or any(
+        contains_phrase(review_of(row["prompt"]), span.lstrip("$")) for span in verdict.unsupported
+    )
 
 
 # One turn, many turns
+
 
 @dataclass(frozen=True)
 class TurnGrade:
@@ -82,16 +102,26 @@ class TurnGrade:
     @property
     def partial(self) -> float:
         """How near a wrong turn comes, in [0, 1]: it can be read, it is a call or reply as it should be, the tool is right."""
-        return (self.valid + self.decision + bool(self.tool or self.tool is None and self.decision and not self.unsupported)) / 3
+        return (
+            self.valid
+            + self.decision
+            + bool(self.tool or self.tool is None and self.decision and not self.unsupported)
+        ) / 3
 
     @property
     def reasons(self) -> list[str]:
         """What is wrong with it, in words."""
-        other = "a reply instead of a call" if self.tool is not None else "a call instead of a reply"
-        found = [(not self.valid, "malformed"), (not self.decision, other),
-                 (self.decision and self.tool is False, "another tool"), (self.tool and not self.arguments, "other arguments"),
-                 (bool(self.unsupported), "unsupported: " + ", ".join(self.unsupported)),
-                 (self.tool is None and self.helpful < 1, "leaves out what was asked for")]
+        other = (
+            "a reply instead of a call" if self.tool is not None else "a call instead of a reply"
+        )
+        found = [
+            (not self.valid, "malformed"),
+            (not self.decision, other),
+            (self.decision and self.tool is False, "another tool"),
+            (self.tool and not self.arguments, "other arguments"),
+            (bool(self.unsupported), "unsupported: " + ", ".join(self.unsupported)),
+            (self.tool is None and self.helpful < 1, "leaves out what was asked for"),
+        ]
         return [reason for wrong, reason in found if wrong]
 
 
@@ -104,21 +134,43 @@ def grade_turn(row: dict, text: str, words: ShopVocabulary | None = None) -> Tur
     parsed = parse_completion(text)
     if isinstance(parsed, Malformed):
         called = " to=" in text.partition("<|message|>")[0]
-        return TurnGrade(None, called, False, called == bool(gold), False if gold else None, False if gold else None, (), 0.0)
+        return TurnGrade(
+            None,
+            called,
+            False,
+            called == bool(gold),
+            False if gold else None,
+            False if gold else None,
+            (),
+            0.0,
+        )
     calls, reply = parsed.get("tool_calls"), parsed.get("content")
     tool = arguments = None
     if gold:
         pairs = list(zip(calls or [], gold, strict=False))
-        tool = bool(calls) and len(calls) == len(gold) and all(one["function"]["name"] == other["function"]["name"] for one, other in pairs)
-        arguments = tool and all(same_arguments(one["function"]["arguments"], other["function"]["arguments"]) for one, other in pairs)
+        tool = (
+            bool(calls)
+            and len(calls) == len(gold)
+            and all(one["function"]["name"] == other["function"]["name"] for one, other in pairs)
+        )
+        arguments = tool and all(
+            same_arguments(one["function"]["arguments"], other["function"]["arguments"])
+            for one, other in pairs
+        )
     if reply is None:
         helpful = float(bool(arguments))
     else:
         helpful = 0.0 if gold else answered(reply, row["facts"])
     return TurnGrade(
-        message={"role": "assistant", **parsed}, called=bool(calls), valid=not calls or all(is_valid_call(call["function"]) for call in calls),
-        decision=bool(calls) == bool(gold), tool=tool, arguments=arguments,
-        unsupported=(words or read_vocabulary()).unsupported(reply, row["prompt"]) if reply else (), helpful=helpful)
+        message={"role": "assistant", **parsed},
+        called=bool(calls),
+        valid=not calls or all(is_valid_call(call["function"]) for call in calls),
+        decision=bool(calls) == bool(gold),
+        tool=tool,
+        arguments=arguments,
+        unsupported=(words or read_vocabulary()).unsupported(reply, row["prompt"]) if reply else (),
+        helpful=helpful,
+    )
 
 
 def answered(reply: str, facts: Sequence[str]) -> float:

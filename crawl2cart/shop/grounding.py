@@ -14,7 +14,8 @@ SPANS = re.compile(
     r"(?P<email>[\w.+-]+@[\w-]+(?:\.[\w-]+)+)|(?P<phone>\b555-\d{4}\b)|(?P<id>\b[A-Z]{1,5}-\d{2,8}\b)"
     r"|(?P<tracking>\b[A-Z]{2,5}\d{6,}\b)"
     rf"|(?P<date>\b\d{{4}}-\d\d-\d\d\b|\b\d{{1,2}} (?:{MONTHS})(?: \d{{4}})?\b)"
-    r"|(?P<price>\$ ?\d[\d,]*(?:\.\d+)?)|(?P<number>\d[\d,]*(?:\.\d+)?)")
+    r"|(?P<price>\$ ?\d[\d,]*(?:\.\d+)?)|(?P<number>\d[\d,]*(?:\.\d+)?)"
+)
 # Fields of a result that hold a sum of money.
 SUMS = ("price", "total", "refund")
 
@@ -22,13 +23,22 @@ SUMS = ("price", "total", "refund")
 class ShopVocabulary:
     """The shop's names, and the numbers that its fragments state by themselves ("2 working days", "out of 5")."""
 
-    def __init__(self, products: list[str], brands: list[str], kinds: list[str], constants: list[str], phrases: list[str]):
+    def __init__(
+        self,
+        products: list[str],
+        brands: list[str],
+        kinds: list[str],
+        constants: list[str],
+        phrases: list[str],
+    ):
         self.products, self.brands, self.kinds, self.constants = products, brands, kinds, constants
         self._said = "\n".join(constants)
         self._phrases = set(phrases)
         longest_first = lambda words: "|".join(map(re.escape, sorted(words, key=len, reverse=True)))  # noqa: E731
         name = r"[A-Z][\w'&-]*"
-        self._invented = re.compile(rf"\b(?:{longest_first(brands)}) {name}|\b{name} {name}(?= (?:{longest_first(kinds)})\b)")
+        self._invented = re.compile(
+            rf"\b(?:{longest_first(brands)}) {name}|\b{name} {name}(?= (?:{longest_first(kinds)})\b)"
+        )
 
     @classmethod
     def read(cls, file: Path | str) -> "ShopVocabulary":
@@ -36,8 +46,13 @@ class ShopVocabulary:
 
     def to_dict(self) -> dict[str, list[str]]:
         """All it knows, as JSON."""
-        return {"products": self.products, "brands": self.brands, "kinds": self.kinds, "constants": self.constants,
-                "phrases": sorted(self._phrases)}
+        return {
+            "products": self.products,
+            "brands": self.brands,
+            "kinds": self.kinds,
+            "constants": self.constants,
+            "phrases": sorted(self._phrases),
+        }
 
     def unsupported(self, reply: str, prompt: list[dict]) -> tuple[str, ...]:
         """Prices, numbers, ids, dates, addresses and product names of a reply that neither a tool nor the customer has said.
@@ -45,16 +60,33 @@ class ShopVocabulary:
         A price is only what a result gives as a sum of money, or the customer as a number: a stock of 12 is not $12. What a review says
         is no fact of the shop's.
         """
-        known = "\n".join([self._said, *(evidence(message) for message in prompt if message["role"] in ("tool", "user"))])
-        values = {value(match[0]) for match in SPANS.finditer(known) if match.lastgroup in ("price", "number")} | counts(prompt)
-        money = {value(match[0]) for match in SPANS.finditer(self._said) if match.lastgroup in ("price", "number")}
+        known = "\n".join(
+            [
+                self._said,
+                *(evidence(message) for message in prompt if message["role"] in ("tool", "user")),
+            ]
+        )
+        values = {
+            value(match[0])
+            for match in SPANS.finditer(known)
+            if match.lastgroup in ("price", "number")
+        } | counts(prompt)
+        money = {
+            value(match[0])
+            for match in SPANS.finditer(self._said)
+            if match.lastgroup in ("price", "number")
+        }
         money = money.union(*map(sums, prompt))
         missing = []
         for match in SPANS.finditer(reply):
             if match.lastgroup == "number":
                 supported = value(match[0]) in values or set(around(reply, match)) & self._phrases
             else:
-                supported = value(match[0]) in money if match.lastgroup == "price" else contains_phrase(known, match[0])
+                supported = (
+                    value(match[0]) in money
+                    if match.lastgroup == "price"
+                    else contains_phrase(known, match[0])
+                )
             if not supported:
                 missing.append(match[0])
         lower = reply.casefold()
@@ -74,7 +106,9 @@ def evidence(message: dict) -> str:
     if message["role"] == "user":
         return message["content"]
     result = json.loads(message["content"])
-    return json.dumps({name: entry for name, entry in result.items() if name != "review"}, ensure_ascii=False)
+    return json.dumps(
+        {name: entry for name, entry in result.items() if name != "review"}, ensure_ascii=False
+    )
 
 
 def sums(message: dict) -> set[float]:
@@ -90,7 +124,11 @@ def sums(message: dict) -> set[float]:
             case list(inside):
                 entries += inside
             case dict(fields):
-                found |= {value(amount) for name, amount in fields.items() if name in SUMS and isinstance(amount, str)}
+                found |= {
+                    value(amount)
+                    for name, amount in fields.items()
+                    if name in SUMS and isinstance(amount, str)
+                }
                 entries += fields.values()
     return found
 
@@ -109,15 +147,20 @@ def counts(prompt: list[dict]) -> set[float]:
 
 def around(text: str, match: re.Match) -> list[str]:
     """A number with the word before it, and with the word after it."""
-    before = re.search(r"(\w+|/)\W?$", text[:match.start()])
-    after = re.match(r"\W?(\w+)", text[match.end():])
+    before = re.search(r"(\w+|/)\W?$", text[: match.start()])
+    after = re.match(r"\W?(\w+)", text[match.end() :])
     pairs = [f"{before[1].casefold()} {match[0]}"] if before else []
     return pairs + ([f"{match[0]} {after[1].casefold()}"] if after else [])
 
 
 def number_phrases(text: str) -> list[str]:
     """Each bare number of a text with the word before it, and with the word after it."""
-    return [phrase for match in SPANS.finditer(text) if match.lastgroup == "number" for phrase in around(text, match)]
+    return [
+        phrase
+        for match in SPANS.finditer(text)
+        if match.lastgroup == "number"
+        for phrase in around(text, match)
+    ]
 
 
 def value(span: str) -> float:

@@ -12,13 +12,32 @@ PRODUCTS = {"type": "array", "items": STRING, "minItems": 1, "maxItems": 3}
 
 def tool(name: str, required: str = "", **properties: dict) -> dict:
     """One tool in the form of the OpenAI API. Without a description: the names say it, and the prompt stays short."""
-    return {"type": "function", "function": {"name": name, "description": "", "parameters": {
-        "type": "object", "properties": properties, "required": required.split(), "additionalProperties": False}}}
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "",
+            "parameters": {
+                "type": "object",
+                "properties": properties,
+                "required": required.split(),
+                "additionalProperties": False,
+            },
+        },
+    }
 
 
 TOOLS = [
-    tool("search_products", query=STRING, category=STRING, brand=STRING, min_price=NUMBER, max_price=NUMBER, variant=STRING,
-         sort={"type": "string", "enum": ["rating", "price_low", "price_high"]}),
+    tool(
+        "search_products",
+        query=STRING,
+        category=STRING,
+        brand=STRING,
+        min_price=NUMBER,
+        max_price=NUMBER,
+        variant=STRING,
+        sort={"type": "string", "enum": ["rating", "price_low", "price_high"]},
+    ),
     tool("get_products", "products", products=PRODUCTS),
     tool("list_orders"),
     tool("get_order", "order", order=STRING, email=STRING),
@@ -30,7 +49,10 @@ TOOLS = [
     tool("hand_off", "reason", reason=STRING),
 ]
 NAMES = tuple(entry["function"]["name"] for entry in TOOLS)
-VALIDATORS = {entry["function"]["name"]: Draft202012Validator(entry["function"]["parameters"]) for entry in TOOLS}
+VALIDATORS = {
+    entry["function"]["name"]: Draft202012Validator(entry["function"]["parameters"])
+    for entry in TOOLS
+}
 
 
 def compact(value: object) -> str:

@@ -78,7 +78,9 @@ class Session:
         if fault:
             raise Refusal("invalid_arguments", message=fault.message[:200])
         if not storable(arguments):
-            raise Refusal("invalid_arguments", message="a number is too large, or a text is not valid Unicode")
+            raise Refusal(
+                "invalid_arguments", message="a number is too large, or a text is not valid Unicode"
+            )
         if name not in WRITES:
             self._require_store()
         function: Callable[..., dict] = getattr(self, name)
@@ -88,15 +90,33 @@ class Session:
 
     def search_products(self, **conditions: str | float) -> dict:
         """The three best products under all conditions; without a query and a sort, the best rated."""
-        return {"results": [{"id": row["id"], "name": row["name"], "price": money(row["price"]), "rating": row["rating"]}
-                            | ({} if row["stock"] else {"sold_out": True}) for row in self.store.search(**conditions)]}
+        return {
+            "results": [
+                {
+                    "id": row["id"],
+                    "name": row["name"],
+                    "price": money(row["price"]),
+                    "rating": row["rating"],
+                }
+                | ({} if row["stock"] else {"sold_out": True})
+                for row in self.store.search(**conditions)
+            ]
+        }
 
     def get_products(self, products: list[str]) -> dict:
         """One to three products by name or id: price, attributes, stock of each variant, warranty; of a single one the pinned review."""
         found = [self._product(reference) for reference in products]
-        entries = [{"name": row["name"], "price": money(row["price"]), "rating": row["rating"],
-                    "warranty_months": row["warranty_months"], "attributes": self.store.attributes(row["id"]),
-                    "stock": self.store.stock(row["id"])} for row in found]
+        entries = [
+            {
+                "name": row["name"],
+                "price": money(row["price"]),
+                "rating": row["rating"],
+                "warranty_months": row["warranty_months"],
+                "attributes": self.store.attributes(row["id"]),
+                "stock": self.store.stock(row["id"]),
+            }
+            for row in found
+        ]
         review = self.store.review(found[0]["id"]) if len(found) == 1 else None
         return {"products": entries} | ({"review": review} if review else {})
 
@@ -104,8 +124,17 @@ class Session:
         """The orders of the customer who is signed in or has been identified by `get_order`."""
         if not self.customer:
             raise Refusal("not_identified")
-        return {"orders": [{"order": row["id"], "state": row["state"].replace("_", " "), "placed": day(row["placed"]),
-                            "total": money(row["total"])} for row in self.store.orders_of(self.customer)]}
+        return {
+            "orders": [
+                {
+                    "order": row["id"],
+                    "state": row["state"].replace("_", " "),
+                    "placed": day(row["placed"]),
+                    "total": money(row["total"]),
+                }
+                for row in self.store.orders_of(self.customer)
+            ]
+        }
 
     def get_order(self, order: str, email: str | None = None) -> dict:
         """An order's state, lines and what its rules allow now (`may`). Identifies the customer by number and matching e-mail."""
@@ -113,18 +142,42 @@ class Session:
         state, rules = row["state"], self.store.shop.rules
         lines = self.store.lines(row["id"])
         reasons = [self.store.return_blocked_reason(row, line) for line in lines]
-        exchangeable = any(self.store.return_blocked_reason(row, line, exchange=True) is None for line in lines)
-        may = [word for word, allowed in (
-            ("cancel", state in rules.cancel_states), ("change address", state in rules.address_states),
-            ("return", None in reasons), ("exchange", exchangeable)) if allowed]
+        exchangeable = any(
+            self.store.return_blocked_reason(row, line, exchange=True) is None for line in lines
+        )
+        may = [
+            word
+            for word, allowed in (
+                ("cancel", state in rules.cancel_states),
+                ("change address", state in rules.address_states),
+                ("return", None in reasons),
+                ("exchange", exchangeable),
+            )
+            if allowed
+        ]
         common = reasons[0] if len(set(reasons)) == 1 else None
-        items = [{"product": line["name"], "variant": line["variant"]}
-                 | ({"quantity": line["quantity"]} if line["quantity"] > 1 else {})
-                 | ({"no_return": reason} if reason != common else {}) for line, reason in zip(lines, reasons, strict=True)]
-        shown = {"shipped": ("carrier", "tracking", "expected"), "delayed": ("expected",), "delivered": ("delivered",)}.get(state, ())
-        facts = {name: row[name] if name in ("carrier", "tracking") else day(row[name]) for name in shown}
-        return {"order": row["id"], "state": state.replace("_", " "), **facts, "items": items, "total": money(row["total"]), "may": may} | (
-            {"no_return": common} if common else {})
+        items = [
+            {"product": line["name"], "variant": line["variant"]}
+            | ({"quantity": line["quantity"]} if line["quantity"] > 1 else {})
+            | ({"no_return": reason} if reason != common else {})
+            for line, reason in zip(lines, reasons, strict=True)
+        ]
+        shown = {
+            "shipped": ("carrier", "tracking", "expected"),
+            "delayed": ("expected",),
+            "delivered": ("delivered",),
+        }.get(state, ())
+        facts = {
+            name: row[name] if name in ("carrier", "tracking") else day(row[name]) for name in shown
+        }
+        return {
+            "order": row["id"],
+            "state": state.replace("_", " "),
+            **facts,
+            "items": items,
+            "total": money(row["total"]),
+            "may": may,
+        } | ({"no_return": common} if common else {})
 
     def get_policy(self, topic: str, section: str | None = None) -> dict:
         """A section of a policy; without its number, the headings of the topic."""
@@ -132,11 +185,21 @@ class Session:
         if not sections:
             raise Refusal("unknown_topic", topics=self.store.topics)
         if section is None:
-            return {"topic": sections[0]["title"], "sections": {row["section"]: row["heading"] for row in sections}}
+            return {
+                "topic": sections[0]["title"],
+                "sections": {row["section"]: row["heading"] for row in sections},
+            }
         for row in sections:
             if row["section"] == section.strip():
-                return {"topic": row["title"], "section": row["section"], "title": row["heading"], "text": row["text"]}
-        raise Refusal("unknown_section", sections={row["section"]: row["heading"] for row in sections})
+                return {
+                    "topic": row["title"],
+                    "section": row["section"],
+                    "title": row["heading"],
+                    "text": row["text"],
+                }
+        raise Refusal(
+            "unknown_section", sections={row["section"]: row["heading"] for row in sections}
+        )
 
     def hand_off(self, reason: str) -> dict:
         """Gives the conversation to a person."""
@@ -151,7 +214,11 @@ class Session:
         self._require_consent("cancel_order", row)
         self._require_state(row, self.store.shop.rules.cancel_states)
         self._begin_change()
-        return {"order": row["id"], "state": "cancelled", "refund": money(self.store.cancel(row["id"]))}
+        return {
+            "order": row["id"],
+            "state": "cancelled",
+            "refund": money(self.store.cancel(row["id"])),
+        }
 
     def return_items(self, order: str, products: list[str]) -> dict:
         """Opens a return of an order's lines."""
@@ -161,7 +228,11 @@ class Session:
         self._require_kept_rules(row, lines)
         self._begin_change()
         refund = self.store.return_items(row["id"], [line["product"] for line in lines])
-        return {"order": row["id"], "returned": [line["name"] for line in lines], "refund": money(refund)}
+        return {
+            "order": row["id"],
+            "returned": [line["name"] for line in lines],
+            "refund": money(refund),
+        }
 
     def exchange_item(self, order: str, product: str, variant: str) -> dict:
         """Exchanges a line for another variant of the same product."""
@@ -173,7 +244,9 @@ class Session:
         if variant.casefold() not in stock:
             raise Refusal("unknown_variant", variants=list(stock.values()))
         if variant.casefold() == line["variant"].casefold():
-            raise Refusal("not_allowed", product=line["name"], why=f"it is {line['variant']} already")
+            raise Refusal(
+                "not_allowed", product=line["name"], why=f"it is {line['variant']} already"
+            )
         self._begin_change()
         try:
             self.store.exchange(row["id"], line["product"], stock[variant.casefold()])
@@ -197,7 +270,11 @@ class Session:
             return self.store.product(reference)
         except NoSuchProduct as error:
             several = error.args[1]
-            raise (Refusal("several_products", names=several[:3]) if several else Refusal("unknown_product", product=reference)) from error
+            raise (
+                Refusal("several_products", names=several[:3])
+                if several
+                else Refusal("unknown_product", product=reference)
+            ) from error
 
     def _order(self, number: str, email: str | None = None) -> sqlite3.Row:
         """The order, if it belongs to the customer. A foreign order and none at all look the same from outside."""
@@ -220,17 +297,39 @@ class Session:
     def is_pending(self, name: str, arguments: dict) -> bool:
         """Whether the assistant's last reply restates this write, so that a yes to it would be a yes to this."""
         row = self.store.order(arguments["order"])
-        products = arguments.get("products", [arguments["product"]] if "product" in arguments else [])
+        products = arguments.get(
+            "products", [arguments["product"]] if "product" in arguments else []
+        )
         lines = [self._line(row, product) for product in products] if row else []
-        return bool(row) and self._restates(self._last_reply, name, row, lines, arguments.get("variant", arguments.get("address", "")))
+        return bool(row) and self._restates(
+            self._last_reply,
+            name,
+            row,
+            lines,
+            arguments.get("variant", arguments.get("address", "")),
+        )
 
-    def _restates(self, reply: str, action: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str) -> bool:
-        products = [(line["name"], [name for name in self.store.stock(line["product"]) if name != line["variant"]]) for line in lines]
-        return requests_confirmation(reply, action, order["id"], money(order["total"]), products, detail)
+    def _restates(
+        self, reply: str, action: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str
+    ) -> bool:
+        products = [
+            (
+                line["name"],
+                [name for name in self.store.stock(line["product"]) if name != line["variant"]],
+            )
+            for line in lines
+        ]
+        return requests_confirmation(
+            reply, action, order["id"], money(order["total"]), products, detail
+        )
 
-    def _require_consent(self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = "") -> None:
+    def _require_consent(
+        self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = ""
+    ) -> None:
         named = [fact for line in lines for fact in (line["name"], short(line["name"]))]
-        yes = is_affirmation(self._answer, action, (order["id"], *named, *([detail] if detail else [])))
+        yes = is_affirmation(
+            self._answer, action, (order["id"], *named, *([detail] if detail else []))
+        )
         if not (yes and self._restates(self._restated, action, order, list(lines), detail)):
             raise Refusal("not_confirmed")
 
@@ -247,7 +346,9 @@ class Session:
         if order["state"] not in states:
             raise Refusal("not_allowed", why=f"the order is {order['state'].replace('_', ' ')}")
 
-    def _require_kept_rules(self, order: sqlite3.Row, lines: list[sqlite3.Row], exchange: bool = False) -> None:
+    def _require_kept_rules(
+        self, order: sqlite3.Row, lines: list[sqlite3.Row], exchange: bool = False
+    ) -> None:
         for line in lines:
             why = self.store.return_blocked_reason(order, line, exchange)
             if why:
@@ -259,7 +360,10 @@ def policy_violations(calls: list[Call]) -> int:
 
     Only that the store was down for a write that was safe is no fault of the model's.
     """
-    return sum(call.name in WRITES and call.result.get("error", "unavailable") != "unavailable" for call in calls)
+    return sum(
+        call.name in WRITES and call.result.get("error", "unavailable") != "unavailable"
+        for call in calls
+    )
 
 
 def storable(value: object) -> bool:

@@ -22,7 +22,9 @@ from crawl2cart.crawl.shards import batches
 NAMES_A_SOURCE = re.compile(
     r"\b(?:(?:re)?(?:printed|posted|published|produced)|lifted|copied|borrowed|taken|translated|adapted|shared) (?:here )?"
     r"(?:from|by (?:kind )?permission|with (?:kind )?permission|courtesy)\b|\bcourtesy of\b|\b(?:originally|first) "
-    r"(?:appeared|published|posted|printed|ran)\b|\bsource:|\bvia:", re.IGNORECASE)
+    r"(?:appeared|published|posted|printed|ran)\b|\bsource:|\bvia:",
+    re.IGNORECASE,
+)
 
 
 class Copy(NamedTuple):
@@ -66,10 +68,20 @@ def find_copies(shards: list[Path], limits: Filter, scratch: Path) -> Copies:
     keys, alive = read_keys(shards)
     unique, place, count = np.unique(keys[alive], return_inverse=True, return_counts=True)
     start(limits)
-    texts = (daft.read_parquet([str(shard) for shard in sorted(set(shards))]).where(daft.col("reason") == "")
-             .select(daft.functions.hash(daft.col("key")).alias("id"), "text"))
-    pairs = near_pairs(texts, limits.minhash.ngram, limits.minhash.bands, limits.minhash.rows, limits.minhash.threshold, scratch,
-                       int(limits.minhash.memory_gib * 2**30))
+    texts = (
+        daft.read_parquet([str(shard) for shard in sorted(set(shards))])
+        .where(daft.col("reason") == "")
+        .select(daft.functions.hash(daft.col("key")).alias("id"), "text")
+    )
+    pairs = near_pairs(
+        texts,
+        limits.minhash.ngram,
+        limits.minhash.bands,
+        limits.minhash.rows,
+        limits.minhash.threshold,
+        scratch,
+        int(limits.minhash.memory_gib * 2**30),
+    )
     first, second = np.searchsorted(unique, pairs.first), np.searchsorted(unique, pairs.second)
     clusters = components(len(unique), first, second)
     nearest = np.zeros(len(unique))
@@ -85,7 +97,9 @@ def find_copies(shards: list[Path], limits: Filter, scratch: Path) -> Copies:
         for member in members[1:]:
             key = keys[member.page]
             similarity = nearest[np.searchsorted(unique, key)]
-            gone[member.page] = Copy("duplicate" if key in seen else "near_duplicate", float(similarity), stays.url)
+            gone[member.page] = Copy(
+                "duplicate" if key in seen else "near_duplicate", float(similarity), stays.url
+            )
             seen.add(key)
         urls.append([member.url for member in members])
     return Copies(int(alive.sum()), gone, Counter(sizes[sizes > 1].tolist()), urls)
@@ -96,19 +110,35 @@ def read_keys(shards: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     whether no rule has removed it so far."""
     keys, alive = [], []
     for batch in batches(shards, ["key", "reason"]):
-        keys.append(np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in batch["key"].to_pylist()], np.uint64))
+        keys.append(
+            np.array(
+                [xxhash.xxh3_64_intdigest(key.encode()) for key in batch["key"].to_pylist()],
+                np.uint64,
+            )
+        )
         alive.append(pc.equal(batch["reason"], "").to_numpy(zero_copy_only=False))
-    return np.concatenate([np.empty(0, np.uint64), *keys]), np.concatenate([np.empty(0, bool), *alive])
+    return np.concatenate([np.empty(0, np.uint64), *keys]), np.concatenate(
+        [np.empty(0, bool), *alive]
+    )
 
 
 def read_members(shards: list[Path], cluster_of: np.ndarray) -> list[list[Member]]:
     """The pages of each cluster, the one that stays first. cluster_of: -1 for pages without copies."""
     found, page = [], 0
     for batch in batches(shards, ["url", "text"]):
-        for row in np.flatnonzero(cluster_of[page:page + len(batch)] >= 0).tolist():
+        for row in np.flatnonzero(cluster_of[page : page + len(batch)] >= 0).tolist():
             url, text = batch["url"][row].as_py(), batch["text"][row].as_py()
             named = len(NAMES_A_SOURCE.findall(text))
-            found.append(Member(named, 0.0, url, xxhash.xxh3_64_intdigest(text.encode()), page + row, int(cluster_of[page + row])))
+            found.append(
+                Member(
+                    named,
+                    0.0,
+                    url,
+                    xxhash.xxh3_64_intdigest(text.encode()),
+                    page + row,
+                    int(cluster_of[page + row]),
+                )
+            )
         page += len(batch)
     hosts: dict[int, set[str]] = {}
     for member in found:

@@ -35,7 +35,9 @@ def repeated(pages: Callable[[], Iterable[Iterable[int]]], least: int) -> dict[i
     """
     counters = np.zeros(SLOTS, np.uint8)
     for hashes in pages():
-        slots, times = np.unique(np.fromiter(hashes, np.uint64) % np.uint64(SLOTS), return_counts=True)
+        slots, times = np.unique(
+            np.fromiter(hashes, np.uint64) % np.uint64(SLOTS), return_counts=True
+        )
         counters[slots] = np.minimum(counters[slots] + times, FULL)  # a byte holds no more
     exact: Counter = Counter()
     for hashes in pages():
@@ -53,14 +55,20 @@ def cut_lines(text: str, hashes: dict[int, int], least_letters: int) -> tuple[st
     return BLANK_LINES.sub("\n\n", left).strip("\n"), gone
 
 
-def exact_line_dedup(files: list[Path], out: Path, least: int = 2, least_letters: int = 1) -> dict[str, int]:
+def exact_line_dedup(
+    files: list[Path], out: Path, least: int = 2, least_letters: int = 1
+) -> dict[str, int]:
     """Copies text files to `out`, under the same names, without the lines that occur at least `least` times in all of
     them together. Other lines, and blank ones, stay as they are.
 
     Returns counts: documents, lines, and of these repeated (cut) and distinct_repeated.
     """
+
     def hashes() -> Iterable[list[int]]:
-        return ([line_hash(line) for line in long_lines(file.read_text(), least_letters)] for file in map(Path, files))
+        return (
+            [line_hash(line) for line in long_lines(file.read_text(), least_letters)]
+            for file in map(Path, files)
+        )
 
     found = repeated(hashes, least)
     counts = {"documents": len(files), "lines": 0, "repeated": 0, "distinct_repeated": len(found)}
@@ -68,7 +76,11 @@ def exact_line_dedup(files: list[Path], out: Path, least: int = 2, least_letters
     for file in map(Path, files):
         with file.open() as opened:
             lines = opened.readlines()  # not splitlines, which cuts at more than line feeds
-        left = [line for line in lines if len(line.strip()) < least_letters or line_hash(line) not in found]
+        left = [
+            line
+            for line in lines
+            if len(line.strip()) < least_letters or line_hash(line) not in found
+        ]
         (out / file.name).write_text("".join(left))
         counts["lines"] += len(lines)
         counts["repeated"] += len(lines) - len(left)

@@ -36,8 +36,15 @@ class Pairs(NamedTuple):
     similarity: np.ndarray
 
 
-def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similarity: float, scratch: Path,
-               memory: int | None = None) -> Pairs:
+def near_pairs(
+    texts: daft.DataFrame,
+    words: int,
+    bands: int,
+    rows: int,
+    similarity: float,
+    scratch: Path,
+    memory: int | None = None,
+) -> Pairs:
     """The pairs of texts that meet in a band and whose signatures agree in at least `similarity` of their values.
 
     texts: columns id (uint64, one for each text; equal texts may share one) and text. Within a band's bucket every
@@ -60,9 +67,18 @@ def near_pairs(texts: daft.DataFrame, words: int, bands: int, rows: int, similar
         signatures = daft.read_parquet([str(file) for file in files])
         found = np.empty((0, 2), np.uint64)
         for some, part, parts in passes(count, bands, bands_a_pass):
-            found = np.unique(np.concatenate([found, meet(signatures, some, rows, part, parts)]), axis=0)
-        share = np.concatenate([np.empty(0), *(agreement(files, found[start:start + PAIRS_AT_ONCE], bands * rows)
-                                               for start in range(0, len(found), PAIRS_AT_ONCE))])
+            found = np.unique(
+                np.concatenate([found, meet(signatures, some, rows, part, parts)]), axis=0
+            )
+        share = np.concatenate(
+            [
+                np.empty(0),
+                *(
+                    agreement(files, found[start : start + PAIRS_AT_ONCE], bands * rows)
+                    for start in range(0, len(found), PAIRS_AT_ONCE)
+                ),
+            ]
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     near = share >= similarity
@@ -74,9 +90,12 @@ def signature(words: int, hashes: int) -> daft.Expression:
 
     Case, punctuation and accents are set aside. A text shorter than a shingle is one.
     """
-    plain = daft.functions.normalize(daft.col("text"), remove_punct=True, lowercase=True, nfd_unicode=True,
-                                     white_space=True)
-    return daft.functions.minhash(plain, num_hashes=hashes, ngram_size=words, seed=SEED, hash_function="xxhash3_64")
+    plain = daft.functions.normalize(
+        daft.col("text"), remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True
+    )
+    return daft.functions.minhash(
+        plain, num_hashes=hashes, ngram_size=words, seed=SEED, hash_function="xxhash3_64"
+    )
 
 
 def passes(count: int, bands: int, bands_a_pass: int) -> Iterator[tuple[list[int], int, int]]:
@@ -88,18 +107,33 @@ def passes(count: int, bands: int, bands_a_pass: int) -> Iterator[tuple[list[int
             yield list(range(start, min(bands, start + at_once))), part, parts
 
 
-def meet(signatures: daft.DataFrame, bands: list[int], rows: int, part: int, parts: int) -> np.ndarray:
+def meet(
+    signatures: daft.DataFrame, bands: list[int], rows: int, part: int, parts: int
+) -> np.ndarray:
     """Pairs of ids that are in one bucket of these bands: the bucket's smallest id with each other one."""
     column, hash_of = daft.col("signature"), daft.functions.hash
-    buckets = [hash_of(daft.functions.slice(column, band * rows, (band + 1) * rows), seed=daft.lit(band)) for band in bands]
-    placed = signatures.select("id", daft.functions.to_list(*buckets).alias("bucket")).explode("bucket")
+    buckets = [
+        hash_of(daft.functions.slice(column, band * rows, (band + 1) * rows), seed=daft.lit(band))
+        for band in bands
+    ]
+    placed = signatures.select("id", daft.functions.to_list(*buckets).alias("bucket")).explode(
+        "bucket"
+    )
     if parts > 1:
         placed = placed.where(daft.col("bucket") % parts == part)
     ids = daft.col("id")
-    full = (placed.groupby("bucket").agg(ids.min().alias("first"), ids.max().alias("last"),
-                                         daft.functions.list_agg(ids).alias("ids"))
-            .where(daft.col("first") < daft.col("last")).select("first", "ids").explode("ids")
-            .where(daft.col("first") < daft.col("ids")))
+    full = (
+        placed.groupby("bucket")
+        .agg(
+            ids.min().alias("first"),
+            ids.max().alias("last"),
+            daft.functions.list_agg(ids).alias("ids"),
+        )
+        .where(daft.col("first") < daft.col("last"))
+        .select("first", "ids")
+        .explode("ids")
+        .where(daft.col("first") < daft.col("ids"))
+    )
     table = apart(full.to_arrow)
     return np.stack([table["first"].to_numpy(), table["ids"].to_numpy()], axis=1).astype(np.uint64)
 
@@ -115,7 +149,11 @@ def agreement(files: list[Path], pairs: np.ndarray, hashes: int) -> np.ndarray:
                 ids = batch["id"].to_numpy()
                 places = np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)
                 ours = wanted[places] == ids
-                np.minimum.at(values, places[ours], batch["signature"].flatten().to_numpy().reshape(-1, hashes)[ours])
+                np.minimum.at(
+                    values,
+                    places[ours],
+                    batch["signature"].flatten().to_numpy().reshape(-1, hashes)[ours],
+                )
     left, right = (values[np.searchsorted(wanted, side)] for side in pairs.T)
     return (left == right).mean(axis=1)
 
@@ -133,7 +171,9 @@ def components(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return lowest
 
 
-def minhash_dedup(files: list[Path], hashes: int, bands: int, words: int, similarity: float, out: Path) -> dict[str, int]:
+def minhash_dedup(
+    files: list[Path], hashes: int, bands: int, words: int, similarity: float, out: Path
+) -> dict[str, int]:
     """Copies those of the text files to `out` that say what no other says: of near-equal ones the first by name.
 
     hashes: values in a signature, a multiple of bands. words: in a shingle. similarity: the least share of common
@@ -146,11 +186,21 @@ def minhash_dedup(files: list[Path], hashes: int, bands: int, words: int, simila
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="minhash-") as scratch:
         table = Path(scratch) / "texts.parquet"
-        with pq.ParquetWriter(table, pa.schema([("id", pa.uint64()), ("text", pa.large_string())])) as writer:
+        with pq.ParquetWriter(
+            table, pa.schema([("id", pa.uint64()), ("text", pa.large_string())])
+        ) as writer:
             for number, file in zip(ids, files, strict=True):
-                writer.write_batch(pa.record_batch({"id": pa.array([number], pa.uint64()),
-                                                    "text": pa.array([file.read_text()], pa.large_string())}))
-        pairs = near_pairs(daft.read_parquet(str(table)), words, bands, hashes // bands, similarity, Path(scratch))
+                writer.write_batch(
+                    pa.record_batch(
+                        {
+                            "id": pa.array([number], pa.uint64()),
+                            "text": pa.array([file.read_text()], pa.large_string()),
+                        }
+                    )
+                )
+        pairs = near_pairs(
+            daft.read_parquet(str(table)), words, bands, hashes // bands, similarity, Path(scratch)
+        )
     order = np.argsort(ids)
     first, second = (order[np.searchsorted(ids[order], side)] for side in pairs[:2])
     clusters = components(len(files), first, second)
@@ -158,4 +208,9 @@ def minhash_dedup(files: list[Path], hashes: int, bands: int, words: int, simila
     for place in stays:
         shutil.copyfile(files[place], out / files[place].name)
     sizes = np.bincount(clusters)
-    return {"documents": len(files), "kept": len(stays), "clusters": int((sizes > 1).sum()), "largest": int(sizes.max())}
+    return {
+        "documents": len(files),
+        "kept": len(stays),
+        "clusters": int((sizes > 1).sum()),
+        "largest": int(sizes.max()),
+    }

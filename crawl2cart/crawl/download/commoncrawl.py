@@ -41,10 +41,14 @@ class Capture:
 def list_files(fetcher: Fetcher, crawl: str, kind: str) -> list[str]:
     """The names of all WARC or WET files of a crawl, below the base, in the order of Common Crawl."""
     listed = fetcher.file(f"crawl-data/{crawl}/{kind}.paths.gz", starts=b"crawl-data/")
-    names = gzip.decompress(listed.read_bytes()).decode().split()  # of all members, where a mirror has packed it anew
+    names = (
+        gzip.decompress(listed.read_bytes()).decode().split()
+    )  # of all members, where a mirror has packed it anew
     for name in names:
         if not is_name(name):
-            raise UserError(f"{kind}.paths.gz of {crawl} names {name!r}, which is no file of a crawl. Use another mirror (download.base).")
+            raise UserError(
+                f"{kind}.paths.gz of {crawl} names {name!r}, which is no file of a crawl. Use another mirror (download.base)."
+            )
     return names
 
 
@@ -60,11 +64,15 @@ def select_files(names: list[str], files: int | float | str, seed: int) -> list[
         return [names[number] for number in sorted(drawn)]
     first, last = map(int, files.split("-")) if isinstance(files, str) else (0, files - 1)
     if last >= len(names):
-        raise UserError(f"download.files is {files}, but the crawl has {len(names):,} files (0-{len(names) - 1}).")
-    return names[first:last + 1]
+        raise UserError(
+            f"download.files is {files}, but the crawl has {len(names):,} files (0-{len(names) - 1})."
+        )
+    return names[first : last + 1]
 
 
-def captures(index: Web, retry: Retry, crawl: str, patterns: list[str], filters: list[str], most: int) -> list[Capture]:
+def captures(
+    index: Web, retry: Retry, crawl: str, patterns: list[str], filters: list[str], most: int
+) -> list[Capture]:
     """The first `most` captures that match any of the patterns, in the order of patterns and index, each once.
 
     patterns: as the index server takes them: example.org, *.example.org, example.org/shop/*. filters: its `filter` values.
@@ -72,23 +80,33 @@ def captures(index: Web, retry: Retry, crawl: str, patterns: list[str], filters:
     found: dict[Capture, None] = {}
     for pattern in patterns:
         query = {"url": pattern, "output": "json", "filter": filters}
-        pages = retry.retry(f"index of {crawl}", lambda query=query: count_pages(index, crawl, query))
+        pages = retry.retry(
+            f"index of {crawl}", lambda query=query: count_pages(index, crawl, query)
+        )
         for page in range(pages):
-            found |= dict.fromkeys(retry.retry(f"index of {crawl}, page {page} for {pattern}",
-                                                   lambda query=query, page=page: index_page(index, crawl, query, page)))
+            found |= dict.fromkeys(
+                retry.retry(
+                    f"index of {crawl}, page {page} for {pattern}",
+                    lambda query=query, page=page: index_page(index, crawl, query, page),
+                )
+            )
             if len(found) >= most:
                 return list(found)[:most]
     if not found:
-        raise UserError(f"The index of {crawl} has no capture of {', '.join(patterns)} with {', '.join(filters) or 'no filter'}. "
-                      "Patterns are example.org, *.example.org or example.org/shop/*.")
+        raise UserError(
+            f"The index of {crawl} has no capture of {', '.join(patterns)} with {', '.join(filters) or 'no filter'}. "
+            "Patterns are example.org, *.example.org or example.org/shop/*."
+        )
     return list(found)
 
 
 def count_pages(index: Web, crawl: str, query: dict) -> int:
     body = index.text(f"{crawl}-index", **query, showNumPages="true")
     if body is None:
-        raise UserError(f"{index.base}{crawl}-index is not there (404). Is download.crawl the name of a crawl? "
-                      "`python -m stages.download --latest` names the newest.")
+        raise UserError(
+            f"{index.base}{crawl}-index is not there (404). Is download.crawl the name of a crawl? "
+            "`python -m stages.download --latest` names the newest."
+        )
     try:
         return int(json.loads(body)["pages"])
     except (ValueError, KeyError, TypeError) as error:
@@ -102,24 +120,32 @@ def index_page(index: Web, crawl: str, query: dict, page: int) -> list[Capture]:
     for number, line in enumerate(body.splitlines(), 1):
         try:
             fields = json.loads(line)
-            capture = Capture(fields["url"], fields["filename"], int(fields["offset"]), int(fields["length"]))
+            capture = Capture(
+                fields["url"], fields["filename"], int(fields["offset"]), int(fields["length"])
+            )
             if not is_name(capture.name) or capture.offset < 0 or capture.length < 1:
                 raise ValueError(capture)
         except (ValueError, KeyError, TypeError) as error:
-            raise Fault("no index", f"line {number} is no entry of an index: {line[:60]!r}",
-                        evidence=hashlib.sha256(body).hexdigest()) from error
+            raise Fault(
+                "no index",
+                f"line {number} is no entry of an index: {line[:60]!r}",
+                evidence=hashlib.sha256(body).hexdigest(),
+            ) from error
         found.append(capture)
     return found
 
 
 def records(fetcher: Fetcher, wanted: list[Capture]) -> list[Path]:
     """A file with the gzip member of each capture. What an earlier run fetched is kept in the fetcher's folder."""
+
     def one(capture: Capture) -> Path:
         place = fetcher.place(f"{capture.name}/{capture.offset}-{capture.length}.warc.gz")
         with contextlib.suppress(Fault, FileNotFoundError):
             check_record(place.read_bytes(), capture)
             return place
-        member = fetcher.retry.retry(f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture))
+        member = fetcher.retry.retry(
+            f"{capture.url} in {capture.name}", lambda: fetch_record(fetcher, capture)
+        )
         with atomic_file(place) as temporary:
             temporary.write_bytes(member)
         return place
@@ -151,11 +177,14 @@ def check_record(member: bytes, capture: Capture) -> None:
 
 def newest(index: Web, retry: Retry) -> str:
     """The name of the newest crawl that the index server knows."""
+
     def ask() -> str:
         body = index.text("collinfo.json")
         if body is None:
-            raise UserError(f"{index.base}collinfo.json is not there (404). download.index should be the address of an index "
-                          "server, such as https://index.commoncrawl.org/.")
+            raise UserError(
+                f"{index.base}collinfo.json is not there (404). download.index should be the address of an index "
+                "server, such as https://index.commoncrawl.org/."
+            )
         try:
             return max(entry["id"] for entry in json.loads(body) if CRAWL.fullmatch(entry["id"]))
         except (ValueError, KeyError, TypeError) as error:

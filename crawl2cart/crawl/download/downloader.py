@@ -63,16 +63,38 @@ class Fetcher:
 
     def files(self, names: list[str], starts: bytes) -> list[Kept]:
         """All of these files, in this order. starts: how each must begin when unpacked."""
-        self.in_parallel(self.check_kept, [name for name in names if self.is_kept(name)], "checking what is kept", "file")
+        self.in_parallel(
+            self.check_kept,
+            [name for name in names if self.is_kept(name)],
+            "checking what is kept",
+            "file",
+        )
         missing = [name for name in names if not self.is_kept(name)]
-        versions = dict(zip(missing, self.in_parallel(self.version, missing, "asking for sizes", "file"), strict=True))
+        versions = dict(
+            zip(
+                missing,
+                self.in_parallel(self.version, missing, "asking for sizes", "file"),
+                strict=True,
+            )
+        )
         self.check_space(versions)
         total = sum(version.bytes for version in versions.values())
         here = {name: size_of(part_path(self.place(name))) for name in missing}
         arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         with self.workers() as pool:
-            futures = [pool.submit(self.fetch, name, starts, versions[name], high_water(here[name], arrived)) for name in missing]
-            for _ in progress(each_mebibyte(futures, arrived), "fetching", "MiB", total=total // MIB, first=sum(here.values()) // MIB):
+            futures = [
+                pool.submit(
+                    self.fetch, name, starts, versions[name], high_water(here[name], arrived)
+                )
+                for name in missing
+            ]
+            for _ in progress(
+                each_mebibyte(futures, arrived),
+                "fetching",
+                "MiB",
+                total=total // MIB,
+                first=sum(here.values()) // MIB,
+            ):
                 pass
         return [Kept(name, self.place(name), self.note(name)["sha256"]) for name in names]
 
@@ -89,7 +111,10 @@ class Fetcher:
         return Version(note["bytes"], note["mark"]) if {"bytes", "mark"} <= note.keys() else None
 
     def write_note(self, name: str, version: Version, **more: str) -> None:
-        write_json(note_path(self.place(name)), {"name": name, "bytes": version.bytes, "mark": version.mark} | more)
+        write_json(
+            note_path(self.place(name)),
+            {"name": name, "bytes": version.bytes, "mark": version.mark} | more,
+        )
 
     def file(self, name: str, starts: bytes) -> Path:
         """One small file."""
@@ -101,27 +126,45 @@ class Fetcher:
     def check_kept(self, name: str) -> None:
         """Removes a finished file that is not what it was: nothing of it can be used."""
         if self.is_kept(name) and file_hash(self.place(name)) != self.note(name)["sha256"]:
-            print(f"{self.place(name)} has changed since it was fetched, and is fetched again", flush=True)
+            print(
+                f"{self.place(name)} has changed since it was fetched, and is fetched again",
+                flush=True,
+            )
             self.place(name).unlink()
 
     def check_space(self, versions: dict[str, Version]) -> None:
         """Raises UserError if the files that are still to come are larger than the free space."""
-        needed = sum(version.bytes - min(version.bytes, size_of(part_path(self.place(name)))) for name, version in versions.items())
+        needed = sum(
+            version.bytes - min(version.bytes, size_of(part_path(self.place(name))))
+            for name, version in versions.items()
+        )
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             for name in versions:
                 if not part_path(self.place(name)).exists():
-                    note_path(self.place(name)).unlink()  # it is asked again, in case it was not true
-            raise UserError(f"{len(versions):,} files are to be fetched, {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are "
-                          f"free where {self.folder} lies (and DVC keeps a copy where the file system can not share one). "
-                          "Nothing was fetched. Free some space, or choose fewer files (download.files).")
+                    note_path(
+                        self.place(name)
+                    ).unlink()  # it is asked again, in case it was not true
+            raise UserError(
+                f"{len(versions):,} files are to be fetched, {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are "
+                f"free where {self.folder} lies (and DVC keeps a copy where the file system can not share one). "
+                "Nothing was fetched. Free some space, or choose fewer files (download.files)."
+            )
 
-    def fetch(self, name: str, starts: bytes, expected: Version | None, reached: Callable[[int], None]) -> None:
+    def fetch(
+        self, name: str, starts: bytes, expected: Version | None, reached: Callable[[int], None]
+    ) -> None:
         """expected: the version that a look at the file has shown. reached: is told how many bytes of it are here."""
         said = Counter([expected]) if expected else None
         self.retry.retry(name, lambda: self.attempt(name, starts, said, reached))
 
-    def attempt(self, name: str, starts: bytes, said: Counter[Version] | None, reached: Callable[[int], None]) -> None:
+    def attempt(
+        self,
+        name: str,
+        starts: bytes,
+        said: Counter[Version] | None,
+        reached: Callable[[int], None],
+    ) -> None:
         """One more request for what is missing of a file; returns when it is whole. Raises Fault."""
         place, begun = self.place(name), self.noted_version(name)
         part = part_path(place)
@@ -143,8 +186,15 @@ class Fetcher:
         self.write_note(name, begun, sha256=digest)
         os.replace(part, place)
 
-    def receive(self, name: str, part: Path, have: int, begun: Version | None, said: Counter[Version] | None,
-                reached: Callable[[int], None]) -> Version:
+    def receive(
+        self,
+        name: str,
+        part: Path,
+        have: int,
+        begun: Version | None,
+        said: Counter[Version] | None,
+        reached: Callable[[int], None],
+    ) -> Version:
         """Writes what comes behind the first `have` bytes of the part, and returns the version it is of.
 
         said: how often the server has named which version. A length counts when it was said twice: one that is wrong and
@@ -155,15 +205,20 @@ class Fetcher:
             if said is not None:
                 said[now] += 1
                 if said[now] < 2:
-                    raise Fault("length", f"the server says something else about the file than before: {now.bytes:,} bytes, {now.mark}")
+                    raise Fault(
+                        "length",
+                        f"the server says something else about the file than before: {now.bytes:,} bytes, {now.mark}",
+                    )
             if body.start == 0:
                 part.unlink(missing_ok=True)
                 self.write_note(name, now)
             with disk_full_in_words(part), part.open("ab") as file:
                 try:
                     for piece in body.pieces:
-                        if size == 0 and not GZIP.startswith(piece[:len(GZIP)]):
-                            raise Fault("no gzip", f"what came is no gzip file: it {looks_like(piece)}")
+                        if size == 0 and not GZIP.startswith(piece[: len(GZIP)]):
+                            raise Fault(
+                                "no gzip", f"what came is no gzip file: it {looks_like(piece)}"
+                            )
                         file.write(piece)
                         size += len(piece)
                         reached(size)
@@ -175,7 +230,9 @@ class Fetcher:
                 os.fsync(file.fileno())
         if size > now.bytes:
             part.unlink()
-            raise Fault("length", f"{size:,} bytes came, more than the {now.bytes:,} that the server said")
+            raise Fault(
+                "length", f"{size:,} bytes came, more than the {now.bytes:,} that the server said"
+            )
         if size < now.bytes:
             raise Fault("cut", f"{size:,} of {now.bytes:,} bytes came", gained=size - have >= GAIN)
         return now
@@ -215,11 +272,13 @@ def size_of(path: Path) -> int:
 
 def high_water(size: int, arrived: queue.SimpleQueue) -> Callable[[int], None]:
     """Puts what a file grows beyond its greatest size so far: bytes that come a second time are no progress."""
+
     def reached(now: int) -> None:
         nonlocal size
         if now > size:
             arrived.put(now - size)
             size = now
+
     return reached
 
 

@@ -18,7 +18,9 @@ def check_is_warc(path: Path) -> None:
     """Raises UserError unless the file begins like a WARC or WET file. Damage further on is the filter's to mend."""
     first = first_bytes(path)
     if not first.startswith(b"WARC/"):
-        raise UserError(f"{path} is no WARC file: it {looks_like(first)}. Fetch it again or take it out of download.paths.")
+        raise UserError(
+            f"{path} is no WARC file: it {looks_like(first)}. Fetch it again or take it out of download.paths."
+        )
 
 
 def looks_like(first: bytes) -> str:
@@ -68,9 +70,11 @@ def check_gzip(path: Path, starts: bytes) -> str:
                     broken = f"its gzip is damaged near byte {size:,} ({error})"
                     break
                 if len(first) < len(starts):
-                    first += text[:len(starts) - len(first)]
+                    first += text[: len(starts) - len(first)]
                     if not starts.startswith(first):
-                        broken = f"unpacked it begins with {text[:24]!r} instead of {starts.decode()}"
+                        broken = (
+                            f"unpacked it begins with {text[:24]!r} instead of {starts.decode()}"
+                        )
                 block = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
                 if unpacker.eof:
                     unpacker = None

@@ -18,7 +18,9 @@ from crawl2cart.core.retry_after import retry_after
 from crawl2cart.crawl.download.retry import Fault
 
 PIECE = 1 << 16
-LEAST_RATE = 1024  # bytes a second; below it over `read_timeout` a connection is given up and resumed
+LEAST_RATE = (
+    1024  # bytes a second; below it over `read_timeout` a connection is given up and resumed
+)
 LONGEST_TEXT = 64 << 20  # of an answer that is read into memory
 REASON_LETTERS = 160
 NOT_NOW = {408, 425, 429, 500, 502, 503, 504, 509}
@@ -52,8 +54,11 @@ class Web:
         self.base, self.read_timeout = base.rstrip("/") + "/", read_timeout
         self.answers: set[requests.Response] = set()
         self.session = requests.Session()
-        self.session.headers = {"User-Agent": f"crawl2cart ({contact or 'no contact given'})", "Accept": "*/*",
-                                "Accept-Encoding": "identity"}
+        self.session.headers = {
+            "User-Agent": f"crawl2cart ({contact or 'no contact given'})",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
 
@@ -70,21 +75,30 @@ class Web:
                 first, _, total = content_range(answer)
                 now = Version(total, mark(answer.headers) or version.mark)
                 if first != start or now != version:
-                    raise Changed("changed", "the range that came is not of the file that was begun")
+                    raise Changed(
+                        "changed", "the range that came is not of the file that was begun"
+                    )
                 if "html" in answer.headers.get("Content-Type", ""):
                     raise Fault("html", "an HTML page came instead of a part of the file")
                 yield Body(now, start, self._pieces(answer))
             else:
-                yield Body(Version(stated_length(answer), mark(answer.headers)), 0, self._pieces(answer))
+                yield Body(
+                    Version(stated_length(answer), mark(answer.headers)), 0, self._pieces(answer)
+                )
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes of the file from `start` on."""
         with self._ask("GET", name, {"Range": f"bytes={start}-{start + length - 1}"}) as answer:
             if answer.status_code != 206:
-                raise Fault("no range", "the server ignored the range and began to send the whole file")
+                raise Fault(
+                    "no range", "the server ignored the range and began to send the whole file"
+                )
             first, last, _ = content_range(answer)
             if (first, last) != (start, start + length - 1):
-                raise Fault("other range", f"bytes {first}-{last} came instead of {start}-{start + length - 1}")
+                raise Fault(
+                    "other range",
+                    f"bytes {first}-{last} came instead of {start}-{start + length - 1}",
+                )
             content = b"".join(self._pieces(answer))
         if len(content) != length:
             raise Fault("cut", f"{len(content):,} bytes came instead of {length:,}")
@@ -95,30 +109,57 @@ class Web:
         with self._ask("GET", name, query=query, absent=True) as answer:
             if answer.status_code == 404:
                 return None
-            if "Content-Length" not in answer.headers and "chunked" not in answer.headers.get("Transfer-Encoding", ""):
+            if "Content-Length" not in answer.headers and "chunked" not in answer.headers.get(
+                "Transfer-Encoding", ""
+            ):
                 raise Fault("no length", "the answer does not say where it ends")
             content = bytearray()
             for piece in self._pieces(answer):
                 content += piece
                 if len(content) > LONGEST_TEXT:
-                    raise UserError(f"{answer.url}: the answer is longer than {LONGEST_TEXT >> 20} MiB.")
+                    raise UserError(
+                        f"{answer.url}: the answer is longer than {LONGEST_TEXT >> 20} MiB."
+                    )
             if "Content-Length" in answer.headers and len(content) != stated_length(answer):
-                raise Fault("cut", f"{len(content):,} bytes came instead of {stated_length(answer):,}")
+                raise Fault(
+                    "cut", f"{len(content):,} bytes came instead of {stated_length(answer):,}"
+                )
             return bytes(content)
 
     @contextlib.contextmanager
-    def _ask(self, method: str, name: str, headers: dict | None = None, query: dict | None = None,
-             absent: bool = False) -> Iterator[requests.Response]:
+    def _ask(
+        self,
+        method: str,
+        name: str,
+        headers: dict | None = None,
+        query: dict | None = None,
+        absent: bool = False,
+    ) -> Iterator[requests.Response]:
         url = self.base + name
         try:
-            answer = self.session.request(method, url, headers=headers, params=query, stream=True, allow_redirects=True,
-                                          timeout=self.read_timeout)
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as error:
-            raise UserError(f"{url} is no address that can be asked ({error}). Mend download.base or download.index.") from error
+            answer = self.session.request(
+                method,
+                url,
+                headers=headers,
+                params=query,
+                stream=True,
+                allow_redirects=True,
+                timeout=self.read_timeout,
+            )
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            raise UserError(
+                f"{url} is no address that can be asked ({error}). Mend download.base or download.index."
+            ) from error
         except requests.RequestException as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise UserError(f"{url}: the certificate of the server is not trusted here ({error}). Behind a proxy, name its "
-                              "certificate in REQUESTS_CA_BUNDLE.") from error
+                raise UserError(
+                    f"{url}: the certificate of the server is not trusted here ({error}). Behind a proxy, name its "
+                    "certificate in REQUESTS_CA_BUNDLE."
+                ) from error
             raise Fault("no answer", f"no answer ({error.__class__.__name__})") from error
         with answer:
             raise_for_status(answer, absent)
@@ -131,7 +172,9 @@ class Web:
     def close(self) -> None:
         """Ends the answers that other threads are reading."""
         for answer in list(self.answers):
-            with contextlib.suppress(RuntimeError, ValueError, OSError):  # it has just ended by itself
+            with contextlib.suppress(
+                RuntimeError, ValueError, OSError
+            ):  # it has just ended by itself
                 answer.raw.shutdown()
 
     def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
@@ -163,16 +206,24 @@ def raise_for_status(answer: requests.Response, absent: bool) -> None:
     said = f"{answer.url} answered {status} {answer.reason}"
     match status:
         case 403:
-            raise UserError(f"{said}: {reason(answer)}. That means stop: the address is blocked for a while after too many requests, or "
-                          "nobody may read this. Nothing more was asked. What has come is kept; wait some hours, then run again "
-                          "with a larger download.seconds_between_requests, or use another mirror (download.base).")
+            raise UserError(
+                f"{said}: {reason(answer)}. That means stop: the address is blocked for a while after too many requests, or "
+                "nobody may read this. Nothing more was asked. What has come is kept; wait some hours, then run again "
+                "with a larger download.seconds_between_requests, or use another mirror (download.base)."
+            )
         case 404 | 410:
-            raise UserError(f"{said}: there is no such file. Is download.crawl the name of a crawl, and download.base right? "
-                          "`python -m stages.download --latest` names the newest crawl.")
+            raise UserError(
+                f"{said}: there is no such file. Is download.crawl the name of a crawl, and download.base right? "
+                "`python -m stages.download --latest` names the newest crawl."
+            )
         case 416:
             raise Changed("changed", "the file is shorter than what had come of it")
         case _ if status in NOT_NOW:
-            raise Fault(str(status), f"{status} {answer.reason}", after=retry_after(answer.headers.get("Retry-After")))
+            raise Fault(
+                str(status),
+                f"{status} {answer.reason}",
+                after=retry_after(answer.headers.get("Retry-After")),
+            )
         case _:
             raise UserError(f"{said}: {reason(answer)}. Asking again would not help.")
 
@@ -196,9 +247,14 @@ def stated_length(answer: requests.Response) -> int:
 
 def content_range(answer: requests.Response) -> tuple[int, int, int]:
     """First byte, last byte and size of the whole file, from Content-Range."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip())
+    found = re.fullmatch(
+        r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip()
+    )
     if not found:
-        raise Fault("other range", f"the range that came is not named ({answer.headers.get('Content-Range')!r})")
+        raise Fault(
+            "other range",
+            f"the range that came is not named ({answer.headers.get('Content-Range')!r})",
+        )
     first, last, total = map(int, found.groups())
     return first, last, total
 

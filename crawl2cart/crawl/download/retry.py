@@ -29,7 +29,14 @@ class Fault(Exception):
     the work forward. evidence: a hash of what came, where it came whole and is wrong; the same twice is no accident.
     """
 
-    def __init__(self, kind: str, text: str, after: float | None = None, gained: bool = False, evidence: str = ""):
+    def __init__(
+        self,
+        kind: str,
+        text: str,
+        after: float | None = None,
+        gained: bool = False,
+        evidence: str = "",
+    ):
         super().__init__(text)
         self.kind, self.after, self.gained, self.evidence = kind, after, gained, evidence
 
@@ -86,28 +93,42 @@ class Retry:
                 with self._lock:
                     self.faults[fault.kind] += 1
                 if fault.evidence and fault.evidence in seen:
-                    raise UserError(f"{what}: {fault}. It came twice with the same bytes, so it is the server's copy that is bad. "
-                                  "Choose other files or another mirror (download.base).") from fault
+                    raise UserError(
+                        f"{what}: {fault}. It came twice with the same bytes, so it is the server's copy that is bad. "
+                        "Choose other files or another mirror (download.base)."
+                    ) from fault
                 seen.add(fault.evidence)
                 if failures >= self.attempts:
-                    raise UserError(f"{what}: {fault}. That was attempt {failures} of {self.attempts} without success (met so far: "
-                                  f"{self.fault_summary()}). What has come is kept; run again later and it goes on from there.") from fault
+                    raise UserError(
+                        f"{what}: {fault}. That was attempt {failures} of {self.attempts} without success (met so far: "
+                        f"{self.fault_summary()}). What has come is kept; run again later and it goes on from there."
+                    ) from fault
                 self.wait(what, fault, failures)
 
     def wait(self, what: str, fault: Fault, failures: int) -> None:
         """Waits as long as the server asked, or else twice as long each time, less a random part."""
-        backoff = min(LONGEST_WAIT, self.pause * 2 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
+        backoff = min(LONGEST_WAIT, self.pause * 2 ** min(failures - 1, 30)) * random.uniform(
+            0.5, 1.0
+        )
         seconds = max(fault.after or 0.0, backoff)
         if seconds > LONGEST_RETRY_AFTER:
-            raise UserError(f"{what}: {fault}. The server asks to be left alone for {seconds / 3600:,.1f} hours. What has come is "
-                          "kept; run again then.") from fault
+            raise UserError(
+                f"{what}: {fault}. The server asks to be left alone for {seconds / 3600:,.1f} hours. What has come is "
+                "kept; run again then."
+            ) from fault
         if fault.after is not None:
             with self._lock:
                 self._next = max(self._next, time.monotonic() + seconds)
         if seconds >= SPOKEN_WAIT:
-            tqdm.write(f"{what}: {fault}; again in {seconds:,.0f} s ({failures} of {self.attempts})", file=sys.stderr)
+            tqdm.write(
+                f"{what}: {fault}; again in {seconds:,.0f} s ({failures} of {self.attempts})",
+                file=sys.stderr,
+            )
         self.sleep(seconds)
 
     def fault_summary(self) -> str:
         """The faults met, in words."""
-        return ", ".join(f"{kind} {count} times" for kind, count in sorted(self.faults.items())) or "no fault"
+        return (
+            ", ".join(f"{kind} {count} times" for kind, count in sorted(self.faults.items()))
+            or "no fault"
+        )

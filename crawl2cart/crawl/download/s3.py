@@ -25,9 +25,13 @@ class S3:
     def __init__(self, base: str, read_timeout: float):
         self.base = base.removeprefix("s3://").rstrip("/") + "/"
         region = COMMON_CRAWL_REGION if self.base == "commoncrawl/" else None
-        self.files = fs.S3FileSystem(region=region, endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
-                                     request_timeout=read_timeout, connect_timeout=read_timeout,
-                                     retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1))  # crawl2cart.crawl.download.retry repeats
+        self.files = fs.S3FileSystem(
+            region=region,
+            endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
+            request_timeout=read_timeout,
+            connect_timeout=read_timeout,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        )  # crawl2cart.crawl.download.retry repeats
 
     def version(self, name: str) -> Version:
         with self._file(name) as file:
@@ -77,12 +81,19 @@ def s3_in_words(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"s3://{name}: there is no such file. Is download.crawl the name of a crawl? "
-                      "`python -m stages.download --latest` names the newest.") from error
+        raise UserError(
+            f"s3://{name}: there is no such file. Is download.crawl the name of a crawl? "
+            "`python -m stages.download --latest` names the newest."
+        ) from error
     except OSError as error:
         said = str(error)
-        if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|MISSING_AUTH|TOKEN|HTTP status 40[0134]|[Cc]redential", said):
-            raise UserError(f"s3://{name}: AWS refused ({said}). Common Crawl's bucket wants an account: set AWS_PROFILE, or "
-                          "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use download.base=https://data.commoncrawl.org/, "
-                          "which wants none.") from error
+        if re.search(
+            r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|MISSING_AUTH|TOKEN|HTTP status 40[0134]|[Cc]redential",
+            said,
+        ):
+            raise UserError(
+                f"s3://{name}: AWS refused ({said}). Common Crawl's bucket wants an account: set AWS_PROFILE, or "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use download.base=https://data.commoncrawl.org/, "
+                "which wants none."
+            ) from error
         raise Fault("s3", f"S3 did not answer ({said})") from error

@@ -19,10 +19,26 @@ from crawl2cart.crawl.embedded_web.sites import Page, Spoken, markdown, plain_te
 
 CRAWL_DAY = "2026-05-18"
 CHUNK_BYTES = 1800
-REASONS = {200: "OK", 301: "Moved Permanently", 302: "Found", 403: "Forbidden", 404: "Not Found", 410: "Gone",
-           500: "Internal Server Error", 503: "Service Unavailable"}
-SERVERS = {"magazine": "nginx", "blog": "Apache/2.4.41 (Ubuntu)", "forum": "Apache/2.2.15 (CentOS)", "shop": "nginx",
-           "news": "openresty", "docs": "GitPages", "personal": "Apache/1.3.27 (Unix)", "community": "lighttpd/1.4.35"}
+REASONS = {
+    200: "OK",
+    301: "Moved Permanently",
+    302: "Found",
+    403: "Forbidden",
+    404: "Not Found",
+    410: "Gone",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+SERVERS = {
+    "magazine": "nginx",
+    "blog": "Apache/2.4.41 (Ubuntu)",
+    "forum": "Apache/2.2.15 (CentOS)",
+    "shop": "nginx",
+    "news": "openresty",
+    "docs": "GitPages",
+    "personal": "Apache/1.3.27 (Unix)",
+    "community": "lighttpd/1.4.35",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +67,13 @@ class Renderer:
         for page in pages:
             if page.front.serve.status == 200 and page.front.serve.content_type == "text/html":
                 self.neighbours.setdefault(page.host, []).append(page)
-        self.environment = jinja2.Environment(loader=jinja2.FileSystemLoader(designs), autoescape=True,
-                                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        self.environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(designs),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
         self.environment.filters["html"] = to_html
 
     def document(self, page: Page) -> str:
@@ -60,14 +81,26 @@ class Renderer:
         try:
             template = self.environment.get_template(f"{page.site.design}.html.j2")
         except jinja2.TemplateError as error:
-            raise UserError(f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}.") from error
+            raise UserError(
+                f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}."
+            ) from error
         others = [other for other in self.neighbours.get(page.host, []) if other is not page]
         start = number_of(page.url) % max(1, len(others))
         serve = page.front.serve
         return template.render(
-            site=page.site, page=page.front, host=page.host, url=page.url, body=page.body, posts=page.posts,
-            comments=page.comments, crumbs=breadcrumbs(page), others=(others[start:] + others[:start])[:6],
-            charset=serve.declared_charset or serve.charset, number=number_of(page.url), summary=summary(page))
+            site=page.site,
+            page=page.front,
+            host=page.host,
+            url=page.url,
+            body=page.body,
+            posts=page.posts,
+            comments=page.comments,
+            crumbs=breadcrumbs(page),
+            others=(others[start:] + others[:start])[:6],
+            charset=serve.declared_charset or serve.charset,
+            number=number_of(page.url),
+            summary=summary(page),
+        )
 
     def response(self, page: Page) -> Response:
         """The page as it is served, with status, headers, charset and transfer coding."""
@@ -80,8 +113,14 @@ class Renderer:
             text = pad(text, serve.pad_to_bytes)
         body = text.encode(serve.charset, "xmlcharrefreplace")
         number = number_of(page.url)
-        headers = [("Date", http_date(number)), ("Server", SERVERS[page.site.design]),
-                   ("Content-Type", f"{serve.content_type}; charset={serve.declared_charset or serve.charset}")]
+        headers = [
+            ("Date", http_date(number)),
+            ("Server", SERVERS[page.site.design]),
+            (
+                "Content-Type",
+                f"{serve.content_type}; charset={serve.declared_charset or serve.charset}",
+            ),
+        ]
         if serve.redirect:
             headers.append(("Location", serve.redirect))
         if serve.transfer in ("gzip", "brotli"):
@@ -94,8 +133,14 @@ class Renderer:
             headers.append(("Content-Length", str(len(body))))
         headers += [("ETag", f'"{number % 16**8:08x}"'), ("Connection", "close")]
         reason = REASONS.get(serve.status, "Unknown")
-        return Response(page.url, uuid5(NAMESPACE_URL, page.url), f"{CRAWL_DAY}T{clock(number)}Z",
-                        f"HTTP/1.1 {serve.status} {reason}", tuple(headers), body)
+        return Response(
+            page.url,
+            uuid5(NAMESPACE_URL, page.url),
+            f"{CRAWL_DAY}T{clock(number)}Z",
+            f"HTTP/1.1 {serve.status} {reason}",
+            tuple(headers),
+            body,
+        )
 
 
 def to_html(body: str | Spoken) -> Markup:
@@ -120,8 +165,13 @@ def http_date(number: int) -> str:
 def breadcrumbs(page: Page) -> list[tuple[str, str]]:
     """The folders above a page as (name, path), `/guides/lamps/x.html` -> Guides, Lamps."""
     folders = [folder for folder in page.front.url.split("?")[0].split("/")[1:-1] if folder]
-    return [(folder.replace("-", " ").replace("_", " ").capitalize(), "/" + "/".join(folders[:depth]) + "/")
-            for depth, folder in enumerate(folders, 1)]
+    return [
+        (
+            folder.replace("-", " ").replace("_", " ").capitalize(),
+            "/" + "/".join(folders[:depth]) + "/",
+        )
+        for depth, folder in enumerate(folders, 1)
+    ]
 
 
 def summary(page: Page) -> str:
@@ -152,7 +202,7 @@ def pad(text: str, size: int) -> str:
     if missing <= 0:
         return text
     rows = (hashlib.sha256(str(row).encode()).hexdigest() for row in range(missing // 65 + 1))
-    filling = "\n".join(rows)[:max(0, missing - len("<!--\n\n-->\n"))]
+    filling = "\n".join(rows)[: max(0, missing - len("<!--\n\n-->\n"))]
     before, close, after = text.rpartition("</")
     return f"{before}<!--\n{filling}\n-->\n{close}{after}" if close else text + filling
 
@@ -164,5 +214,5 @@ def gzip(body: bytes) -> bytes:
 
 def chunked(body: bytes) -> bytes:
     """HTTP/1.1 chunked transfer coding, RFC 9112 section 7.1."""
-    chunks = [body[start:start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
+    chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"

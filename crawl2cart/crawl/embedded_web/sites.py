@@ -105,7 +105,9 @@ def read_sites(folder: Path) -> list[Page]:
         for file in sorted(settings.parent.glob("*.md")):
             page = read_page(file, settings.parent.name, site)
             if page.url in files:
-                raise UserError(f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one.")
+                raise UserError(
+                    f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one."
+                )
             files[page.url] = file
             pages.append(page)
     if not pages:
@@ -116,19 +118,25 @@ def read_sites(folder: Path) -> list[Page]:
 def read_page(file: Path, host: str, site: Site) -> Page:
     lines = file.read_text().split("\n")
     if lines[0].strip() != FENCE or FENCE not in (line.strip() for line in lines[1:]):
-        raise UserError(f"{file}:1: a page starts with its front matter between two lines {FENCE}. Add them.")
+        raise UserError(
+            f"{file}:1: a page starts with its front matter between two lines {FENCE}. Add them."
+        )
     end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE)
     front = check(Front, parse_toml("\n".join(lines[1:end]), file, 1), file, 1)
-    text = "\n".join(lines[end + 1:])
-    for number, line in enumerate(lines[end + 1:], end + 2):
+    text = "\n".join(lines[end + 1 :])
+    for number, line in enumerate(lines[end + 1 :], end + 2):
         if line.startswith("@@") and not SPOKEN.match(line):
-            raise UserError(f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….')
+            raise UserError(
+                f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….'
+            )
     body, *rest = re.split(r"^(?=@@ )", text, flags=re.MULTILINE)
     spoken: dict[str, list[Spoken]] = {"post": [], "comment": []}
     for part in rest:
         head = SPOKEN.match(part)
         marks = dict(MARK.findall(head["marks"]))
-        spoken[head["kind"]].append(Spoken(marks.get("author", ""), marks.get("date", ""), part[head.end():].strip()))
+        spoken[head["kind"]].append(
+            Spoken(marks.get("author", ""), marks.get("date", ""), part[head.end() :].strip())
+        )
     return Page(host, site, front, body.strip(), tuple(spoken["post"]), tuple(spoken["comment"]))
 
 
@@ -139,7 +147,9 @@ def parse_toml(text: str, file: Path, lines_before: int) -> dict:
         place = re.search(r"\(at line (\d+), column \d+\)|\(at end of document\)", str(error))
         line = int(place[1]) if place and place[1] else text.count("\n") + 1
         reason = str(error).replace(place[0], "").strip() if place else str(error)
-        raise UserError(f"{file}:{line + lines_before}: not valid TOML: {reason}. Mend the line.") from error
+        raise UserError(
+            f"{file}:{line + lines_before}: not valid TOML: {reason}. Mend the line."
+        ) from error
 
 
 def check(model: type[Written], values: dict, file: Path, lines_before: int) -> Written:
@@ -150,16 +160,25 @@ def check(model: type[Written], values: dict, file: Path, lines_before: int) -> 
         fault = error.errors()[0]
         key = str(fault["loc"][-1]) if isinstance(fault["loc"][-1], str) else str(fault["loc"][0])
         lines = file.read_text().split("\n")
-        line = next((number for number, text in enumerate(lines, 1) if re.match(rf"\s*{re.escape(key)}\s*=", text)),
-                    lines_before + 1)
+        line = next(
+            (
+                number
+                for number, text in enumerate(lines, 1)
+                if re.match(rf"\s*{re.escape(key)}\s*=", text)
+            ),
+            lines_before + 1,
+        )
         what = {"missing": "this key is missing", "extra_forbidden": "there is no such key"}.get(
-            fault["type"], f"{fault['msg']}, but it is {fault['input']!r}")
+            fault["type"], f"{fault['msg']}, but it is {fault['input']!r}"
+        )
         raise UserError(f"{file}:{line}: {key}: {what}.") from error
 
 
 def gold_text(page: Page) -> str:
     """The page's main text: its body and posts as plain text, one block a line, without comments."""
-    return "\n".join(plain_text(body) for body in [page.body, *(post.body for post in page.posts)] if body)
+    return "\n".join(
+        plain_text(body) for body in [page.body, *(post.body for post in page.posts)] if body
+    )
 
 
 def plain_text(body: str) -> str:

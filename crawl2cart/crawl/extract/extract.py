@@ -18,12 +18,20 @@ from resiliparse.parse.html import HTMLTree
 
 from crawl2cart.crawl.filters.language import may_be
 
-BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 META_WITHIN = 4096  # bytes; HTML asks for 1,024, pages with large scripts before it are common
 TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
-NOT_MARKUP = re.compile(r"<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL)
-SHALLOW = set("area base br col embed hr img input link meta param source track wbr p li dt dd tr td th option".split())
+NOT_MARKUP = re.compile(
+    r"<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL
+)
+SHALLOW = set(
+    "area base br col embed hr img input link meta param source track wbr p li dt dd tr td th option".split()
+)
 # Browsers stop at 512 (Blink). The time that finding the main content takes grows with the square of the depth: 0.02 s at
 # 1,000, 12 s at 20,000, so that one hostile page could stop a crawl.
 DEEPEST = 1000
@@ -44,8 +52,9 @@ class TooDeep(ValueError):
     """Elements lie so deep in each other that looking at the page takes too long."""
 
 
-def html_to_text(body: bytes, declared: str = "", extractor: str = "cascade",
-                 languages: frozenset[str] = ENGLISH) -> str:
+def html_to_text(
+    body: bytes, declared: str = "", extractor: str = "cascade", languages: frozenset[str] = ENGLISH
+) -> str:
     """The main text of an HTML page: a blank line between paragraphs, a line for each list item and table row.
 
     declared: the charset that the server claims, or "". extractor, languages: see `main_text`. Raises TooDeep, and
@@ -69,7 +78,9 @@ def main_text(page: str, extractor: str, languages: frozenset[str]) -> str:
         tree = HTMLTree.parse(page)
     if extractor == "trafilatura":
         return careful_text(page)
-    text = tidy(extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False))
+    text = tidy(
+        extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
+    )
     if extractor == "resiliparse" or not may_be(text, languages):
         return text
     careful = careful_text(page)
@@ -78,7 +89,9 @@ def main_text(page: str, extractor: str, languages: frozenset[str]) -> str:
 
 def careful_text(page: str) -> str:
     """What trafilatura takes for the text, in the form that resiliparse has: cells parted by tabs, blank lines."""
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it warns of every page without an article, and no more
+    logging.getLogger("trafilatura").setLevel(
+        logging.CRITICAL
+    )  # it warns of every page without an article, and no more
     found = trafilatura.extract(page, fast=True, include_comments=False, include_tables=True) or ""
     lines, before = [], False
     for line in map(str.strip, found.split("\n")):
@@ -133,7 +146,11 @@ def depth(page: str) -> int:
 
 def is_html(content_type: str, body: bytes) -> bool:
     """Whether a page is HTML: by its type, or by its start where the server gave none."""
-    return "html" in content_type or not content_type and bool(LOOKS_LIKE_HTML.search(body[:META_WITHIN]))
+    return (
+        "html" in content_type
+        or not content_type
+        and bool(LOOKS_LIKE_HTML.search(body[:META_WITHIN]))
+    )
 
 
 def decode(body: bytes, declared: str) -> str:
@@ -173,6 +190,13 @@ def decode_utf8(body: bytes) -> str | None:
 
 def tidy(text: str) -> str:
     """Text in Unicode's composed form: plain spaces, no control characters, at most one blank line together."""
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
+    text = (
+        unicodedata.normalize("NFC", text)
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+        .replace("\xa0", " ")
+    )
     text = TABS.sub("\t", UNPRINTABLE.sub("", text))
-    return BLANK_LINES.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip("\n")
+    return BLANK_LINES.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip(
+        "\n"
+    )

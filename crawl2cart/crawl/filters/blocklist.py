@@ -17,12 +17,16 @@ WORD = re.compile(r"[a-z]+")
 def read_hosts(path: Path) -> frozenset[str]:
     """The hosts of a file, one a line; after # comes a comment. Raises UserError naming a line that is no host."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: filter.blocked_hosts in params.yaml names it. An empty file blocks nothing.")
+        raise UserError(
+            f"{path} is missing: filter.blocked_hosts in params.yaml names it. An empty file blocks nothing."
+        )
     hosts = set()
     for number, line in enumerate(path.read_text().split("\n"), 1):
         host = line.partition("#")[0].strip().lower().rstrip(".")
         if host and not HOST.fullmatch(host):
-            raise UserError(f"{path}:{number}: {host!r} is no host name such as spam.example. Mend or remove the line.")
+            raise UserError(
+                f"{path}:{number}: {host!r} is no host name such as spam.example. Mend or remove the line."
+            )
         hosts.add(host)
     return frozenset(hosts - {""})
 

@@ -12,7 +12,12 @@ from crawl2cart.crawl.dedup.lines import cut_lines, line_hash, long_lines, repea
 from crawl2cart.crawl.filters.decontaminate import HeldOut
 from crawl2cart.crawl.shards import batches
 
-RULES = ("duplicate", "near_duplicate", "repeated_lines", "contaminated")  # in the order in which they stand
+RULES = (
+    "duplicate",
+    "near_duplicate",
+    "repeated_lines",
+    "contaminated",
+)  # in the order in which they stand
 
 
 @dataclass(frozen=True)
@@ -31,21 +36,34 @@ class CorpusFilters:
         number: the page's place in the crawl.
         """
         if copy := self.copies.gone.get(number):
-            return row | {"reason": copy.reason, "score": copy.similarity, "because": copy.of, "cut": []}
+            return row | {
+                "reason": copy.reason,
+                "score": copy.similarity,
+                "because": copy.of,
+                "cut": [],
+            }
         text, cut = cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)
         row = row | {"because": "", "cut": cut}
         if cut and (words := len(text.split())) < self.limits.min_words:
             return row | {"reason": "repeated_lines", "score": words}
         if because := self.held_out.found_in(text):
-            return row | {"reason": "contaminated", "score": len(because.split()), "because": because}
+            return row | {
+                "reason": "contaminated",
+                "score": len(because.split()),
+                "because": because,
+            }
         return row | {"text": text}
 
     def clean(self, row: dict) -> dict:
         """A kept page's row with its text as it goes into the corpus."""
-        return row | {"text": cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)[0]}
+        return row | {
+            "text": cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)[0]
+        }
 
 
-def build_corpus_filters(shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path) -> CorpusFilters:
+def build_corpus_filters(
+    shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path
+) -> CorpusFilters:
     """Compares all pages that no rule has removed. Copies go first: the lines of an article stand on all its mirrors."""
     copies = find_copies(shards, limits, scratch)
 
@@ -54,7 +72,12 @@ def build_corpus_filters(shards: list[Path], held_out: HeldOut, limits: Filter, 
         for batch in batches(shards, ["text", "reason"]):
             for row in np.flatnonzero(batch["reason"].to_numpy(zero_copy_only=False) == ""):
                 if page + row not in copies.gone:
-                    yield {line_hash(line) for line in long_lines(batch["text"][row].as_py(), limits.repeated_line_letters)}
+                    yield {
+                        line_hash(line)
+                        for line in long_lines(
+                            batch["text"][row].as_py(), limits.repeated_line_letters
+                        )
+                    }
             page += len(batch)
 
     return CorpusFilters(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)

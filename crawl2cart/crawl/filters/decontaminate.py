@@ -27,15 +27,19 @@ class HeldOut:
 
     def __init__(self, texts: Iterator[str], words: int, least_words: int):
         if least_words > words:
-            raise UserError(f"filter.decontamination.min_ngram is {least_words}, but filter.decontamination.ngram, the most that are "
-                          f"compared in a row, only {words}. Make the first no larger than the second.")
+            raise UserError(
+                f"filter.decontamination.min_ngram is {least_words}, but filter.decontamination.ngram, the most that are "
+                f"compared in a row, only {words}. Make the first no larger than the second."
+            )
         self.least_words = least_words
-        self.grams: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # by their first words, least_words of them
+        self.grams: dict[
+            tuple[str, ...], set[tuple[str, ...]]
+        ] = {}  # by their first words, least_words of them
         for piece in (piece for text in texts for piece in pieces(text)):
             if len(piece) >= least_words:
                 length = min(words, len(piece))
                 for start in range(len(piece) - length + 1):
-                    gram = piece[start:start + length]
+                    gram = piece[start : start + length]
                     self.grams.setdefault(gram[:least_words], set()).add(gram)
         # A page is looked at closely only where so many words in a row are all words of held-out texts.
         self.vocabulary = {word for grams in self.grams.values() for gram in grams for word in gram}
@@ -50,8 +54,10 @@ class HeldOut:
         known = "".join("1" if word in self.vocabulary else "0" for word in words)
         for run in self.run.finditer(known):
             for start in range(run.start(), run.end() - self.least_words + 1):
-                for gram in sorted(self.grams.get(tuple(words[start:start + self.least_words]), ())):
-                    if tuple(words[start:start + len(gram)]) == gram:
+                for gram in sorted(
+                    self.grams.get(tuple(words[start : start + self.least_words]), ())
+                ):
+                    if tuple(words[start : start + len(gram)]) == gram:
                         return " ".join(gram)
         return ""
 

@@ -21,9 +21,18 @@ from crawl2cart.crawl.warc.records import Record
 
 # large_string: all texts of a crawl in one column may pass the 2 GiB that a string column holds.
 # pii_*: how many spans of each kind were masked in the text.
-SHARD = pa.schema([("url", pa.string()), ("text", pa.large_string()), ("language", pa.string()),
-                   ("language_score", pa.float32()), ("key", pa.string()), ("reason", pa.string()),
-                   ("score", pa.float32()), *((f"pii_{kind}", pa.int32()) for kind in MASKS)])
+SHARD = pa.schema(
+    [
+        ("url", pa.string()),
+        ("text", pa.large_string()),
+        ("language", pa.string()),
+        ("language_score", pa.float32()),
+        ("key", pa.string()),
+        ("reason", pa.string()),
+        ("score", pa.float32()),
+        *((f"pii_{kind}", pa.int32()) for kind in MASKS),
+    ]
+)
 
 
 class Check(NamedTuple):
@@ -49,7 +58,9 @@ class Page:
     language_score: float = 0.0
 
 
-def filter_page(record: Record, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> dict:
+def filter_page(
+    record: Record, limits: Filter, hosts: frozenset[str], topic: Weights | None = None
+) -> dict:
     """One row of a shard: the page's text, and the first rule it fails with its score, or reason "".
 
     hosts: those from which no page is wanted. topic: None where pages of any topic are.
@@ -57,12 +68,21 @@ def filter_page(record: Record, limits: Filter, hosts: frozenset[str], topic: We
     page = Page(record)
     failed = next((check for check in checks(page, limits, hosts, topic) if not check.ok), None)
     text, masked = mask(page.text)
-    return {"url": record.url, "text": text, "language": page.language, "language_score": page.language_score,
-            "key": "" if failed else text_key(text), "reason": failed.rule if failed else "",
-            "score": failed.score if failed else 0.0, **{f"pii_{kind}": count for kind, count in masked.items()}}
+    return {
+        "url": record.url,
+        "text": text,
+        "language": page.language,
+        "language_score": page.language_score,
+        "key": "" if failed else text_key(text),
+        "reason": failed.rule if failed else "",
+        "score": failed.score if failed else 0.0,
+        **{f"pii_{kind}": count for kind, count in masked.items()},
+    }
 
 
-def checks(page: Page, limits: Filter, hosts: frozenset[str], topic: Weights | None = None) -> Iterator[Check]:
+def checks(
+    page: Page, limits: Filter, hosts: frozenset[str], topic: Weights | None = None
+) -> Iterator[Check]:
     """Every rule in its order, each computed when it is asked for. Fills in the page on the way.
 
     After a rule that fails come the others that can still be asked: all but where there is no text.
@@ -106,7 +126,12 @@ def language_check(page: Page, limits: Filter) -> Check:
     wanted = wanted_languages(limits)
     if may_be(page.text, wanted):
         page.language, page.language_score = language(page.text)
-    return Check("language", page.language_score if page.language in wanted else 0.0, limits.language_threshold, 1)
+    return Check(
+        "language",
+        page.language_score if page.language in wanted else 0.0,
+        limits.language_threshold,
+        1,
+    )
 
 
 def wanted_languages(limits: Filter) -> frozenset[str]:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-EMAIL = re.compile(r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+EMAIL = re.compile(
+    r"(?<![\w.!#$%&'*+/=?^`{|}~-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
 LONGEST_LOCAL_PART = 64
 LOCAL_PART = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+\Z")
 IPV4 = re.compile(r"(?<![\w.:/-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
@@ -18,24 +20,45 @@ IPV4 = re.compile(r"(?<![\w.:/-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 IPV6 = re.compile(r"[23](?<![\w.:].)[0-9a-f]{3}:[0-9a-f:]{2,34}(?<!:)(?![\w:])", re.IGNORECASE)
 CARD = re.compile(r"(?<![\w.-])(?<!\d )\d(?:[ -]?\d){12,18}(?![\w-]| \d)")
 # ISO/IEC 7812 ranges of Visa, Mastercard (two), American Express, Discover, Diners Club, JCB.
-CARD_ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|64[4-9]|30[0-5]|3[689]|35(?:2[89]|[3-8])")
+CARD_ISSUER = re.compile(
+    r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|64[4-9]|30[0-5]|3[689]|35(?:2[89]|[3-8])"
+)
 CARD_LENGTHS = (13, 14, 15, 16, 19)
 # A number by itself is a number of anything: no letter, digit, sign of currency or hyphen may touch it.
-ALONE_BEFORE, ALONE_AFTER = r"(?<![\w.,$€£/+-])(?<!\d )(?<!\d, )(?<![$€£] )", r"(?![-/]?\w|[.,]\d| \d{3})"
-INTERNATIONAL = re.compile(r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]?\d{1,5}){2,6}(?![-/]?\w|[.,]\d)")
-BRACKETED = re.compile(r"(?<!\w)(?:\+?\d{1,3}[ .-]?)?\(\d{2,5}\)[ .-]{0,2}\d{3,4}[ .-]?\d{3,4}" + ALONE_AFTER)
-NATIONAL = re.compile(ALONE_BEFORE + r"(?:(?:1[ .-])?\d{3}([ .-])\d{3}\1\d{4}|0\d{2,4}[ .-]\d{3,4}[ .-]?\d{3,4})" + ALONE_AFTER)
+ALONE_BEFORE, ALONE_AFTER = (
+    r"(?<![\w.,$€£/+-])(?<!\d )(?<!\d, )(?<![$€£] )",
+    r"(?![-/]?\w|[.,]\d| \d{3})",
+)
+INTERNATIONAL = re.compile(
+    r"(?<![\w+])\+\d{1,3}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]?\d{1,5}){2,6}(?![-/]?\w|[.,]\d)"
+)
+BRACKETED = re.compile(
+    r"(?<!\w)(?:\+?\d{1,3}[ .-]?)?\(\d{2,5}\)[ .-]{0,2}\d{3,4}[ .-]?\d{3,4}" + ALONE_AFTER
+)
+NATIONAL = re.compile(
+    ALONE_BEFORE
+    + r"(?:(?:1[ .-])?\d{3}([ .-])\d{3}\1\d{4}|0\d{2,4}[ .-]\d{3,4}[ .-]?\d{3,4})"
+    + ALONE_AFTER
+)
 LOCAL = re.compile(ALONE_BEFORE + r"[2-9]\d\d[ .-]\d{4}" + ALONE_AFTER)
 UNSEPARATED = re.compile(ALONE_BEFORE + r"\d{10,11}" + ALONE_AFTER)
 # What stands before a number that counts or names a thing ...
 NAMES_A_THING = re.compile(
     r"\b(?:part|ticket|order|item|model|serial|lot|ref(?:erence)?|case|catalogue|catalog|article|invoice|account|code|isbn|issn|id"
-    r"|sku|batch|product|patent|series|number starts at)(?: (?:no|number|code|id|nr))?[.:#]{0,2} ?$", re.IGNORECASE)
+    r"|sku|batch|product|patent|series|number starts at)(?: (?:no|number|code|id|nr))?[.:#]{0,2} ?$",
+    re.IGNORECASE,
+)
 # ... before one that ten digits in a row need to be believed ...
-SAYS_PHONE = re.compile(r"\b(?:phone|telephone|tel|call|ring|dial|text|mobile|cell|fax|whatsapp|contact|reach)\b", re.IGNORECASE)
+SAYS_PHONE = re.compile(
+    r"\b(?:phone|telephone|tel|call|ring|dial|text|mobile|cell|fax|whatsapp|contact|reach)\b",
+    re.IGNORECASE,
+)
 # ... and before four numbers with points that are a version or a chapter.
-SAYS_VERSION = re.compile(r"\b(?:v|ver|version|release|build|firmware|driver|section|chapter|clause|figure|table|model|code|folio"
-                          r"|drawing|page|part)s?(?: (?:no|number|numbered|code|of|is))*[.:#]? ?$", re.IGNORECASE)
+SAYS_VERSION = re.compile(
+    r"\b(?:v|ver|version|release|build|firmware|driver|section|chapter|clause|figure|table|model|code|folio"
+    r"|drawing|page|part)s?(?: (?:no|number|numbered|code|of|is))*[.:#]? ?$",
+    re.IGNORECASE,
+)
 SAYS_ADDRESS = re.compile(r"\b(?:ip|address|host|server|ping|gateway|dns|router)\b", re.IGNORECASE)
 # All numbers below, those of IPv6 aside, lie in a stretch of these characters, and their patterns look at most LOOKED_AHEAD
 # characters beyond it. Looking for them only there finds the same in a fifth of the time.
@@ -45,8 +68,18 @@ BEFORE = 40  # characters before a number that are read
 # All four numbers of an address are below 64 in one of 256, of a version or a chapter nearly always.
 SMALL = 64
 # This host, private, loopback, link-local; multicast and reserved follow from 224 on. RFC 6890.
-INSIDE = [ipaddress.ip_network(block) for block in ("0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16",
-                                                    "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3")]
+INSIDE = [
+    ipaddress.ip_network(block)
+    for block in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "224.0.0.0/3",
+    )
+]
 
 
 class Span(NamedTuple):
@@ -95,8 +128,14 @@ def replace(text: str, find: Callable[[str], Iterator[Span]], word: str) -> tupl
 def numbers(text: str, *patterns: re.Pattern) -> list[list[re.Match]]:
     """What `finditer` finds in the text for each of these patterns of numbers."""
     stretches = [stretch.span() for stretch in STRETCH.finditer(text)]
-    return [[match for start, end in stretches for match in pattern.finditer(text, start, end + LOOKED_AHEAD)]
-            for pattern in patterns]
+    return [
+        [
+            match
+            for start, end in stretches
+            for match in pattern.finditer(text, start, end + LOOKED_AHEAD)
+        ]
+        for pattern in patterns
+    ]
 
 
 def emails(text: str) -> Iterator[Span]:
@@ -123,7 +162,7 @@ def is_address(match: re.Match) -> bool:
     address = parses(match[0])
     if address is None or any(address in block for block in INSIDE):
         return False
-    before = match.string[max(0, match.start() - BEFORE):match.start()]
+    before = match.string[max(0, match.start() - BEFORE) : match.start()]
     small = all(int(number) < SMALL for number in match[0].split("."))
     return not SAYS_VERSION.search(before) and not (small and not SAYS_ADDRESS.search(before))
 
@@ -152,12 +191,14 @@ def luhn(digits: str) -> bool:
 def phones(text: str) -> Iterator[Span]:
     """Telephone numbers: with + or brackets, of ten digits with their separators, of seven as people give them in one
     town, and ten in a row after a word that says so."""
-    international, bracketed, *others = numbers(text, INTERNATIONAL, BRACKETED, NATIONAL, LOCAL, UNSEPARATED)
+    international, bracketed, *others = numbers(
+        text, INTERNATIONAL, BRACKETED, NATIONAL, LOCAL, UNSEPARATED
+    )
     found = [Span(*match.span()) for match in international if 8 <= digit_count(match[0]) <= 15]
     found += [Span(*match.span()) for match in bracketed if 7 <= digit_count(match[0]) <= 15]
     for matches, needs_word in zip(others, (False, False, True), strict=True):
         for match in matches:
-            before = text[max(0, match.start() - BEFORE):match.start()]
+            before = text[max(0, match.start() - BEFORE) : match.start()]
             if not NAMES_A_THING.search(before) and (not needs_word or SAYS_PHONE.search(before)):
                 found.append(Span(*match.span()))
     end = 0

@@ -74,7 +74,9 @@ class RuleResult(NamedTuple):
     scores: dict[str, float]
 
 
-def gopher_quality(text: str, bounds: Bounds = GOPHER_QUALITY, word_tokenizer: str = "whitespace") -> RuleResult:
+def gopher_quality(
+    text: str, bounds: Bounds = GOPHER_QUALITY, word_tokenizer: str = "whitespace"
+) -> RuleResult:
     """Length, word length, symbols, bullets, ellipses, letters, stop words: section A1.1, "Quality filtering".
 
     The stop words are English. word_tokenizer: `whitespace` or `datatrove`, see `split_words`.
@@ -82,7 +84,9 @@ def gopher_quality(text: str, bounds: Bounds = GOPHER_QUALITY, word_tokenizer: s
     return verdict(quality_scores(text, word_tokenizer), bounds)
 
 
-def gopher_repetition(text: str, bounds: Bounds = GOPHER_REPETITION, word_tokenizer: str = "whitespace") -> RuleResult:
+def gopher_repetition(
+    text: str, bounds: Bounds = GOPHER_REPETITION, word_tokenizer: str = "whitespace"
+) -> RuleResult:
     """Repeated lines, paragraphs and n-grams: section A1.1, "Repetition removal"."""
     return verdict(repetition_scores(text, bounds, word_tokenizer), bounds)
 
@@ -145,10 +149,16 @@ def bounds_of(limits: Filter) -> Bounds:
     }
 
 
-def scores(text: str, language: str, bounds: Bounds, word_tokenizer: str) -> Iterator[tuple[str, float]]:
+def scores(
+    text: str, language: str, bounds: Bounds, word_tokenizer: str
+) -> Iterator[tuple[str, float]]:
     """All rules in their order, by name and score. Those that know English words are asked of English text only."""
     english = language == "en"
-    yield from ((name, score) for name, score in quality_scores(text, word_tokenizer) if english or name != "stop_words")
+    yield from (
+        (name, score)
+        for name, score in quality_scores(text, word_tokenizer)
+        if english or name != "stop_words"
+    )
     yield from repetition_scores(text, bounds, word_tokenizer)
     yield from c4_scores(text)
     yield from fineweb_scores(text)
@@ -177,14 +187,24 @@ def quality_scores(text: str, word_tokenizer: str) -> Iterator[tuple[str, float]
     yield "words", len(long)
     yield "mean_word_length", sum(map(len, long)) / max(1, len(long))
     yield "symbols_per_word", max(text.count("#"), len(ELLIPSIS.findall(text))) / count
-    yield "bullet_lines", sum(line.strip().startswith(bullets) for line in lines) / max(1, len(lines))
-    yield "ellipsis_lines", sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(1, len(lines))
-    letterless = {word for word in distinct if not word.isalpha() and not any(map(str.isalpha, word))}
+    yield (
+        "bullet_lines",
+        sum(line.strip().startswith(bullets) for line in lines) / max(1, len(lines)),
+    )
+    yield (
+        "ellipsis_lines",
+        sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(1, len(lines)),
+    )
+    letterless = {
+        word for word in distinct if not word.isalpha() and not any(map(str.isalpha, word))
+    }
     yield "alphabetic_words", 1 - sum(map(letterless.__contains__, words)) / count
     yield "stop_words", len(STOP_WORDS & bare)
 
 
-def repetition_scores(text: str, bounds: Bounds, word_tokenizer: str) -> Iterator[tuple[str, float]]:
+def repetition_scores(
+    text: str, bounds: Bounds, word_tokenizer: str
+) -> Iterator[tuple[str, float]]:
     """Shares of lines, of paragraphs and of characters that repeat earlier ones.
 
     The share of a duplicate n-gram may be an upper bound, where that is within its bounds.
@@ -192,7 +212,10 @@ def repetition_scores(text: str, bounds: Bounds, word_tokenizer: str) -> Iterato
     size = max(1, len(text))
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     paragraphs = [part.strip() for part in re.split(r"\n{2,}", text) if part.strip()]
-    (line_share, line_characters), (paragraph_share, paragraph_characters) = repeats(lines), repeats(paragraphs)
+    (line_share, line_characters), (paragraph_share, paragraph_characters) = (
+        repeats(lines),
+        repeats(paragraphs),
+    )
     yield "duplicate_lines", line_share
     yield "duplicate_paragraphs", paragraph_share
     yield "duplicate_line_characters", line_characters / size
@@ -206,8 +229,10 @@ def repetition_scores(text: str, bounds: Bounds, word_tokenizer: str) -> Iterato
         if len(grams) < 2:
             return
         # An n-gram is the pair of an (n-1)-gram and a word; numbering the pairs anew keeps them small and exact.
-        pairs = grams[:-1] * np.int64(len(numbers)) + ids[n - 1:]
-        _, first, grams, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
+        pairs = grams[:-1] * np.int64(len(numbers)) + ids[n - 1 :]
+        _, first, grams, counts = np.unique(
+            pairs, return_index=True, return_inverse=True, return_counts=True
+        )
         if len(first) == len(grams):
             return  # nothing of n words occurs twice, so nothing longer does
         if n <= LONGEST_TOP:
@@ -224,8 +249,14 @@ def c4_scores(text: str) -> Iterator[tuple[str, float]]:
     """Sentences are counted in lines that have the words for one, so that a menu or a log has none."""
     yield "lorem_ipsum", text.lower().count("lorem ipsum")
     yield "curly_brackets", text.count("{")
-    yield "sentences", sum(len(SENTENCE_END.findall(line)) for line in text.split("\n")
-                           if len(line.split()) >= WORDS_IN_A_SENTENCE_LINE)
+    yield (
+        "sentences",
+        sum(
+            len(SENTENCE_END.findall(line))
+            for line in text.split("\n")
+            if len(line.split()) >= WORDS_IN_A_SENTENCE_LINE
+        ),
+    )
 
 
 def fineweb_scores(text: str) -> Iterator[tuple[str, float]]:
@@ -262,7 +293,9 @@ def joined_words(words: list[str], functional: np.ndarray) -> float:
         return 0.0
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     ids = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
-    _, pair, counts = np.unique(ids[:-1] * len(numbers) + ids[1:], return_inverse=True, return_counts=True)
+    _, pair, counts = np.unique(
+        ids[:-1] * len(numbers) + ids[1:], return_inverse=True, return_counts=True
+    )
     return float(((functional[1:] & functional[:-1]) | (counts[pair] > 1)).mean())
 
 
@@ -285,10 +318,12 @@ def top_gram_characters(first: np.ndarray, counts: np.ndarray, lengths: np.ndarr
     """
     most = counts.max()
     start = first[counts == most].min()
-    return int(most * (lengths[start:start + n].sum() + n - 1))
+    return int(most * (lengths[start : start + n].sum() + n - 1))
 
 
-def repeated_characters_bound(grams: np.ndarray, first: np.ndarray, lengths: np.ndarray, n: int) -> int:
+def repeated_characters_bound(
+    grams: np.ndarray, first: np.ndarray, lengths: np.ndarray, n: int
+) -> int:
     """Characters of all words that lie in an n-gram that occurred before: never less than `repeated_characters`."""
     again = np.ones(len(grams), bool)
     again[first] = False
@@ -305,7 +340,7 @@ def repeated_characters(grams: list[int], lengths: list[int], n: int) -> int:
     position = characters = 0
     while position < len(grams):
         if grams[position] in seen:
-            characters += sum(lengths[position:position + n])
+            characters += sum(lengths[position : position + n])
             position += n
         else:
             seen.add(grams[position])

@@ -51,6 +51,13 @@ def learn_topic(texts: list[str], shopping: list[bool]) -> Weights:
     vectorizer = TfidfVectorizer(analyzer=topic_words, sublinear_tf=True, min_df=LEAST_PAGES)
     model = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", tol=1e-8, max_iter=1000)
     model.fit(vectorizer.fit_transform(texts), shopping)
-    words = zip(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.tolist(), model.coef_[0].tolist(), strict=True)
-    return Weights({word: (round(rarity, DIGITS), round(weight, DIGITS)) for word, rarity, weight in words},
-                   round(float(model.intercept_[0]), DIGITS))
+    words = zip(
+        vectorizer.get_feature_names_out().tolist(),
+        vectorizer.idf_.tolist(),
+        model.coef_[0].tolist(),
+        strict=True,
+    )
+    return Weights(
+        {word: (round(rarity, DIGITS), round(weight, DIGITS)) for word, rarity, weight in words},
+        round(float(model.intercept_[0]), DIGITS),
+    )

@@ -3,7 +3,8 @@
 import re
 
 # Words that build sentences and name nothing, without their shortened endings (don't is don).
-FUNCTION_WORDS = frozenset("""
+FUNCTION_WORDS = frozenset(
+    """
 a about above after again against all also although am among an and another any anybody anyone anything are aren around as
 at away back be became because been before behind being below between both but by can cannot could couldn did didn do does
 doesn doing don done down during each either else enough ever every everybody everyone everything few for from further had
@@ -14,18 +15,22 @@ shouldn since so some somebody someone something still such than that the their 
 this those though through till to too toward towards under unless until up upon us very was wasn we were weren what whatever
 when whenever where whether which while who whom whose why will with within without won would wouldn yet you your yours
 yourself
-""".split())
+""".split()
+)
 
 # Of the trade in sex. Innocent pages have one here and there: Dodge et al. 2021, section 5, https://arxiv.org/abs/2104.08758,
 # shows what goes lost where a single word of C4's list decides.
-ADULT_WORDS = frozenset("""
+ADULT_WORDS = frozenset(
+    """
 adult adults babes blondes brunettes busty cam camgirl camgirls cams curvy erotic erotica escort escorts explicit fetish
 flirt flirty hardcore hookup hookups horny hottest kinky lingerie lonely milf naked naughty nsfw nude nudes orgasm porn porno
 pornographic sensual sex sexual sexy singles softcore steamy stripper strippers uncensored webcam webcams xxx
-""".split())
+""".split()
+)
 
 # Of conditions, notices and policies, which every second site has word by word, in lower case. C4 drops lines with the first few of them.
-LEGAL_PHRASES = re.compile(r"""\b(?:
+LEGAL_PHRASES = re.compile(
+    r"""\b(?:
     terms\ of\ (?:use|service) | terms\ and\ conditions | conditions\ of\ (?:sale|use)
     | (?:privacy|cookie)\ (?:policy|notice|statement) | us(?:e|es|e\ of|ing)\ cookies | third\ part(?:y|ies)
     | personal\ data | data\ (?:subjects?|controllers?|protection) | processors? | processing\ of
@@ -39,4 +44,6 @@ LEGAL_PHRASES = re.compile(r"""\b(?:
     | rectification | erasure | portability | intellectual\ property | infring(?:es?|ed|ing|ement) | indemnif(?:y|ies|ication)
     | copyrighted | non-transferable | sublicensable | irrevocable | authorised\ to | penalty\ of\ perjury
     | shall\ (?:not|be|have|remain|apply|become|include|continue|process) | the\ (?:controller|operator|licensor|licensee)
-    )\b""", re.VERBOSE)
+    )\b""",
+    re.VERBOSE,
+)

@@ -69,12 +69,20 @@ def page(frame: RawRecord, kind: str, max_bytes: int) -> tuple[Record | None, st
     if kind == "conversion" or not declared.lower().startswith("application/http"):
         content_type, _, rest = declared.partition(";")
         charset = "utf-8" if kind == "conversion" else charset_of(rest)
-        return Record(url, 200, content_type.strip().lower(), charset, frame.block[:max_bytes + 1],
-                      kind == "conversion"), ""
+        return Record(
+            url,
+            200,
+            content_type.strip().lower(),
+            charset,
+            frame.block[: max_bytes + 1],
+            kind == "conversion",
+        ), ""
     message, body, broken = decode_http(frame.block, max_bytes)
     if message is None:
         return None, broken
-    content_type = (message.http_content_type or "").lower() or frame.headers.get("warc-identified-payload-type", "")
+    content_type = (message.http_content_type or "").lower() or frame.headers.get(
+        "warc-identified-payload-type", ""
+    )
     status = message.http_headers.status_code or 0
     return Record(url, status, content_type, message.http_charset or "", body, False), broken
 
@@ -91,19 +99,23 @@ def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes,
     except OSError:
         return None, b"", "no_http"
     body, broken = message.reader.read(), ""
-    fields = {name.lower(): value.strip().lower() for name, value in message.http_headers.to_tuples()}
+    fields = {
+        name.lower(): value.strip().lower() for name, value in message.http_headers.to_tuples()
+    }
     if "chunked" in fields.get("transfer-encoding", ""):
         body, broken = join_chunks(body)
     coding = fields.get("content-encoding", "")
     if coding not in ("", "identity"):
         body, broken = inflate(body, coding, max_bytes)
-    return message, body[:max_bytes + 1], broken or "broken_body"
+    return message, body[: max_bytes + 1], broken or "broken_body"
 
 
 def http_message(block: bytes, decode: str) -> WarcRecord:
     """The block as FastWARC reads it, under a header whose length is right."""
-    record = WarcRecord.from_bytes(b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
-                                   b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(block), block))
+    record = WarcRecord.from_bytes(
+        b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
+        b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(block), block)
+    )
     record.parse_http(auto_decode=decode, quirks_mode=True)
     return record
 
@@ -115,7 +127,7 @@ def join_chunks(body: bytes) -> tuple[bytes, str]:
     """
     chunks, position = [], 0
     while size := CHUNK_SIZE.match(body, position):
-        chunk = body[size.end():size.end() + int(size[1], 16)]
+        chunk = body[size.end() : size.end() + int(size[1], 16)]
         chunks.append(chunk)
         position = size.end() + len(chunk)
     return (b"".join(chunks), "broken_chunks") if chunks else (body, "already_decoded")
@@ -130,10 +142,14 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> tuple[bytes, str]:
         if coding == "br":
             unpack = brotli.Decompressor().process
         else:
-            window_bits = -zlib.MAX_WBITS if coding == "deflate" and body[0] & 15 != 8 else zlib.MAX_WBITS | 32
+            window_bits = (
+                -zlib.MAX_WBITS
+                if coding == "deflate" and body[0] & 15 != 8
+                else zlib.MAX_WBITS | 32
+            )
             unpack = zlib.decompressobj(window_bits).decompress
         for start in range(0, len(body), BROKEN_BLOCK):
-            text += unpack(body[start:start + BROKEN_BLOCK])
+            text += unpack(body[start : start + BROKEN_BLOCK])
             if len(text) > max_bytes:
                 break
     except (zlib.error, brotli.error):

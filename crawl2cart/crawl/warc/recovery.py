@@ -18,7 +18,10 @@ from pathlib import Path
 from fastwarc.stream_io import ZstdReader
 
 GZIP = b"\x1f\x8b\x08"
-ZSTD = (b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18")  # a frame, and the dictionary frame that opens a .warc.zst
+ZSTD = (
+    b"\x28\xb5\x2f\xfd",
+    b"\x5d\x2a\x4d\x18",
+)  # a frame, and the dictionary frame that opens a .warc.zst
 START = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n(?=[A-Za-z-]+[ \t]*:)")
 START_OF_LINE = re.compile(rb"\n" + START.pattern)
 LONGEST_START = 32
@@ -33,9 +36,9 @@ INPUT_BLOCK = 1 << 16
 class Event(Enum):
     """What an unpacked file is made of, besides bytes."""
 
-    MEMBER = auto()   # a gzip member starts here, and so may a record
+    MEMBER = auto()  # a gzip member starts here, and so may a record
     DAMAGED = auto()  # bytes are missing here; those before are part of something broken
-    CUT = auto()      # the file ends in the middle of a member
+    CUT = auto()  # the file ends in the middle of a member
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def unpack(path: Path) -> Iterator[bytes | Event]:
                 yield from unpack_gzip(packed)
             else:
                 for start in range(0, len(packed), INPUT_BLOCK):
-                    yield packed[start:start + INPUT_BLOCK]
+                    yield packed[start : start + INPUT_BLOCK]
 
 
 def unpack_zstd(file) -> Iterator[bytes | Event]:
@@ -80,7 +83,11 @@ def unpack_zstd(file) -> Iterator[bytes | Event]:
         while piece := reader.read(LONGEST_UNPACKING):
             yield piece
     except OSError as error:
-        yield Event.CUT if "end of file" in str(error) or "incomplete" in str(error) else Event.DAMAGED
+        yield (
+            Event.CUT
+            if "end of file" in str(error) or "incomplete" in str(error)
+            else Event.DAMAGED
+        )
 
 
 def unpack_gzip(packed: mmap.mmap) -> Iterator[bytes | Event]:
@@ -92,7 +99,7 @@ def unpack_gzip(packed: mmap.mmap) -> Iterator[bytes | Event]:
         unpacker, read_to = zlib.decompressobj(zlib.MAX_WBITS | 16), position
         try:
             while not unpacker.eof and read_to < len(packed):
-                block = packed[read_to:read_to + INPUT_BLOCK]
+                block = packed[read_to : read_to + INPUT_BLOCK]
                 read_to += len(block)
                 while block and not unpacker.eof:
                     yield unpacker.decompress(block, LONGEST_UNPACKING)
@@ -116,7 +123,7 @@ def unpack_gzip(packed: mmap.mmap) -> Iterator[bytes | Event]:
 
 def after_padding(packed: mmap.mmap, position: int) -> int:
     """The position behind zero bytes, with which tapes and some writers fill a file up."""
-    while packed[position:position + 1] == b"\0":
+    while packed[position : position + 1] == b"\0":
         position += 1
     return position
 
@@ -126,7 +133,9 @@ def next_member(packed: mmap.mmap, position: int) -> int | None:
     be found by chance in every 16 MiB."""
     while (position := packed.find(GZIP, position)) >= 0:
         try:
-            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(packed[position:position + 1024], LONGEST_START)
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(
+                packed[position : position + 1024], LONGEST_START
+            )
         except zlib.error:
             start = b""
         if start.startswith(b"WARC/"):
@@ -184,7 +193,7 @@ class Window:
             self.reach(position + LONGEST_START)
             if position in self.members:
                 return True
-            if self.data[position:position + 1] not in (b"\r", b"\n"):
+            if self.data[position : position + 1] not in (b"\r", b"\n"):
                 break
             position += 1
         if position >= len(self.data):
@@ -197,7 +206,11 @@ class Window:
             self.reach(position + INPUT_BLOCK)
             found = START_OF_LINE.search(self.data, max(0, position - 1))
             starts = [found.start() + 1] if found else []
-            starts += [member for member in self.members if member >= position and START.match(self.data, member)][:1]
+            starts += [
+                member
+                for member in self.members
+                if member >= position and START.match(self.data, member)
+            ][:1]
             if starts:
                 return min(starts)
             position = max(position, len(self.data) - LONGEST_START)
@@ -237,12 +250,12 @@ def next_frame(window: Window) -> tuple[RawRecord | str, int]:
         if start is None and window.gap is Event.DAMAGED:
             return "damaged_gzip", len(window.data)
         return "no_header", len(window.data) if start is None else start
-    headers = parse_headers(window.data[:head.start()])
+    headers = parse_headers(window.data[: head.start()])
     length = headers.get("content-length", "")
     stated = head.end() + min(int(length), LONGEST_RECORD + 1) if length.isdecimal() else None
     fits = stated is not None and stated <= head.end() + LONGEST_RECORD
     if fits and window.reach(stated) and window.is_boundary(stated):
-        return RawRecord(headers, bytes(window.data[head.end():stated]), ""), stated
+        return RawRecord(headers, bytes(window.data[head.end() : stated]), ""), stated
     start = window.next_start(head.end(), head.end() + LONGEST_RECORD)
     if start is None and len(window.data) > head.end() + LONGEST_RECORD:
         start = skip_to_start(window, head.end())
@@ -253,7 +266,7 @@ def next_frame(window: Window) -> tuple[RawRecord | str, int]:
     if stated is None:
         return "no_length", end
     flaw = "cut_short" if start is None and stated > end else "wrong_length"
-    return RawRecord(headers, without_line_ends(bytes(window.data[head.end():end])), flaw), end
+    return RawRecord(headers, without_line_ends(bytes(window.data[head.end() : end])), flaw), end
 
 
 def next_head(window: Window) -> re.Match | None:

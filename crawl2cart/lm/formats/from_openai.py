@@ -19,12 +19,24 @@ from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.moe import LIMIT
 
 # The 16 values of four bits, one of sign, two of exponent, one of mantissa (E2M1).
-FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
-SCALE_BIAS = 127   # a block's scale is 2 to the power of its byte less this (E8M0)
+FP4 = torch.tensor(
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+)
+SCALE_BIAS = 127  # a block's scale is 2 to the power of its byte less this (E8M0)
 WHOLE = {"embedding": "embedding.weight", "norm": "norm.scale", "head": "unembedding.weight"}
-BLOCK = {"attention_norm": "attn.norm.scale", "sinks": "attn.sinks", "output": "attn.out.weight", "output_bias": "attn.out.bias",
-         "expert_norm": "mlp.norm.scale", "router": "mlp.gate.weight", "router_bias": "mlp.gate.bias",
-         "gate_up": "mlp.mlp1_weight", "gate_up_bias": "mlp.mlp1_bias", "down": "mlp.mlp2_weight", "down_bias": "mlp.mlp2_bias"}
+BLOCK = {
+    "attention_norm": "attn.norm.scale",
+    "sinks": "attn.sinks",
+    "output": "attn.out.weight",
+    "output_bias": "attn.out.bias",
+    "expert_norm": "mlp.norm.scale",
+    "router": "mlp.gate.weight",
+    "router_bias": "mlp.gate.bias",
+    "gate_up": "mlp.mlp1_weight",
+    "gate_up_bias": "mlp.mlp1_bias",
+    "down": "mlp.mlp2_weight",
+    "down_bias": "mlp.mlp2_bias",
+}
 
 
 def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
@@ -35,7 +47,12 @@ def mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 def foreign(config: Mapping) -> dict:
     """What of openai's config.json our model does not do, with the values that it has there; what is left out is as in gpt-oss."""
-    expected = {"swiglu_limit": LIMIT, "rope_theta": THETA, "rope_ntk_alpha": SLOW_TURNS, "rope_ntk_beta": FAST_TURNS}
+    expected = {
+        "swiglu_limit": LIMIT,
+        "rope_theta": THETA,
+        "rope_ntk_alpha": SLOW_TURNS,
+        "rope_ntk_beta": FAST_TURNS,
+    }
     return {key: config[key] for key in expected if key in config and config[key] != expected[key]}
 
 
@@ -45,17 +62,31 @@ def our_config(config: Mapping) -> dict:
     Raises UserError on what our model has no place for.
     """
     if wrong := foreign(config):
-        raise UserError(f"This GPT-OSS has {wrong}, which the model here does not do. Load it with openai's own code instead.")
-    return {"num_layers": config["num_hidden_layers"], "hidden_size": config["hidden_size"], "num_heads": config["num_attention_heads"],
-            "num_kv_heads": config["num_key_value_heads"], "head_dim": config["head_dim"],
-            "intermediate_size": config["intermediate_size"], "num_experts": config["num_experts"],
-            "experts_per_token": config["experts_per_token"], "sliding_window": config["sliding_window"],
-            "max_position_embeddings": round(config["initial_context_length"] * config["rope_scaling_factor"]),
-            "rope_factor": float(config["rope_scaling_factor"]), "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
+        raise UserError(
+            f"This GPT-OSS has {wrong}, which the model here does not do. Load it with openai's own code instead."
+        )
+    return {
+        "num_layers": config["num_hidden_layers"],
+        "hidden_size": config["hidden_size"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config["num_key_value_heads"],
+        "head_dim": config["head_dim"],
+        "intermediate_size": config["intermediate_size"],
+        "num_experts": config["num_experts"],
+        "experts_per_token": config["experts_per_token"],
+        "sliding_window": config["sliding_window"],
+        "max_position_embeddings": round(
+            config["initial_context_length"] * config["rope_scaling_factor"]
+        ),
+        "rope_factor": float(config["rope_scaling_factor"]),
+        "router_aux_loss_coef": 0.0,
+        "router_z_loss_coef": 0.0,
+    }
 
 
 def our_tensor(name: str, theirs: Mapping[str, Tensor], config: Mapping) -> Tensor:
     """One of our parameters, float32, from openai's. Their matrices are (out, in), their query, key and value one matrix."""
+
     def read(key: str) -> Tensor:
         if f"{key}.blocks" in theirs:
             return mxfp4(theirs[f"{key}.blocks"], theirs[f"{key}.scales"])
@@ -70,7 +101,8 @@ def our_tensor(name: str, theirs: Mapping[str, Tensor], config: Mapping) -> Tens
     part, bias = re.fullmatch("(query|key|value)(_bias)?", word).groups()
     groups = config["num_kv_heads"] * config["head_dim"]
     parts = read(f"block.{layer}.attn.qkv.{'bias' if bias else 'weight'}").split(
-        [config["num_heads"] * config["head_dim"], groups, groups])
+        [config["num_heads"] * config["head_dim"], groups, groups]
+    )
     return parts[("query", "key", "value").index(part)]
 
 
@@ -86,7 +118,9 @@ def load_openai(folder: Path | str) -> GptOss:
         for name, parameter in model.named_parameters():
             parameter.data = fitting(our_tensor(name, theirs, model.config), parameter.shape, name)
     except KeyError as error:
-        raise UserError(f"{folder} has no tensor {error}: this is not openai's own checkpoint of a GPT-OSS, or not all of it.") from error
+        raise UserError(
+            f"{folder} has no tensor {error}: this is not openai's own checkpoint of a GPT-OSS, or not all of it."
+        ) from error
     return model.eval()
 
 
@@ -95,5 +129,7 @@ def fitting(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
     if name in ("embedding", "head") and len(tensor) < shape[0]:
         tensor = torch.cat([tensor, tensor.new_zeros(shape[0] - len(tensor), tensor.size(1))])
     if tensor.shape != shape:
-        raise UserError(f"The checkpoint's {name} is {tuple(tensor.shape)}, but its config.json means {tuple(shape)}.")
+        raise UserError(
+            f"The checkpoint's {name} is {tuple(tensor.shape)}, but its config.json means {tuple(shape)}."
+        )
     return tensor

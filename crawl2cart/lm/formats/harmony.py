@@ -38,8 +38,12 @@ class Generation(Extension):
 
 @cache
 def template() -> Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation])
-    environment.filters["tojson"] = json.dumps  # Jinja's own escapes HTML; Hugging Face replaces it in the same way
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation]
+    )
+    environment.filters["tojson"] = (
+        json.dumps
+    )  # Jinja's own escapes HTML; Hugging Face replaces it in the same way
     return environment.from_string(TEMPLATE)
 
 
@@ -50,7 +54,9 @@ def plain(text: str) -> str:
 
 def render(messages: list[dict], tools: list[dict], add_generation_prompt: bool = False) -> str:
     """The conversation as text. With add_generation_prompt it ends where the assistant's next turn begins."""
-    return template().render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+    return template().render(
+        messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
+    )
 
 
 def prefix(tools: list[dict]) -> str:
@@ -83,7 +89,9 @@ def parse_completion(text: str) -> dict | Malformed:
         if not found:
             return Malformed("there is no <|message|> after the header")
         body = re.split("|".join(map(re.escape, STOPS)), body)[0]
-        channel = header.partition(CHANNEL)[2].split()[0] if header.partition(CHANNEL)[2].split() else ""
+        channel = (
+            header.partition(CHANNEL)[2].split()[0] if header.partition(CHANNEL)[2].split() else ""
+        )
         channel = channel.partition("<|")[0]
         recipient = re.search(r" to=([^\s<]+)", header)
         if recipient:
@@ -92,7 +100,9 @@ def parse_completion(text: str) -> dict | Malformed:
                 return Malformed(f"the recipient {recipient[1]} is not in the namespace functions")
             try:
                 arguments = json.loads(body)
-                json.dumps(arguments, ensure_ascii=False).encode()   # half a character ("\\ud83d") can be read but not sent
+                json.dumps(
+                    arguments, ensure_ascii=False
+                ).encode()  # half a character ("\\ud83d") can be read but not sent
             except (ValueError, RecursionError) as error:
                 return Malformed(f"the arguments are not valid JSON: {error}", name)
             if not isinstance(arguments, dict):
@@ -103,7 +113,9 @@ def parse_completion(text: str) -> dict | Malformed:
                 return Malformed("a reply stands beside a call" if calls else "the reply is empty")
             return {"content": body.strip()}
         elif channel not in ("analysis", "commentary"):
-            return Malformed(f"the channel {channel or '(none)'} is not one of commentary and final")
+            return Malformed(
+                f"the channel {channel or '(none)'} is not one of commentary and final"
+            )
     return {"tool_calls": calls} if calls else Malformed("there is neither a reply nor a call")
 
 

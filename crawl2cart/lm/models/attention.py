@@ -41,7 +41,9 @@ def frequencies(head_dim: int, factor: float, original_context: float) -> tuple[
     return kept / factor * slowed + kept * (1 - slowed), 0.1 * math.log(factor) + 1
 
 
-def rope_table(positions: Tensor, head_dim: int, factor: float, original_context: float) -> tuple[Tensor, Tensor]:
+def rope_table(
+    positions: Tensor, head_dim: int, factor: float, original_context: float
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine (…, T, 1, head_dim / 2) in float32 for positions (…, T)."""
     angles, concentration = frequencies(head_dim, factor, original_context)
     angles = positions[..., None, None] * angles.to(positions.device)
@@ -55,7 +57,9 @@ def rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def seen_mask(begin: int, queries: range, window: int | None, padding: Tensor | None, like: Tensor) -> Tensor:
+def seen_mask(
+    begin: int, queries: range, window: int | None, padding: Tensor | None, like: Tensor
+) -> Tensor:
     """What is added to scores: 0 where a query may look, -inf where not; (n, keys) or, with padding, (B, n, keys).
 
     Keys are the columns begin … queries.stop - 1. A query sees itself and what came before, `window` columns in all. Columns
@@ -68,7 +72,9 @@ def seen_mask(begin: int, queries: range, window: int | None, padding: Tensor | 
         seen &= key > query - window
     if padding is not None:
         seen = seen & ((key >= padding[:, None, None]) | (key == query))
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -math.inf)
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~seen, -math.inf
+    )
 
 
 class Attention(torch.autograd.Function):
@@ -80,7 +86,15 @@ class Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sink: Tensor,
+        window: int | None,
+        padding: Tensor | None,
+    ) -> Tensor:
         B, T, G, R, d = q.shape
         S = k.size(2) - 1
         out = torch.empty_like(q)
@@ -91,15 +105,17 @@ class Attention(torch.autograd.Function):
             begin = 0 if window is None else max(0, queries.start - window + 1)
             mask = F.pad(seen_mask(begin, queries, window, padding, q), (0, 1))
             if padding is None:
-                mask = mask.repeat(R, 1)                                       # (n, keys) -> (R · n, keys)
+                mask = mask.repeat(R, 1)  # (n, keys) -> (R · n, keys)
             else:
-                mask = mask[:, None].repeat(1, G, R, 1).flatten(0, 1)          # (B, n, keys) -> (B · G, R · n, keys)
-            q_block = q[:, start:start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
+                mask = (
+                    mask[:, None].repeat(1, G, R, 1).flatten(0, 1)
+                )  # (B, n, keys) -> (B · G, R · n, keys)
+            q_block = q[:, start : start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
             k_block, v_block = block_of(k, begin, queries.stop), block_of(v, begin, queries.stop)
             scores = torch.baddbmm(mask, q_block, k_block.mT, alpha=d**-0.5)
             scores.view(B, G, R, n, -1)[..., -1] = sink.view(G, R, 1)
-            p = scores.softmax(-1).to(q.dtype)   # float32 under CUDA's autocast
-            out[:, start:start + n] = (p @ v_block).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
+            p = scores.softmax(-1).to(q.dtype)  # float32 under CUDA's autocast
+            out[:, start : start + n] = (p @ v_block).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
             saved += [p, q_block, k_block, v_block]
         ctx.save_for_backward(*saved)
         ctx.shapes, ctx.window = (q.shape, k.shape), window
@@ -114,15 +130,17 @@ class Attention(torch.autograd.Function):
         dq = torch.empty_like(gradient)
         dk = torch.zeros(k_shape, dtype=torch.float32, device=gradient.device)
         dv, dsink = torch.zeros_like(dk), dk.new_zeros(G, R)
-        for start, (p, q, k, v) in zip(range(0, T, BLOCK), zip(saved, saved, saved, saved, strict=True), strict=True):
+        for start, (p, q, k, v) in zip(
+            range(0, T, BLOCK), zip(saved, saved, saved, saved, strict=True), strict=True
+        ):
             n = q.size(1) // R
             stop = S - T + start + n
             keys = slice(stop - (p.size(-1) - 1), stop)
-            do = gradient[:, start:start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
-            ds = torch._softmax_backward_data(do @ v.mT, p, -1, p.dtype)      # p ⊙ (dp - Σ p ⊙ dp)
+            do = gradient[:, start : start + n].permute(0, 2, 3, 1, 4).reshape(B * G, R * n, d)
+            ds = torch._softmax_backward_data(do @ v.mT, p, -1, p.dtype)  # p ⊙ (dp - Σ p ⊙ dp)
             dsink += ds.view(B, G, R, n, -1)[..., -1].sum((0, 3), dtype=torch.float32)
             ds *= d**-0.5
-            dq[:, start:start + n] = (ds @ k).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
+            dq[:, start : start + n] = (ds @ k).view(B, G, R, n, d).permute(0, 3, 1, 2, 4)
             dk[:, :, keys] += (ds.mT @ q)[:, :-1].view(B, G, -1, d)
             dv[:, :, keys] += (p.mT @ do)[:, :-1].view(B, G, -1, d)
         return dq, dk.to(gradient.dtype), dv.to(gradient.dtype), dsink.flatten(), None, None
@@ -130,17 +148,25 @@ class Attention(torch.autograd.Function):
 
 def block_of(x: Tensor, begin: int, stop: int) -> Tensor:
     """Columns begin … stop - 1 of x (B, G, S + 1, d) and its last row, the sink's: (B · G, columns + 1, d)."""
-    columns = x[:, :, begin:] if stop == x.size(2) - 1 else torch.cat([x[:, :, begin:stop], x[:, :, -1:]], 2)
+    columns = (
+        x[:, :, begin:]
+        if stop == x.size(2) - 1
+        else torch.cat([x[:, :, begin:stop], x[:, :, -1:]], 2)
+    )
     return columns.flatten(0, 1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None = None
+) -> Tensor:
     """Attention of q (B, T, H, d) to k, v (B, G, S + 1, d) (see `Attention`) -> (B, T, H, d).
 
     Query head h reads key head h // (H / G). window: how many columns a query sees, its own included; None: all before it.
     padding: (B,) columns at the left that hold nothing.
     """
-    if q.is_cuda and q.size(1) == k.size(2) - 1 and padding is None:   # training, and prompts of one length
+    if (
+        q.is_cuda and q.size(1) == k.size(2) - 1 and padding is None
+    ):  # training, and prompts of one length
         return flex(q, k[:, :, :-1], v[:, :, :-1], sink, window)
     q = q.unflatten(2, (k.size(1), -1))
     if q.size(1) == 1:
@@ -148,14 +174,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None,
     return Attention.apply(q, k, v, sink.to(q.dtype), window, padding).flatten(2, 3)
 
 
-def of_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None) -> Tensor:
+def of_last(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, padding: Tensor | None
+) -> Tensor:
     """`Attention` of the last token alone, q and the result (B, G, R, d): it sees all columns, so decoding needs no mask but for
     padding."""
     columns = k.size(2) - 1
     begin = 0 if window is None else max(0, columns - window)
     k, v = k[:, :, begin:], v[:, :, begin:]
     # k qᵀ and not q kᵀ, which takes three times as long in bfloat16 where a cache's rows lie apart (32 rows of 129 to 800 columns).
-    scores = (k @ (q * q.size(-1)**-0.5).mT).mT.contiguous()                # (B, G, R, columns + 1)
+    scores = (k @ (q * q.size(-1) ** -0.5).mT).mT.contiguous()  # (B, G, R, columns + 1)
     scores[..., -1] = sink.view(q.shape[1:3])
     if padding is not None:
         empty = torch.arange(begin, columns + 1, device=q.device) < padding[:, None]
@@ -166,6 +194,7 @@ def of_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None, p
 @cache
 def block_mask(tokens: int, window: int | None, device: str):
     """Which blocks of keys each block of queries meets, for FlexAttention: of a window layer only a band."""
+
     def seen(_batch, _head, query, key):
         return (key <= query) & (key > query - (window or tokens))
 
@@ -185,9 +214,15 @@ def flex(q: Tensor, k: Tensor, v: Tensor, sink: Tensor, window: int | None) -> T
     softmax with a further column of score s is the plain one times σ(lse - s). Dong et al. 2024, https://arxiv.org/abs/2412.05496.
     """
     kernel = compiled_flex() if q.is_cuda else flex_attention
-    out, more = kernel(q.transpose(1, 2), k, v, block_mask=block_mask(q.size(1), window, q.device.type), enable_gqa=True,
-                       return_aux=AuxRequest(lse=True))
-    share = torch.sigmoid(more.lse.float() - sink.float()[:, None])          # (B, H, T)
+    out, more = kernel(
+        q.transpose(1, 2),
+        k,
+        v,
+        block_mask=block_mask(q.size(1), window, q.device.type),
+        enable_gqa=True,
+        return_aux=AuxRequest(lse=True),
+    )
+    share = torch.sigmoid(more.lse.float() - sink.float()[:, None])  # (B, H, T)
     return (out * share[..., None].to(out.dtype)).transpose(1, 2)
 
 
@@ -205,7 +240,10 @@ class KeyValues:
     """
 
     def __init__(self, window: int | None, projection: tuple[Tensor, Tensor]):
-        self.window, self.projection = window, projection   # Block.projection, put together once for all tokens
+        self.window, self.projection = (
+            window,
+            projection,
+        )  # Block.projection, put together once for all tokens
         self.end, self.dropped, self.buffer = 0, 0, None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -216,29 +254,31 @@ class KeyValues:
         if self.buffer is None or self.end + T + 1 > self.buffer.size(3):
             larger = k.new_zeros(2, B, G, reach + T + SPARE, d)
             if reach:
-                larger[:, :, :, :reach] = self.buffer[:, :, :, self.end - reach:self.end]
+                larger[:, :, :, :reach] = self.buffer[:, :, :, self.end - reach : self.end]
             self.dropped += self.end - reach
             self.buffer, self.end = larger, reach
-        self.buffer[0, :, :, self.end:self.end + T] = k.transpose(1, 2)
-        self.buffer[1, :, :, self.end:self.end + T] = v.transpose(1, 2)
+        self.buffer[0, :, :, self.end : self.end + T] = k.transpose(1, 2)
+        self.buffer[1, :, :, self.end : self.end + T] = v.transpose(1, 2)
         self.end += T
         first = self.end - T - reach
-        keys, values = self.buffer[:, :, :, first:self.end + 1]
+        keys, values = self.buffer[:, :, :, first : self.end + 1]
         return keys, values, self.dropped + first
 
 
 class SharedKeyValues:
     """Keys and values of one layer for a text that all rows of a batch begin with, for training on what follows it."""
 
-    projection = None   # the weights are being trained: put together anew, with their gradients
+    projection = None  # the weights are being trained: put together anew, with their gradients
 
     def __init__(self, text: KeyValues):
         reach = text.end if text.window is None else min(text.end, text.window - 1)
         self.dropped = text.dropped + text.end - reach
-        self.buffer = text.buffer[:, :, :, text.end - reach:text.end]   # (2, 1, G, reach, d)
+        self.buffer = text.buffer[:, :, :, text.end - reach : text.end]  # (2, 1, G, reach, d)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Puts the text before k, v (B, T, G, d). Returns what KeyValues.extend does; k and v get their gradients."""
-        k, v = (torch.cat([text.to(x.dtype).expand(len(x), -1, -1, -1), x.transpose(1, 2)], 2)
-                for text, x in zip(self.buffer, (k, v), strict=True))
+        k, v = (
+            torch.cat([text.to(x.dtype).expand(len(x), -1, -1, -1), x.transpose(1, 2)], 2)
+            for text, x in zip(self.buffer, (k, v), strict=True)
+        )
         return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), self.dropped

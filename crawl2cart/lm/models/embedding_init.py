@@ -36,9 +36,24 @@ def spelling_embeddings(tokenizer: Encoding, rows: int, width: int, seed: int) -
     def random(count: int) -> Tensor:
         return torch.randn(count, width, generator=generator)
 
-    marks = torch.tensor([(word[:1] == b" ", first.isupper(), first.isdigit(), bool(first) and not first.isalnum())
-                          for word in spellings for first in [word.lstrip(b" ")[:1]]]).float()
-    embedding = OWN ** 0.5 * random(rows) + MARK * (marks - marks.mean(0)) / marks.std(0) @ random(marks.size(1))
-    for share, family in ((LETTERS, token_classes(tokenizer, rows)), (CASELESS, token_classes(tokenizer, rows, caseless=True))):
-        embedding += share ** 0.5 * random(rows)[family]
+    marks = torch.tensor(
+        [
+            (
+                word[:1] == b" ",
+                first.isupper(),
+                first.isdigit(),
+                bool(first) and not first.isalnum(),
+            )
+            for word in spellings
+            for first in [word.lstrip(b" ")[:1]]
+        ]
+    ).float()
+    embedding = OWN**0.5 * random(rows) + MARK * (marks - marks.mean(0)) / marks.std(0) @ random(
+        marks.size(1)
+    )
+    for share, family in (
+        (LETTERS, token_classes(tokenizer, rows)),
+        (CASELESS, token_classes(tokenizer, rows, caseless=True)),
+    ):
+        embedding += share**0.5 * random(rows)[family]
     return embedding / embedding.std()

@@ -34,7 +34,9 @@ def cell_forward(x: Tensor, u: Tensor, bias: Tensor, h: Tensor) -> tuple[Tensor,
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 
-def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor, before: Tensor, dh: Tensor) -> tuple[Tensor, ...]:
+def cell_backward(
+    gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor, before: Tensor, dh: Tensor
+) -> tuple[Tensor, ...]:
     """The gradients of `steps`, last step first. gradient, before (n, B, H): of each h, and h of the step before; dh (B, H) comes back from
     later steps -> gradients of the product (n, B, 3H) and of x's share of n (n, B, H), dh for the steps before."""
     found = []
@@ -42,7 +44,9 @@ def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, product_n: Tensor,
         r, z, n = gates[t].chunk(3, -1)
         dh = dh + gradient[t]
         dn = dh * (1 - z) * (1 - n * n)
-        d_product = torch.cat([dn * product_n[t] * r * (1 - r), dh * (before[t] - n) * z * (1 - z), dn * r], -1)
+        d_product = torch.cat(
+            [dn * product_n[t] * r * (1 - r), dh * (before[t] - n) * z * (1 - z), dn * r], -1
+        )
         dh = torch.addmm(dh * z, d_product, u)
         found.append((d_product, dn))
     return *(torch.stack(parts[::-1]) for parts in zip(*found, strict=True)), dh
@@ -64,33 +68,44 @@ class GruScan(torch.autograd.Function):
         bias = torch.cat([c.new_zeros(2 * H), c])
         for t in range(T):
             torch.addmm(bias, h[t], u.T, out=product[t])
-            rz, n = gates[t, :, :2 * H], gates[t, :, 2 * H:]
-            torch.add(x[t, :, :2 * H], product[t, :, :2 * H], out=rz).sigmoid_()
-            torch.addcmul(x[t, :, 2 * H:], rz[:, :H], product[t, :, 2 * H:], out=n).tanh_()
+            rz, n = gates[t, :, : 2 * H], gates[t, :, 2 * H :]
+            torch.add(x[t, :, : 2 * H], product[t, :, : 2 * H], out=rz).sigmoid_()
+            torch.addcmul(x[t, :, 2 * H :], rz[:, :H], product[t, :, 2 * H :], out=n).tanh_()
             torch.lerp(n, h[t], rz[:, H:], out=h[t + 1])
-        ctx.save_for_backward(u, h, gates, product[..., 2 * H:])
+        ctx.save_for_backward(u, h, gates, product[..., 2 * H :])
         return h[1:]
 
     @staticmethod
-    def forward_in_pieces(ctx, x: Tensor, u: Tensor, c: Tensor, h: Tensor, steps: Callable) -> Tensor:
-        bias, found = torch.cat([c.new_zeros(2 * len(c)), c]).detach(), [(h.detach().contiguous()[None], None, None)]
+    def forward_in_pieces(
+        ctx, x: Tensor, u: Tensor, c: Tensor, h: Tensor, steps: Callable
+    ) -> Tensor:
+        bias, found = (
+            torch.cat([c.new_zeros(2 * len(c)), c]).detach(),
+            [(h.detach().contiguous()[None], None, None)],
+        )
         for piece in x.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), bias, found[-1][0][-1]))
         h = torch.cat([h for h, *_ in found])
-        ctx.save_for_backward(u, h, *(torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[1:]))
+        ctx.save_for_backward(
+            u, h, *(torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[1:])
+        )
         return h[1:]
 
     @staticmethod
     def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
         u, h, gates, product_n = ctx.saved_tensors
         found, dh = [], torch.zeros_like(h[0])
-        pieces = list(zip(*(part.split(CHUNK) for part in (h_gradient, gates, product_n, h[:-1])), strict=True))
+        pieces = list(
+            zip(
+                *(part.split(CHUNK) for part in (h_gradient, gates, product_n, h[:-1])), strict=True
+            )
+        )
         for gradient, *own in reversed(pieces):
             *both, dh = steps_back(gradient, u, *own, dh)
             found.append(both)
         d_product, dn = (torch.cat(parts) for parts in zip(*found[::-1], strict=True))
         flat, H = d_product.flatten(0, 1), h.size(-1)
-        dx = torch.cat([d_product[..., :2 * H], dn], -1)
+        dx = torch.cat([d_product[..., : 2 * H], dn], -1)
         return dx, flat.T @ h[:-1].flatten(0, 1), flat[:, -H:].sum(0), dh
 
     @staticmethod
@@ -102,17 +117,22 @@ class GruScan(torch.autograd.Function):
         r, z, n = gates.chunk(3, -1)
         # dh times these is the gradient before each gate's bend: all steps at once, only dh itself waits for time.
         to_n = (1 - z) * (1 - n * n)
-        to_product = torch.stack([to_n * product_n * r * (1 - r), (h[:-1] - n) * z * (1 - z), to_n * r], 2)
-        dh_all, d_product = torch.empty_like(h_gradient), torch.empty_like(to_product)   # (T, B, H), (T, B, 3, H)
+        to_product = torch.stack(
+            [to_n * product_n * r * (1 - r), (h[:-1] - n) * z * (1 - z), to_n * r], 2
+        )
+        dh_all, d_product = (
+            torch.empty_like(h_gradient),
+            torch.empty_like(to_product),
+        )  # (T, B, H), (T, B, 3, H)
         dh = torch.zeros_like(h[0])
         for t in reversed(range(len(gates))):
             torch.add(dh, h_gradient[t], out=dh_all[t])
             torch.mul(dh_all[t][:, None], to_product[t], out=d_product[t])
             dh = torch.addmm(dh_all[t] * z[t], d_product[t].flatten(1), u)
         dx = d_product.clone()
-        torch.mul(dh_all, to_n, out=dx[:, :, 2])          # the reset gate lies behind x's share of n
-        flat = d_product.flatten(2).flatten(0, 1)         # (T·B, 3H)
-        return dx.flatten(2), flat.T @ h[:-1].flatten(0, 1), flat[:, -h.size(-1):].sum(0), dh
+        torch.mul(dh_all, to_n, out=dx[:, :, 2])  # the reset gate lies behind x's share of n
+        flat = d_product.flatten(2).flatten(0, 1)  # (T·B, 3H)
+        return dx.flatten(2), flat.T @ h[:-1].flatten(0, 1), flat[:, -h.size(-1) :].sum(0), dh
 
 
 class Layer(nn.Module):
@@ -126,7 +146,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """x (T, B, H), h (B, H) -> hidden of all steps (T, B, H), h after the last."""
         z = F.linear(x, self.input, self.bias)
-        out = GruScan.apply(z, self.recurrent.to(z.dtype), self.recurrent_bias.to(z.dtype), h.to(z.dtype))
+        out = GruScan.apply(
+            z, self.recurrent.to(z.dtype), self.recurrent_bias.to(z.dtype), h.to(z.dtype)
+        )
         return out, out[-1]
 
 
@@ -146,7 +168,9 @@ class Gru(nn.Module):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
         self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
-        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.layers = nn.ModuleList(
+            Layer(config["hidden_size"]) for _ in range(config["num_layers"])
+        )
         self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
     def init_state(self, batch: int) -> Tensor:
@@ -156,7 +180,7 @@ class Gru(nn.Module):
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.init_state(len(tokens)) if state is None else state
-        x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
+        x = F.embedding(tokens.T, self.embedding)  # (T, B, H): a step's rows lie together
         last = []
         for layer, h in zip(self.layers, state.unbind(1), strict=True):
             out, h = layer(self.drop(rms_norm(x)), h)
@@ -170,7 +194,9 @@ class Gru(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean nats per target, and the state cut off from the graph: backpropagation through time stops here."""
         hidden, state = self(tokens, state)
         return cross_entropy(hidden, self.head, targets), state.detach()

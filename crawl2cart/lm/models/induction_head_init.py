@@ -12,7 +12,6 @@ Of the first group of heads of three layers:
 The readers' other heads get such values and outputs too, and are left to learn for themselves where to look.
 """
 
-
 import torch
 from torch import Tensor
 
@@ -41,10 +40,14 @@ def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def input_of(model: GptOss, number: int, tokens: Tensor) -> tuple[Tensor, float]:
     """What attention of a block reads of `tokens` (B, T), (B, T, D), and the size of the stream there before its norm."""
     found = []
-    hook = model.blocks[number].register_forward_pre_hook(lambda block, given: found.append(given[0]))
+    hook = model.blocks[number].register_forward_pre_hook(
+        lambda block, given: found.append(given[0])
+    )
     model(tokens)
     hook.remove()
-    return rms_norm(found[0], model.blocks[number].attention_norm), found[0].square().mean().sqrt().item()
+    return rms_norm(found[0], model.blocks[number].attention_norm), found[
+        0
+    ].square().mean().sqrt().item()
 
 
 def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -53,8 +56,16 @@ def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def layers(model: GptOss) -> tuple[int, list[int]]:
     """The writer and its readers: a window layer, not the first one if there is another, and the layers behind it that see all."""
-    writer = max(number for number in range(min(3, len(model.blocks))) if model.blocks[number].window is not None)
-    return writer, [number for number in range(writer + 1, len(model.blocks)) if model.blocks[number].window is None]
+    writer = max(
+        number
+        for number in range(min(3, len(model.blocks)))
+        if model.blocks[number].window is not None
+    )
+    return writer, [
+        number
+        for number in range(writer + 1, len(model.blocks))
+        if model.blocks[number].window is None
+    ]
 
 
 @torch.no_grad()
@@ -67,19 +78,21 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     generator = torch.Generator().manual_seed(seed)
     width, d = model.embedding.size(1), model.blocks[0].head_dim
     if width < 2 * d or len(model.blocks[0].query) < 2 * len(model.blocks[0].key):
-        raise UserError(f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
-                      "profiles.<name>.models.gpt_oss.")
-    reach = 2                                           # how far back the writer looks
+        raise UserError(
+            f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
+            "profiles.<name>.models.gpt_oss."
+        )
+    reach = 2  # how far back the writer looks
     # What stands for a token, deviation 1: the mean of its family's embeddings, seen from a few directions.
     means = torch.zeros(int(family.max()) + 1, width).index_add_(0, family, model.embedding)
     words = (means / family.bincount()[:, None])[family]
     words = (words - words.mean(0)) / words.std()
     code = words @ orthogonal(width, d, generator)
-    said = orthogonal(width, width, generator)          # turns a word into what raises it in the head
+    said = orthogonal(width, width, generator)  # turns a word into what raises it in the head
 
     def stands(table: Tensor, back: int) -> Tensor:
         """(n, k) rows of the table for the tokens `back` places before each."""
-        return table[tokens[:, reach - back:tokens.size(1) - back]].flatten(0, 1)
+        return table[tokens[:, reach - back : tokens.size(1) - back]].flatten(0, 1)
 
     def stream(number: int) -> tuple[Tensor, float]:
         read, size = input_of(model, number, tokens)
@@ -88,11 +101,13 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     number, readers = layers(model)
     read, size = stream(number)
     block = model.blocks[number]
-    block.query[:2 * d], block.key[:d], block.sinks[:2] = 0, 0, 0
+    block.query[: 2 * d], block.key[:d], block.sinks[:2] = 0, 0, 0
     block.key_bias[:d] = previous_token_rotation(0, d)
-    block.query_bias[:2 * d] = torch.cat([previous_token_rotation(1, d), previous_token_rotation(2, d)])
+    block.query_bias[: 2 * d] = torch.cat(
+        [previous_token_rotation(1, d), previous_token_rotation(2, d)]
+    )
     block.value[:d], block.value_bias[:d] = least_squares(read, stands(code, 0))
-    block.output[:, :2 * d] = WRITTEN * size * orthogonal(width, 2 * d, generator)
+    block.output[:, : 2 * d] = WRITTEN * size * orthogonal(width, 2 * d, generator)
 
     # Rotary positions leave the slow half of the pairs nearly as they are: every other one for each of the two tokens that have to meet.
     one = torch.cat([torch.arange(d // 4, d // 2, 2), torch.arange(d - d // 4, d, 2)])
@@ -100,18 +115,31 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     for number in readers:
         read, _ = stream(number)
         block = model.blocks[number]
-        here, before, earlier = (least_squares(read, stands(code[:, :len(one)], back)) for back in (0, 1, 2))
-        block.query[:2 * d], block.query_bias[:2 * d], block.key[:d], block.key_bias[:d], block.sinks[:2] = 0, 0, 0, 0, SINK
+        here, before, earlier = (
+            least_squares(read, stands(code[:, : len(one)], back)) for back in (0, 1, 2)
+        )
+        (
+            block.query[: 2 * d],
+            block.query_bias[: 2 * d],
+            block.key[:d],
+            block.key_bias[:d],
+            block.sinks[:2],
+        ) = 0, 0, 0, 0, SINK
         for rows, (weight, bias) in ((one, before), (two, earlier)):
-            block.key[rows], block.key_bias[rows] = SCORE ** 0.5 * weight, SCORE ** 0.5 * bias
+            block.key[rows], block.key_bias[rows] = SCORE**0.5 * weight, SCORE**0.5 * bias
         for head, shares in enumerate(ATTENTION_TO):
             for rows, (weight, bias), share in zip((one, two), (here, before), shares, strict=True):
-                block.query[head * d + rows], block.query_bias[head * d + rows] = share * SCORE ** 0.5 * weight, share * SCORE ** 0.5 * bias
+                block.query[head * d + rows], block.query_bias[head * d + rows] = (
+                    share * SCORE**0.5 * weight,
+                    share * SCORE**0.5 * bias,
+                )
         heads = len(block.query) // len(block.key)
-        for group, gain in ((0, READ), (1, FREE))[:len(block.key) // d]:
+        for group, gain in ((0, READ), (1, FREE))[: len(block.key) // d]:
             seen = orthogonal(width, d, generator)
             own = slice(group * d, (group + 1) * d)
             block.value[own], block.value_bias[own] = least_squares(read, stands(words @ seen, 0))
-            block.output[:, group * heads * d:(group + 1) * heads * d] = gain * (said @ seen).repeat(1, heads)
-        block.sinks[heads:2 * heads] = FREE_SINK
+            block.output[:, group * heads * d : (group + 1) * heads * d] = gain * (
+                said @ seen
+            ).repeat(1, heads)
+        block.sinks[heads : 2 * heads] = FREE_SINK
     model.head += NAMED * words @ said.T

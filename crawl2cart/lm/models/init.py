@@ -30,7 +30,9 @@ def normal(deviation: float) -> Init:
 
 def fan_in(dim: int = -1) -> Init:
     """N(0, 1/n) with n the size of `dim`, the one that products sum over: keeps the size of activations."""
-    return lambda tensor, generator, _: tensor.normal_(0, 1 / math.sqrt(tensor.size(dim)), generator=generator)
+    return lambda tensor, generator, _: tensor.normal_(
+        0, 1 / math.sqrt(tensor.size(dim)), generator=generator
+    )
 
 
 def constant(value: float) -> Init:
@@ -49,7 +51,9 @@ def param_spec(model: nn.Module, name: str) -> ParamSpec:
     """The rule for a parameter, found by the last word of its name. Raises KeyError if the model has none for it."""
     word = name.rpartition(".")[2]
     if word not in model.PARAMS:
-        raise KeyError(f"{type(model).__name__} has a parameter {name} but no rule for how it starts: add {word!r} to PARAMS")
+        raise KeyError(
+            f"{type(model).__name__} has a parameter {name} but no rule for how it starts: add {word!r} to PARAMS"
+        )
     return model.PARAMS[word]
 
 

@@ -34,7 +34,15 @@ def cell_forward(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ..
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
 
-def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, tanh_c: Tensor, before: Tensor, dh: Tensor, dc: Tensor) -> tuple[Tensor, ...]:
+def cell_backward(
+    gradient: Tensor,
+    u: Tensor,
+    gates: Tensor,
+    tanh_c: Tensor,
+    before: Tensor,
+    dh: Tensor,
+    dc: Tensor,
+) -> tuple[Tensor, ...]:
     """The gradients of `steps`, last step first. gradient (n, B, H) of each h, before (n, B, H): c of the step before; dh and dc (B, H)
     come back from later steps -> dx (n, B, 4H), dh and dc for the steps before."""
     found = []
@@ -42,7 +50,15 @@ def cell_backward(gradient: Tensor, u: Tensor, gates: Tensor, tanh_c: Tensor, be
         i, f, g, o = gates[t].chunk(4, -1)
         dh = dh + gradient[t]
         dc = dc + dh * o * (1 - tanh_c[t] * tanh_c[t])
-        dx = torch.cat([dc * g * i * (1 - i), dc * before[t] * f * (1 - f), dc * i * (1 - g * g), dh * tanh_c[t] * o * (1 - o)], -1)
+        dx = torch.cat(
+            [
+                dc * g * i * (1 - i),
+                dc * before[t] * f * (1 - f),
+                dc * i * (1 - g * g),
+                dh * tanh_c[t] * o * (1 - o),
+            ],
+            -1,
+        )
         dh, dc = dx @ u, dc * f
         found.append(dx)
     return torch.stack(found[::-1]), dh, dc
@@ -65,7 +81,7 @@ class LstmScan(torch.autograd.Function):
         for t in range(T):
             torch.addmm(x[t], h[t], u.T, out=gates[t])
             i, f, g, o = gates[t].chunk(4, -1)
-            gates[t, :, :2 * H].sigmoid_()
+            gates[t, :, : 2 * H].sigmoid_()
             g.tanh_()
             o.sigmoid_()
             torch.mul(f, c[t], out=c[t + 1]).addcmul_(i, g)
@@ -74,8 +90,12 @@ class LstmScan(torch.autograd.Function):
         return h[1:], c[-1].clone()
 
     @staticmethod
-    def forward_in_pieces(ctx, x: Tensor, u: Tensor, h: Tensor, c: Tensor, steps: Callable) -> tuple[Tensor, Tensor]:
-        found = [(None, None, h.detach().contiguous()[None], c.detach().contiguous()[None])]   # like all later ones: compiled once
+    def forward_in_pieces(
+        ctx, x: Tensor, u: Tensor, h: Tensor, c: Tensor, steps: Callable
+    ) -> tuple[Tensor, Tensor]:
+        found = [
+            (None, None, h.detach().contiguous()[None], c.detach().contiguous()[None])
+        ]  # like all later ones: compiled once
         for piece in x.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), found[-1][2][-1], found[-1][3][-1]))
         gates, tanh_c = (torch.cat(parts) for parts in list(zip(*found[1:], strict=True))[:2])
@@ -87,7 +107,9 @@ class LstmScan(torch.autograd.Function):
     def backward_in_pieces(ctx, h_gradient: Tensor, dc: Tensor, steps_back: Callable):
         u, h, c, gates, tanh_c = ctx.saved_tensors
         found, dh = [], torch.zeros_like(dc)
-        pieces = list(zip(*(part.split(CHUNK) for part in (h_gradient, gates, tanh_c, c[:-1])), strict=True))
+        pieces = list(
+            zip(*(part.split(CHUNK) for part in (h_gradient, gates, tanh_c, c[:-1])), strict=True)
+        )
         for gradient, *own in reversed(pieces):
             dx, dh, dc = steps_back(gradient, u, *own, dh, dc)
             found.append(dx)
@@ -104,9 +126,11 @@ class LstmScan(torch.autograd.Function):
         # dc, or for the output gate dh, times these is the gradient before each gate's bend: all steps at once, only
         # dc and dh themselves wait for time.
         to_c = o * (1 - tanh_c * tanh_c)
-        to_ifg = torch.stack([g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g)], 2)   # (T, B, 3, H)
+        to_ifg = torch.stack(
+            [g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g)], 2
+        )  # (T, B, 3, H)
         to_o = tanh_c * o * (1 - o)
-        dx = torch.empty_like(gates).unflatten(-1, (4, -1))                                 # (T, B, 4, H)
+        dx = torch.empty_like(gates).unflatten(-1, (4, -1))  # (T, B, 4, H)
         dh = torch.zeros_like(dc)
         for t in reversed(range(len(gates))):
             dh += h_gradient[t]
@@ -153,7 +177,9 @@ class Lstm(nn.Module):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
         self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
-        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.layers = nn.ModuleList(
+            Layer(config["hidden_size"]) for _ in range(config["num_layers"])
+        )
         self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
     def init_state(self, batch: int) -> Tensor:
@@ -163,7 +189,7 @@ class Lstm(nn.Module):
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.init_state(len(tokens)) if state is None else state
-        x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
+        x = F.embedding(tokens.T, self.embedding)  # (T, B, H): a step's rows lie together
         last = []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             out, h, c = layer(self.drop(rms_norm(x)), *before.unbind(1))
@@ -177,7 +203,9 @@ class Lstm(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean nats per target, and the state cut off from the graph: backpropagation through time stops here."""
         hidden, state = self(tokens, state)
         return cross_entropy(hidden, self.head, targets), state.detach()

@@ -28,7 +28,11 @@ class Mlp(nn.Module):
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
-        self.window, width, hidden = config["context_size"], config["embedding_size"], config["hidden_size"]
+        self.window, width, hidden = (
+            config["context_size"],
+            config["embedding_size"],
+            config["hidden_size"],
+        )
         self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), width))
         self.input = nn.Parameter(torch.empty(hidden, self.window * width))
         self.bias = nn.Parameter(torch.empty(hidden))
@@ -42,14 +46,20 @@ class Mlp(nn.Module):
         """tokens (B, T) -> hidden (B, T, hidden) and the state after them."""
         B, T = tokens.shape
         before = self.init_state(B) if state is None else state
-        seen = torch.cat([before, F.embedding(tokens, self.embedding)], 1)       # (B, window - 1 + T, width)
-        windows = torch.cat([seen[:, i:i + T] for i in range(self.window)], -1)  # (B, T, window · width), oldest first
+        seen = torch.cat(
+            [before, F.embedding(tokens, self.embedding)], 1
+        )  # (B, window - 1 + T, width)
+        windows = torch.cat(
+            [seen[:, i : i + T] for i in range(self.window)], -1
+        )  # (B, T, window · width), oldest first
         return F.linear(windows, self.input, self.bias).tanh(), seen[:, T:]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean nats per target, and the state cut off from the graph."""
         hidden, state = self(tokens, state)
         return cross_entropy(hidden, self.head, targets), state.detach()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GAIN, LIMIT = 1.702, 7.0   # of the clamped SwiGLU
+GAIN, LIMIT = 1.702, 7.0  # of the clamped SwiGLU
 
 
 def route(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,8 +23,13 @@ def route(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tens
 
 def swiglu(x: Tensor) -> Tensor:
     """(…, 2I) -> (…, I). Gates stand at even places, what they gate at odd ones. The gate has no lower clamp."""
-    gate, up = x.unflatten(-1, (-1, 2)).movedim(-1, 0).contiguous().unbind()   # each whole: strided ones take twice the time
-    gate, up = F.hardtanh(gate, -math.inf, LIMIT), F.hardtanh(up, -LIMIT, LIMIT)   # clamp, whose gradient is five times as fast
+    gate, up = (
+        x.unflatten(-1, (-1, 2)).movedim(-1, 0).contiguous().unbind()
+    )  # each whole: strided ones take twice the time
+    gate, up = (
+        F.hardtanh(gate, -math.inf, LIMIT),
+        F.hardtanh(up, -LIMIT, LIMIT),
+    )  # clamp, whose gradient is five times as fast
     return gate * torch.sigmoid(GAIN * gate) * (up + 1)
 
 
@@ -65,29 +70,45 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
     """
     row = torch.arange(len(x), device=x.device)[:, None]
     starts = F.pad(ends[:-1], (1, 0))
-    own = ((row >= starts) & (row < ends)).to(x.dtype)                       # (N·k, E)
+    own = ((row >= starts) & (row < ends)).to(x.dtype)  # (N·k, E)
     return torch.addmm(F.grouped_mm(x, weight, offs=ends.int()), own, bias)
 
 
-def product_each(rows: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+def product_each(
+    rows: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
     """Rows of each expert by its weight, one below the other."""
     return torch.cat([torch.addmm(b, x, w) for x, w, b in zip(rows, weights, biases, strict=True)])
 
 
-def experts(x: Tensor, chosen: Tensor, share: Tensor, gate_up: Tensor, gate_up_bias: Tensor,
-            down: Tensor, down_bias: Tensor) -> Tensor:
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    share: Tensor,
+    gate_up: Tensor,
+    gate_up_bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+) -> Tensor:
     """Σ_k share_k · expert_k(x). x (N, D), chosen and share (N, k), gate_up (E, D, 2I), down (E, I, D) -> (N, D)."""
     N, k = chosen.shape
-    if x.is_cuda and torch.is_autocast_enabled("cuda"):   # which does not know grouped products
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):  # which does not know grouped products
         x = x.to(torch.get_autocast_dtype("cuda"))
-    if len(gate_up) == 1:   # a dense layer: one expert takes all, and its share is 1
+    if len(gate_up) == 1:  # a dense layer: one expert takes all, and its share is 1
         return product_each([swiglu(product_each([x], gate_up, gate_up_bias))], down, down_bias)
-    if N == 1 and not x.is_cuda:   # decoding of one row: nothing to sort, and no other expert to pass by
-        own = [[tensor[number] for number in chosen[0].tolist()] for tensor in (gate_up, gate_up_bias, down, down_bias)]
+    if (
+        N == 1 and not x.is_cuda
+    ):  # decoding of one row: nothing to sort, and no other expert to pass by
+        own = [
+            [tensor[number] for number in chosen[0].tolist()]
+            for tensor in (gate_up, gate_up_bias, down, down_bias)
+        ]
         hidden = swiglu(product_each([x] * k, *own[:2]))
         return share.to(hidden.dtype) @ product_each(hidden.split(1), *own[2:])
     order = chosen.flatten().argsort(stable=True)
-    counts = (chosen.flatten()[:, None] == torch.arange(len(gate_up), device=x.device)).sum(0)   # bincount could not be compiled
+    counts = (chosen.flatten()[:, None] == torch.arange(len(gate_up), device=x.device)).sum(
+        0
+    )  # bincount could not be compiled
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=order.device))
     hidden = swiglu(products(Reorder.apply(x, order, inverse, k), gate_up, gate_up_bias, counts))
     out = Reorder.apply(products(hidden, down, down_bias, counts), inverse, order, 1).view(N, k, -1)

@@ -73,7 +73,7 @@ class RnnScan(torch.autograd.Function):
 
     @staticmethod
     def forward_in_pieces(ctx, z: Tensor, u: Tensor, h: Tensor, steps: Callable) -> Tensor:
-        found = [h.detach().contiguous()[None]]   # like all later ones: compiled once
+        found = [h.detach().contiguous()[None]]  # like all later ones: compiled once
         for piece in z.detach().split(CHUNK):
             found.append(steps(piece, u.detach(), found[-1][-1]))
         h = torch.cat(found)
@@ -84,7 +84,9 @@ class RnnScan(torch.autograd.Function):
     def backward_in_pieces(ctx, h_gradient: Tensor, steps_back: Callable):
         u, h = ctx.saved_tensors
         found, dh = [], torch.zeros_like(h[0])
-        for gradient, own in reversed(list(zip(h_gradient.split(CHUNK), h[1:].split(CHUNK), strict=True))):
+        for gradient, own in reversed(
+            list(zip(h_gradient.split(CHUNK), h[1:].split(CHUNK), strict=True))
+        ):
             dz, dh = steps_back(gradient, u, own, dh)
             found.append(dz)
         dz = torch.cat(found[::-1])
@@ -98,7 +100,7 @@ class RnnScan(torch.autograd.Function):
         u, h = ctx.saved_tensors
         slope = 1 - h[1:] * h[1:]
         dz = torch.empty_like(slope)
-        dh = torch.zeros_like(h[0])                       # what comes back from later steps
+        dh = torch.zeros_like(h[0])  # what comes back from later steps
         for t in reversed(range(len(slope))):
             torch.mul(dh.add_(h_gradient[t]), slope[t], out=dz[t])
             dh = dz[t] @ u
@@ -145,7 +147,9 @@ class Rnn(nn.Module):
         super().__init__()
         self.config, self.vocabulary = dict(config), vocabulary
         self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
-        self.layers = nn.ModuleList(Layer(config["hidden_size"]) for _ in range(config["num_layers"]))
+        self.layers = nn.ModuleList(
+            Layer(config["hidden_size"]) for _ in range(config["num_layers"])
+        )
         self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), config["hidden_size"]))
 
     def init_state(self, batch: int) -> Tensor:
@@ -155,7 +159,7 @@ class Rnn(nn.Module):
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B, T) -> hidden (B, T, H) and the state after them."""
         state = self.init_state(len(tokens)) if state is None else state
-        x = F.embedding(tokens.T, self.embedding)   # (T, B, H): a step's rows lie together
+        x = F.embedding(tokens.T, self.embedding)  # (T, B, H): a step's rows lie together
         last = []
         for layer, h in zip(self.layers, state.unbind(1), strict=True):
             out, h = layer(self.drop(rms_norm(x)), h)
@@ -169,7 +173,9 @@ class Rnn(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.head)
 
-    def loss(self, tokens: Tensor, targets: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean nats per target, and the state cut off from the graph: backpropagation through time stops here."""
         hidden, state = self(tokens, state)
         return cross_entropy(hidden, self.head, targets), state.detach()

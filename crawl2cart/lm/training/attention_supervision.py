@@ -35,7 +35,10 @@ class Places:
 
     def until(self, end: int) -> "Places":
         """Those of the queries before the position `end`."""
-        copied, decided = ({query: seen for query, seen in places.items() if query < end} for places in (self.copied, self.decided))
+        copied, decided = (
+            {query: seen for query, seen in places.items() if query < end}
+            for places in (self.copied, self.decided)
+        )
         return Places(copied, decided, [query for query in self.idle if query < end])
 
 
@@ -59,9 +62,15 @@ class GuidedHeads:
         """
         x = self.read[self.blocks[0]][0]
         places = [row.seen for row in rows]
-        asked = [[*seen, *row.idle] for seen, row in zip(places, rows, strict=True)]   # few of all queries: of a dialogue four in ten
+        asked = [
+            [*seen, *row.idle] for seen, row in zip(places, rows, strict=True)
+        ]  # few of all queries: of a dialogue four in ten
         known = [(row, number) for row, seen in enumerate(places) for number in range(len(seen))]
-        idle = [(row, number) for row, seen in enumerate(places) for number in range(len(seen), len(asked[row]))]
+        idle = [
+            (row, number)
+            for row, seen in enumerate(places)
+            for number in range(len(seen), len(asked[row]))
+        ]
         if not known:
             return x.new_zeros((), dtype=torch.float32)
         right = torch.zeros(len(known), x.size(1), dtype=torch.bool)
@@ -71,11 +80,24 @@ class GuidedHeads:
         queries = torch.tensor([row + [0] * (most - len(row)) for row in asked], device=x.device)
         wrong, known = ~right.to(x.device), torch.tensor(known, device=x.device).T
         idle = torch.tensor(idle, device=x.device).view(-1, 2).T
-        total = torch.stack([loss for block in self.blocks for loss in self.losses(block, queries, known, wrong, idle, idle_weight)])
+        total = torch.stack(
+            [
+                loss
+                for block in self.blocks
+                for loss in self.losses(block, queries, known, wrong, idle, idle_weight)
+            ]
+        )
         return total.mean()
 
-    def losses(self, block: nn.Module, queries: Tensor, known: Tensor, wrong: Tensor, idle: Tensor,
-               idle_weight: float) -> Iterator[Tensor]:
+    def losses(
+        self,
+        block: nn.Module,
+        queries: Tensor,
+        known: Tensor,
+        wrong: Tensor,
+        idle: Tensor,
+        idle_weight: float,
+    ) -> Iterator[Tensor]:
         """The loss of each head of a block. queries (B, Q): positions. known (2, n), idle (2, m): a row and which of its queries.
         wrong (n, T): where not to look."""
         stream, turn, past, _ = self.read[block]
@@ -84,18 +106,22 @@ class GuidedHeads:
 
         def turned(weight: Tensor, bias: Tensor, number: int) -> Tensor:
             own = slice(number * d, (number + 1) * d)
-            return rope(F.linear(x, weight[own], bias[own])[:, :, None], *turn)[:, :, 0]               # (B, T, d)
+            return rope(F.linear(x, weight[own], bias[own])[:, :, None], *turn)[
+                :, :, 0
+            ]  # (B, T, d)
 
         k = turned(block.key, block.key_bias, self.group)
         for head in self.heads:
             q = turned(block.query, block.query_bias, head) / math.sqrt(d)
-            q = q.gather(1, queries[..., None].expand(-1, -1, d))                                        # (B, Q, d)
-            scores = (q @ k.mT).float().masked_fill(later, -math.inf)                                    # (B, Q, T)
+            q = q.gather(1, queries[..., None].expand(-1, -1, d))  # (B, Q, d)
+            scores = (q @ k.mT).float().masked_fill(later, -math.inf)  # (B, Q, T)
             sink = block.sinks[head].float().expand(*scores.shape[:2], 1)
             parts = [scores, sink]
             if past is not None:
-                parts.append((q @ past.buffer[0, 0, self.group].to(q.dtype).T).float())                 # the text before
-            every = torch.cat(parts, -1).logsumexp(-1)                                                   # (B, Q)
+                parts.append(
+                    (q @ past.buffer[0, 0, self.group].to(q.dtype).T).float()
+                )  # the text before
+            every = torch.cat(parts, -1).logsumexp(-1)  # (B, Q)
             found = scores[*known].masked_fill(wrong, -math.inf).logsumexp(-1)
             loss = (every[*known] - found).mean()
             if idle.numel():

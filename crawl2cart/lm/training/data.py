@@ -30,12 +30,16 @@ def open_tokens(folder: Path | str, split: str) -> np.memmap:
         raise UserError(f"{path} is missing. `dvc repro encode` makes it.")
     tokens = np.memmap(path, np.dtype(meta["dtype"]), "r")
     if len(tokens) != meta[split]["tokens"]:
-        raise UserError(f"{path} holds {len(tokens):,} tokens, but meta.json says {meta[split]['tokens']:,}. "
-                      "Run `dvc repro encode` again.")
+        raise UserError(
+            f"{path} holds {len(tokens):,} tokens, but meta.json says {meta[split]['tokens']:,}. "
+            "Run `dvc repro encode` again."
+        )
     return tokens
 
 
-def batch(tokens: np.ndarray, step: int, rows: int, context: int, seed: int) -> tuple[Tensor, Tensor]:
+def batch(
+    tokens: np.ndarray, step: int, rows: int, context: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Inputs and targets (rows, context) of one step, int64.
 
     The file is read as a ring from a random start. Rows start evenly spread over it and each goes on where it stopped,

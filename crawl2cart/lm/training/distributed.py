@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.stage import STARTER
 
-MEETING = "CRAWL2CART_MEETING"   # in the environment of a process that a stage started: the file by which it finds the others
-SECONDS_TO_END = 5.0             # in which a process whose connection broke is seen to have ended
+MEETING = "CRAWL2CART_MEETING"  # in the environment of a process that a stage started: the file by which it finds the others
+SECONDS_TO_END = 5.0  # in which a process whose connection broke is seen to have ended
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ProcessGroup:
 
     def shard(self, items: Sequence) -> Sequence:
         """This process's part of what there is to do."""
-        return items[self.rank::self.size]
+        return items[self.rank :: self.size]
 
     def all_gather(self, own: list) -> list:
         """The results of all shares in the order of the items, in every process."""
@@ -64,9 +64,13 @@ class ProcessGroup:
             return own
         parts: list[list] = [[]] * self.size
         dist.all_gather_object(parts, own)
-        return [parts[number % self.size][number // self.size] for number in range(sum(map(len, parts)))]
+        return [
+            parts[number % self.size][number // self.size] for number in range(sum(map(len, parts)))
+        ]
 
-    def async_broadcast(self, make: Callable[[], Tensor], like: Tensor, number: int) -> Callable[[], Tensor]:
+    def async_broadcast(
+        self, make: Callable[[], Tensor], like: Tensor, number: int
+    ) -> Callable[[], Tensor]:
         """What one process makes, told to all, as bfloat16: the number-th of many tasks that go round. Waits when it is asked for.
 
         like: a whole tensor of its shape, not one that is split among processes, who would wait for each other to make it.
@@ -95,7 +99,9 @@ ALONE = ProcessGroup(0, 1)
 
 
 @contextlib.contextmanager
-def open_world(kind: str, processes: int = 1, program: Sequence[str] = ()) -> Iterator[ProcessGroup]:
+def open_world(
+    kind: str, processes: int = 1, program: Sequence[str] = ()
+) -> Iterator[ProcessGroup]:
     """Joins the processes that torchrun started. Without torchrun this one is the first of `processes`, and starts the others.
 
     kind: `cpu` or `cuda`. program: what follows `python` to start another one, Stage.program. On a CPU two processes of one thread train
@@ -131,20 +137,37 @@ def others(size: int, program: Sequence[str]) -> Iterator[dist.Store]:
 
     Ends them behind the block: what they found has arrived. Raises UserError if one of them ends before.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")   # they speak inside this machine
+    os.environ.setdefault(
+        "GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0"
+    )  # they speak inside this machine
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
         store, started = dist.FileStore(meeting, size), []
         try:
             for rank in range(1, size):
-                started.append(subprocess.Popen([sys.executable, *program], stdout=subprocess.DEVNULL, env=os.environ | {
-                    MEETING: meeting, STARTER: str(os.getpid()), "WORLD_SIZE": str(size), "RANK": str(rank)}))
-            while not store.check([f"started {rank}" for rank in range(1, size)]):   # gloo would wait half an hour for one that never comes
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, *program],
+                        stdout=subprocess.DEVNULL,
+                        env=os.environ
+                        | {
+                            MEETING: meeting,
+                            STARTER: str(os.getpid()),
+                            "WORLD_SIZE": str(size),
+                            "RANK": str(rank),
+                        },
+                    )
+                )
+            while not store.check(
+                [f"started {rank}" for rank in range(1, size)]
+            ):  # gloo would wait half an hour for one that never comes
                 if loss := lost(started, 0):
                     raise UserError(loss)
                 time.sleep(0.02)
             yield store
-        except RuntimeError as error:   # an error of this process, or what gloo says of another that is gone
+        except (
+            RuntimeError
+        ) as error:  # an error of this process, or what gloo says of another that is gone
             if loss := lost(started, SECONDS_TO_END):
                 raise UserError(loss) from error
             raise
@@ -160,8 +183,10 @@ def lost(processes: list[subprocess.Popen], seconds: float) -> str | None:
     while True:
         for code in (process.poll() for process in processes):
             if code is not None and code < 0:
-                return (f"One of the processes of this run was ended by {signal.Signals(-code).name}. If nobody did that, memory was "
-                        "short: fewer `processes` in the profile take less.")
+                return (
+                    f"One of the processes of this run was ended by {signal.Signals(-code).name}. If nobody did that, memory was "
+                    "short: fewer `processes` in the profile take less."
+                )
             if code is not None:
                 return "One of the processes of this run failed; what it said stands above."
         if time.monotonic() >= deadline:
@@ -186,7 +211,10 @@ def wrap_distributed(model: nn.Module, world: ProcessGroup, sharded: bool) -> Ca
         return model.loss
     if not sharded:
         return DistributedDataParallel(Loss(model))
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second, which one process need not wait
+    from torch.distributed.fsdp import (
+        fully_shard,
+        register_fsdp_forward_method,
+    )  # a second, which one process need not wait
 
     for layer in model.children():
         if isinstance(layer, nn.ModuleList):
@@ -215,4 +243,6 @@ def distribute(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)   # each has it: nothing is sent
+    return distribute_tensor(
+        tensor, like.device_mesh, like.placements, src_data_rank=None
+    )  # each has it: nothing is sent

@@ -17,8 +17,11 @@ def matrix_parameters(model: nn.Module) -> float:
     """Weights by which a token is multiplied: matrices, the head included, and of the experts only those it is sent to."""
     used = {"gate_up", "down"} & set(model.PARAMS)
     share = model.config["experts_per_token"] / model.config["num_experts"] if used else 1.0
-    return sum(parameter.numel() * (share if name.rpartition(".")[2] in used else 1.0)
-               for name, parameter in model.named_parameters() if param_spec(model, name).decay)
+    return sum(
+        parameter.numel() * (share if name.rpartition(".")[2] in used else 1.0)
+        for name, parameter in model.named_parameters()
+        if param_spec(model, name).decay
+    )
 
 
 def flops_per_token(model: nn.Module, context: int) -> float:
@@ -42,7 +45,10 @@ def flops_of_rows(model: nn.Module, lengths: Sequence[int], prefix: int = 0) -> 
     which is two thirds, and without the head.
     """
     reading = prefix * (flops_per_token(model, prefix) / 3 - 2 * model.head.numel())
-    return reading + sum(rows * length * flops_per_token(model, prefix + length) for length, rows in Counter(lengths).items())
+    return reading + sum(
+        rows * length * flops_per_token(model, prefix + length)
+        for length, rows in Counter(lengths).items()
+    )
 
 
 def product_rate(kind: str, dtype: torch.dtype) -> float:

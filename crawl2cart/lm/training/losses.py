@@ -21,7 +21,9 @@ def nats_and_slope(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """logits (tokens, V), target (tokens, 1) -> -log p of each target (tokens, 1) in float32, and softmax minus one-hot (tokens, V)."""
     log_p = logits.log_softmax(-1, dtype=torch.float32)
     nats = -log_p.gather(1, target)
-    return nats, log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0)).to(logits.dtype)
+    return nats, log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0)).to(
+        logits.dtype
+    )
 
 
 def nats_and_slope_of_pass(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,14 +46,24 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None, learn: bool) -> Tensor:
-        learnt = (targets != IGNORE).nonzero().squeeze(1)   # of a dialogue three tokens in four are only read
-        share = torch.ones(len(learnt), device=hidden.device) if importance is None else importance[learnt].float()
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None, learn: bool
+    ) -> Tensor:
+        learnt = (
+            (targets != IGNORE).nonzero().squeeze(1)
+        )  # of a dialogue three tokens in four are only read
+        share = (
+            torch.ones(len(learnt), device=hidden.device)
+            if importance is None
+            else importance[learnt].float()
+        )
         share = (share / share.sum().clamp(min=1e-9))[:, None]
         nats = torch.zeros((), device=hidden.device)
         hidden_gradient = torch.zeros_like(hidden) if learn else None
         weight_gradient = torch.zeros_like(weight) if learn else None
-        size, of_chunk = (GPU_CHUNK, compiled_slope()) if hidden.is_cuda else (CHUNK, nats_and_slope)
+        size, of_chunk = (
+            (GPU_CHUNK, compiled_slope()) if hidden.is_cuda else (CHUNK, nats_and_slope)
+        )
         found = []
         for rows, part in zip(learnt.split(size), share.split(size), strict=True):
             x = hidden[rows]
@@ -72,14 +84,21 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient * scale, weight_gradient * scale, None, None, None
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, importance: Tensor | None = None
+) -> Tensor:
     """Mean nats per target under logits `hidden @ weight.T`.
 
     hidden (..., D), weight (V, D), targets (...) ids or IGNORE. importance (...): how much each target counts in the mean; None: all
     the same. 0 if every target is ignored.
     """
-    return LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), None if importance is None else importance.flatten(),
-                                    torch.is_grad_enabled())
+    return LinearCrossEntropy.apply(
+        hidden.flatten(0, -2),
+        weight,
+        targets.flatten(),
+        None if importance is None else importance.flatten(),
+        torch.is_grad_enabled(),
+    )
 
 
 def balance(router_logits: Tensor, chosen: Tensor) -> Tensor:
@@ -90,8 +109,8 @@ def balance(router_logits: Tensor, chosen: Tensor) -> Tensor:
     https://arxiv.org/abs/2405.04434, section 2.2.3), so that it does not depend on how a step's rows are split.
     """
     experts = router_logits.size(-1)
-    share = F.one_hot(chosen.flatten(1), experts).float().mean(1)                      # (B, E)
-    probability = router_logits.softmax(-1, dtype=torch.float32).mean(1)               # (B, E)
+    share = F.one_hot(chosen.flatten(1), experts).float().mean(1)  # (B, E)
+    probability = router_logits.softmax(-1, dtype=torch.float32).mean(1)  # (B, E)
     return experts * (share * probability).sum(-1).mean()
 
 

@@ -21,23 +21,39 @@ def adamw(model: nn.Module, weight_decay: float, beta1: float, beta2: float) -> 
     return adamw_over(model, model.named_parameters(), weight_decay, beta1, beta2)
 
 
-def adamw_over(model: nn.Module, parameters: Iterable[tuple[str, Tensor]], weight_decay: float, beta1: float,
-               beta2: float) -> torch.optim.AdamW:
+def adamw_over(
+    model: nn.Module,
+    parameters: Iterable[tuple[str, Tensor]],
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+) -> torch.optim.AdamW:
     groups = {True: [], False: []}
     for name, parameter in parameters:
         groups[param_spec(model, name).decay].append(parameter)
     # fused: one pass over memory for a step, on CPU too; capturable is not wanted, so steps are counted on the CPU.
-    return torch.optim.AdamW([{"params": groups[True], "weight_decay": weight_decay},
-                              {"params": groups[False], "weight_decay": 0.0}],
-                             lr=0.0, betas=(beta1, beta2), fused=True)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(beta1, beta2),
+        fused=True,
+    )
 
 
-def muon_and_adamw(model: nn.Module, weight_decay: float, beta1: float, beta2: float, world: ProcessGroup = ALONE) -> list[Optimizer]:
+def muon_and_adamw(
+    model: nn.Module, weight_decay: float, beta1: float, beta2: float, world: ProcessGroup = ALONE
+) -> list[Optimizer]:
     """Muon over the matrices within the model, AdamW over embedding, head, biases and norms. world: processes that share Muon's work."""
     named = dict(model.named_parameters())
     inner = [name for name in named if param_spec(model, name).decay and name != "head"]
     rest = [(name, parameter) for name, parameter in named.items() if name not in inner]
-    return [Muon([named[name] for name in inner], weight_decay, world=world), adamw_over(model, rest, weight_decay, beta1, beta2)]
+    return [
+        Muon([named[name] for name in inner], weight_decay, world=world),
+        adamw_over(model, rest, weight_decay, beta1, beta2),
+    ]
 
 
 class Muon(Optimizer):
@@ -48,8 +64,16 @@ class Muon(Optimizer):
     directions. These are bfloat16 before they are told, so that any number of processes takes the same step.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], weight_decay: float, momentum: float = 0.95, world: ProcessGroup = ALONE):
-        super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        weight_decay: float,
+        momentum: float = 0.95,
+        world: ProcessGroup = ALONE,
+    ):
+        super().__init__(
+            parameters, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
+        )
         self.world = world
 
     @torch.no_grad()
@@ -62,12 +86,18 @@ class Muon(Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
-                ahead = full_tensor(parameter.grad.lerp(momentum, beta))   # Nesterov's look ahead
+                ahead = full_tensor(parameter.grad.lerp(momentum, beta))  # Nesterov's look ahead
                 # Each process makes every so many-th direction and hears the others'.
-                directions.append(self.world.async_broadcast(lambda ahead=ahead: orthogonalised(ahead), ahead, number))
+                directions.append(
+                    self.world.async_broadcast(
+                        lambda ahead=ahead: orthogonalised(ahead), ahead, number
+                    )
+                )
             for parameter, direction in zip(group["params"], directions, strict=True):
                 size = 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1 - rate * group["weight_decay"]).add_(distribute(direction(), parameter), alpha=-rate * size)
+                parameter.mul_(1 - rate * group["weight_decay"]).add_(
+                    distribute(direction(), parameter), alpha=-rate * size
+                )
 
 
 def orthogonalised(x: Tensor) -> Tensor:
@@ -82,7 +112,14 @@ def orthogonalised(x: Tensor) -> Tensor:
     return (y.mT if tall else y).reshape(x.shape).to(x.dtype)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_lr_ratio: float, schedule: str = "cosine") -> float:
+def learning_rate(
+    step: int,
+    steps: int,
+    peak: float,
+    warmup_ratio: float,
+    min_lr_ratio: float,
+    schedule: str = "cosine",
+) -> float:
     """Learning rate of a step (counted from 0): a straight line up to `peak`, and down to min_lr_ratio · peak.
 
     schedule: `cosine`, half a cosine over all that is left; `wsd` (warmup, stable, decay), `peak` until the last DECAY_SHARE
@@ -99,14 +136,20 @@ def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_l
 
 def optimizer_tensors(*optimizers: Optimizer) -> dict[str, Tensor]:
     """The optimizers' state as named tensors, for a checkpoint."""
-    return {f"optimizer.{which}.{number}.{key}": full_tensor(value) for which, optimizer in enumerate(optimizers)
-            for number, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+    return {
+        f"optimizer.{which}.{number}.{key}": full_tensor(value)
+        for which, optimizer in enumerate(optimizers)
+        for number, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def load_optimizers(tensors: dict[str, Tensor], *optimizers: Optimizer) -> None:
     """Puts what `optimizer_tensors` gave back; other names are left alone."""
     for which, optimizer in enumerate(optimizers):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{which}."):
@@ -114,4 +157,6 @@ def load_optimizers(tensors: dict[str, Tensor], *optimizers: Optimizer) -> None:
                 # A count of steps has no dimension and is the same in every process.
                 value = distribute(tensor, parameters[int(number)]) if tensor.dim() else tensor
                 state.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )

@@ -1,0 +1,48 @@
+"""Run a stage and note what it opens: `python tests/trace_file_access.py note.json stages.router`, in the folder it is to run in.
+
+What opens files without Python (FastWARC, Arrow, safetensors) is not heard of. So the folder should hold what dvc.yaml
+lists for the stage and nothing else of the project: then a file that is not listed is not there, whoever opens it.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+# Each stage hashes all that it lists (crawl2cart/core/stage.py); that alone is no use of a file.
+HASHING = {"file_hash", "files_below"}
+
+
+def main(note: Path, module: str, words: list[str]) -> None:
+    here, opened = Path.cwd().resolve(), set()
+
+    def hear(event: str, arguments: tuple) -> None:
+        if event not in ("open", "os.listdir", "os.scandir") or not isinstance(
+            arguments[0], str | bytes | os.PathLike
+        ):
+            return
+        frame = sys._getframe()
+        while frame:
+            if frame.f_code.co_name in HASHING:
+                return
+            frame = frame.f_back
+        path = Path(os.path.abspath(os.fsdecode(arguments[0])))
+        if here in path.parents:
+            opened.add(str(path.relative_to(here)))
+
+    # The folder is the whole project: neither this file's folder nor the checkout that .venv was made for counts.
+    sys.path[0] = str(here)
+    sys.meta_path[:] = [
+        finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")
+    ]
+    sys.argv = [module, *words]
+    sys.addaudithook(hear)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        note.write_text(json.dumps(sorted(opened)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:])
