@@ -1,4 +1,4 @@
-"""The README says what is so: its tables are those of metrics/ and data/, its commands run, its files exist."""
+"""The commands of README.md and docs/ run as they stand, in a copy of the finished smoke graph."""
 
 import os
 import re
@@ -9,127 +9,71 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ENVIRONMENT, ROOT
-from tools.render_docs import filled
+from tests.documents import all_commands, blocks, elsewhere
 
-README = (ROOT / "README.md").read_text()
-PLACEHOLDER = "/data/crawl/*.warc.gz"
-# What needs a network, a card or a remote is run by tests of its own: test_commoncrawl, test_machine, test_remote, test_filter.
-ELSEWHERE = (
-    "commoncrawl",
-    "profile=gpu",
-    "dvc remote",
-    "dvc push",
-    "dvc pull",
-    "--pull",
-    "cache.type",
-    "engine=ray",
-)
-COMMANDS = sorted(
-    {
-        command
-        for command in [*re.findall(r"`(dvc [^`]+)`", README), *README.splitlines()]
-        if command.startswith("dvc ") and not any(word in command for word in ELSEWHERE)
-    }
-)
+OWN_CRAWL = "/data/crawl/*.warc.gz"
+OWN_SHOP = "/data/shop"
+COMMANDS = [command for command in all_commands() if elsewhere(command) is None]
+CHANGING = [command for command in COMMANDS if re.match(r"dvc (repro|exp run)", command)]
+READING = [command for command in COMMANDS if command not in CHANGING]
 
 
-def test_generated_parts_are_those_of_metrics_and_data():
-    assert filled(README) == README, "run `python -m tools.render_docs`"
+def run(command: str, folder: Path) -> str:
+    """Run a command with this project's programs first on the path; it has to succeed."""
+    environment = ENVIRONMENT | {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, command + done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
 
-def test_every_file_it_names_exists():
-    for name in re.findall(r"`((?:stages|data|demo|setup|metrics|tests)/[\w./-]*)`", README):
-        made = subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0
-        assert made or (ROOT / name).exists(), name
-
-
-def test_every_make_target_it_names_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.M):
-        assert target in targets, target
-
-
-def test_the_commands_that_everybody_needs_are_there():
-    assert {
-        "dvc repro",
-        "dvc repro pretrain@gru",
-        "dvc exp run -S pretrain.gru.learning_rate=1e-5",
-        "dvc status",
-        "dvc dag",
-        "dvc exp run -S profile=smoke --temp",
-        "dvc metrics show",
-        "dvc metrics diff HEAD~1",
-        "dvc plots diff",
-    } <= set(COMMANDS)
+@pytest.fixture(scope="module")
+def unchanged(finished, tmp_path_factory) -> Path:
+    """A copy of the finished project for commands that only read it."""
+    folder = tmp_path_factory.mktemp("unchanged") / "project"
+    return shutil.copytree(finished, folder, symlinks=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_its_dvc_commands_run(copy, tmp_path, command):
-    raw = tmp_path / "crawl"
-    shutil.copytree(copy / "data" / "raw", raw)
-    subprocess.run(["git", "config", "user.name", "t"], cwd=copy, check=True)
-    subprocess.run(["git", "config", "user.email", "t@example.com"], cwd=copy, check=True)
-    activated = ENVIRONMENT | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
-    said = subprocess.run(
-        command.replace(PLACEHOLDER, f"{raw}/*.warc.gz"),
-        shell=True,
-        cwd=copy,
-        env=activated,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-2000:]
+@pytest.mark.parametrize("command", READING)
+def test_commands_that_read_run(unchanged, command):
+    run(command, unchanged)
 
 
-SHOP = "/data/shop"
+@pytest.mark.slow
+@pytest.mark.parametrize("command", CHANGING)
+def test_commands_that_change_something_run(copy, tmp_path, command):
+    crawl = shutil.copytree(copy / "data/raw", tmp_path / "crawl")
+    for setting in ("user.name t", "user.email t@example.com"):
+        subprocess.run(["git", "config", *setting.split()], cwd=copy, check=True)
+    run(command.replace(OWN_CRAWL, f"{crawl}/*.warc.gz"), copy)
 
 
-def your_own_shop() -> list[str]:
-    """The commands of the section, with the second shop as the one that is brought."""
-    section = README.partition("## Your own shop")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return [
-        line.replace(SHOP, str(ROOT / "tests/second_shop"))
-        for block in blocks
-        for line in block.splitlines()
-    ]
+def own_shop() -> list[str]:
+    """The commands of docs/your-own-shop.md, with the second shop as the one that is brought."""
+    steps = blocks(ROOT / "docs/your-own-shop.md")
+    return [step.replace(OWN_SHOP, str(ROOT / "tests/second_shop")) for step in steps]
 
 
 def follow(commands: list[str], folder: Path) -> str:
-    """What the last command says. All have to succeed, with this project's interpreter and DVC first on the path."""
-    environment = ENVIRONMENT | {"PATH": f"{ROOT / '.venv' / 'bin'}:{ENVIRONMENT['PATH']}"}
-    for command in commands:
-        said = subprocess.run(
-            command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
-        )
-        assert said.returncode == 0, command + said.stdout[-2000:] + said.stderr[-2000:]
-    return said.stdout
+    """Run the commands one after the other and return the output of the last."""
+    return [run(command, folder) for command in commands][-1]
 
 
 def test_the_steps_to_a_shop_of_ones_own_lead_to_dialogues(project):
-    commands = your_own_shop()
-    assert [command.split()[0] for command in commands] == [
-        "rm",
-        "cp",
-        "python",
-        "dvc",
-        "head",
-        "dvc",
-    ]
-    assert "HR-" in follow(commands[:-1], project)
-    texts = (project / "data/sft/train.jsonl").read_text() + (
-        project / "data/sft/test.jsonl"
-    ).read_text()
-    assert "Oswin Treble" in texts and not re.search("Tarrowby|TB-|Velm", texts)
+    steps = own_shop()
+    assert [step.split()[0] for step in steps] == ["rm", "cp", "python", "dvc", "head", "dvc"]
+    assert "HR-" in follow(steps[:-1], project)
+    texts = [(project / f"data/sft/{split}.jsonl").read_text() for split in ("train", "test")]
+    assert "Oswin Treble" in "".join(texts)
+    assert not re.search("Tarrowby|TB-|Velm", "".join(texts))
 
 
 @pytest.mark.slow
 def test_a_shop_of_ones_own_trains_no_language_model_again(copy):
-    said = follow(your_own_shop(), copy)
-    ran = set(re.findall(r"Running stage '([^']+)'", said))
+    output = follow(own_shop(), copy)
+    ran = set(re.findall(r"Running stage '([^'@]+)", output))
     assert {"midtrain", "sft", "build_prefs", "dpo", "evaluate", "report"} <= ran
-    assert not [
-        name for name in ran if name.startswith(("download", "encode", "pretrain", "compare"))
-    ]
+    assert not ran & {"download", "encode", "pretrain", "compare"}
     assert "Oswin Treble" in (copy / "data/sft/train.jsonl").read_text()

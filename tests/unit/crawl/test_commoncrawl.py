@@ -710,7 +710,7 @@ def test_latest_prints_the_newest_crawl_and_writes_only_its_line(place, server):
 
 README = [
     line
-    for line in (ROOT / "README.md").read_text().splitlines()
+    for line in (ROOT / "docs/common-crawl.md").read_text().splitlines()
     if line.startswith("dvc ") and "source=commoncrawl" in line
 ]
 
