@@ -51,6 +51,10 @@ def with_interval(group: dict, name: str) -> str:
     return f"{value} ({low} to {high})"
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 # Results
 
 
@@ -85,18 +89,18 @@ def headline_table() -> str:
 def limitations() -> str:
     """The released model's known failures as one sentence of figures."""
     evaluate, router = metrics("evaluate"), metrics("router")["local"]
-    released = evaluate["released"]
+    released, router_errors = evaluate["released"], router["hard_negatives_to_shopping"]
+    refused = percent(released["out_of_scope_refusal_rate"])
     tasks, episodes = released["pass_1_n"], released["policy_violation_rate_n"]
-    forbidden = released["policy_violation_count"]
+    unsupported = percent(released["hallucination_rate"])
+    wins = with_interval(evaluate["dpo_vs_sft"], "length_controlled_win_rate")
     sentences = (
-        f"The released model refuses {released['out_of_scope_refusal_rate']:.0%} of out-of-scope "
-        f"requests, completes {round(released['pass_1'] * tasks)} of {tasks} tasks of several "
-        f"turns, states a fact that no tool returned in {released['hallucination_rate']:.0%} of "
-        f"its replies, and attempted {forbidden} forbidden changes in {episodes} episodes (the "
-        "shop blocked all of them). DPO wins against SFT at equal length in "
-        f"{with_interval(evaluate['dpo_vs_sft'], 'length_controlled_win_rate')} of replies. "
-        f"The local router sends {router['hard_negatives_to_shopping']:.0%} of hard off-topic "
-        "queries to the shop."
+        f"The released model refuses {refused} of out-of-scope requests, completes "
+        f"{round(released['pass_1'] * tasks)} of {tasks} tasks of several turns, states a fact "
+        f"that no tool returned in {unsupported} of its replies, and attempted "
+        f"{released['policy_violation_count']} forbidden changes in {episodes} episodes (the shop "
+        f"blocked all of them). DPO wins against SFT at equal length in {wins} of replies. "
+        f"The local router sends {percent(router_errors)} of hard off-topic queries to the shop."
     )
     return textwrap.fill(sentences, 100)
 
@@ -316,7 +320,7 @@ def gpu_table() -> str:
             label,
             aim,
             f"{training[name]['tokens_per_s']:,.0f}",
-            f"{training[name]['mfu']:.0%} of the peak bfloat16 rate",
+            f"{percent(training[name]['mfu'])} of the peak bfloat16 rate",
         )
         for name, label, aim in (
             ("dense_124m", "124M dense, tokens/s", "490,000"),
