@@ -1,6 +1,10 @@
-"""What tests of several areas share: the real material beside the checkout, fresh copies of the project, and its finished smoke graph."""
+"""What tests of several packages share: project copies, the finished smoke graph, servers."""
 
 import os
+
+# Workers of pytest-xdist share the cores; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import subprocess
 import time
@@ -8,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from crawl2cart.core.params import read_params
@@ -20,14 +25,15 @@ ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DVC = ROOT / ".venv" / "bin" / "dvc"
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": ""}
-# `stages` and `tools` are no installed packages: tests that start one in another folder find it here.
+# `stages` and `tools` are not installed: tests that start one in another folder find it here.
 os.environ["PYTHONPATH"] = str(ROOT)
 SHARED = Path(os.environ.get("CRAWL2CART_SHARED", ROOT.parent / "shared"))
+COMMITTER = ("-c", "user.name=t", "-c", "user.email=t@example.com")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real crawls, gold texts and the full rank table, beside the checkout where they are at hand."""
+    """Real crawls, gold texts and the full rank table, where they lie beside the checkout."""
     folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip(f"needs ../shared: {folder} is absent")
@@ -35,7 +41,7 @@ def shared_data() -> Path:
 
 
 def copy_project(folder: Path, profile: str = "smoke") -> Path:
-    """A git repository with this working tree's files and nothing that a run made, ready for DVC, on the given profile."""
+    """Make a git repository of this working tree without any results, on the given profile."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT,
@@ -51,11 +57,7 @@ def copy_project(folder: Path, profile: str = "smoke") -> Path:
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("\nprofile: cpu\n", f"\nprofile: {profile}\n"))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *command],
-            cwd=folder,
-            check=True,
-        )
+        subprocess.run(["git", *COMMITTER, *command], cwd=folder, check=True)
     return folder
 
 
@@ -66,7 +68,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def maker_of(folder: Path, seed: int, **shares: float) -> DialogueGenerator:
-    """A maker of a shop's dialogues with the mix and the longest dialogue of params.yaml, as build_sft opens it."""
+    """Open a dialogue generator on a shop with the parameters of params.yaml."""
     params = read_params(ROOT / "params.yaml").build_sft
     return DialogueGenerator(
         folder,
@@ -93,24 +95,26 @@ def dvc(folder: Path, *words: str, fails: bool = False) -> str:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """A copy of the project in which the smoke graph ran from nothing."""
-    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    started = time.monotonic()
-    dvc(folder, "repro", "--no-run-cache")
-    print(f"the smoke graph took {time.monotonic() - started:.0f} s")
-    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
-    subprocess.run(
-        ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "smoke"],
-        cwd=folder,
-        check=True,
-    )
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A copy of the project in which the smoke graph ran from nothing: once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    folder, done = shared / "finished" / "project", shared / "finished" / "done"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            copy_project(folder)
+            started = time.monotonic()
+            dvc(folder, "repro", "--no-run-cache")
+            print(f"the smoke graph took {time.monotonic() - started:.0f} s")
+            subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+            subprocess.run(["git", *COMMITTER, "commit", "-qm", "smoke"], cwd=folder, check=True)
+            done.touch()
     return folder
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """A copy of the finished project that a test may change; outs are there, DVC's cache is not shared."""
+    """A copy of the finished project that a test may change, with its outs and DVC cache."""
     folder = tmp_path / "project"
     shutil.copytree(finished, folder, symlinks=True)
     return folder
@@ -131,9 +135,7 @@ def browser() -> Iterator[Browser]:
     """Chromium or one like it, without a window."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not path:
-        pytest.skip(
-            f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: apt install chromium)"
-        )
+        pytest.skip(f"needs a browser: install one of {', '.join(BROWSERS)}")
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser,

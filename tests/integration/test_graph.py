@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from crawl2cart.core.dvc_yaml import definitions
 from stages.report import DATA
 from tests.conftest import DVC, ENVIRONMENT, ROOT, dvc
-from tests.unit.test_dvc_consistency import entry, reachable
+from tests.unit.test_dvc_consistency import covered, entry, reachable
 
 pytestmark = pytest.mark.slow
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -36,26 +36,23 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def test_a_repeated_run_does_nothing_in_three_seconds(finished):
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert "Data and pipelines are up to date" in dvc(finished, "repro")
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 3, seconds
+def test_a_repeated_run_does_nothing(finished):
+    assert ran(dvc(finished, "repro")) == set()
 
 
 def test_the_tables_and_plots_of_dvc_work(finished, tmp_path):
-    assert "val_bits_per_byte" in dvc(finished, "metrics", "show")
+    shown = dvc(finished, "metrics", "show")
+    assert "val_bits_per_byte" in shown and len(shown) < 20_000
     assert "val_bits_per_byte" in dvc(finished, "metrics", "diff", "HEAD~1")
     assert "pretrain@gru" in dvc(finished, "dag")
     assert "up to date" in dvc(finished, "status")
-    dvc(finished, "plots", "diff", "HEAD", "-o", str(tmp_path))
+    said = dvc(finished, "plots", "diff", "HEAD", "-o", str(tmp_path))
+    assert "failed" not in said.lower()
     page = (tmp_path / "index.html").read_text()
     assert all(f"{model}.tsv" in page for model in ("mlp", "rnn", "lstm", "gru", "gpt_oss"))
 
 
-def test_every_out_is_small_in_number(finished):
+def test_every_out_has_few_files(finished):
     for stage in definitions(finished, "smoke").values():
         for out in stage.outs:
             files = [file for file in (finished / out).rglob("*") if file.is_file()]
@@ -72,9 +69,10 @@ def test_the_report_needs_no_network(finished):
 def alone(
     finished: Path, folder: Path, name: str, drop: str = "", add: str = ""
 ) -> tuple[int, set[str]]:
-    """Runs a stage in a folder that holds what dvc.yaml lists for it and nothing else of the project.
+    """Run a stage in a folder that holds only what dvc.yaml lists for it.
 
-    drop, add: change that list first. Returns the exit status and the listed dependencies of which nothing was opened.
+    drop, add: change that list first. Returns the exit status and the listed dependencies that
+    the stage did not open.
     """
     entry = name.split("@")[0]
     graph = YAML(typ="safe").load(finished / "dvc.yaml")
@@ -109,7 +107,7 @@ def alone(
             *name.split("@")[1:],
         ],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""},
         capture_output=True,
     )
     opened = [folder / path for path in json.loads(note.read_text())]
@@ -120,26 +118,28 @@ def alone(
     }
 
 
-RUBRIC = "crawl2cart/preferences/rubric.md"  # a judge reads it when it is first asked
-
-
 def not_opened(name: str) -> set[str]:
-    """The dependencies that a stage does not open with these parameters: modules that only functions import, when a parameter asks
-    for it, and requirements.txt, which stands for the packages, since DVC does not look into them."""
+    """The dependencies that a stage need not open with the smoke parameters.
+
+    These are packages that only functions import when a parameter asks for them, and
+    requirements.txt, which stands for the installed packages.
+    """
     stage = definitions(ROOT, "smoke")[name]
-    in_functions = {
-        str(file.relative_to(ROOT))
-        for file in reachable(entry(stage)) - reachable(entry(stage), at_once=True)
-    }
-    return {"requirements.txt", RUBRIC, *in_functions}.intersection(stage.deps)
+    at_once = reachable(entry(stage), at_once=True)
+    lazy = {dep for dep in stage.deps if not any(covered(file, (dep,)) for file in at_once)}
+    return {"requirements.txt"} | {dep for dep in lazy if dep.startswith("crawl2cart/")}
 
 
-@pytest.mark.parametrize("name", definitions(ROOT, "smoke"))
+# One of the five language models stands for all: they share one entry of dvc.yaml.
+STAGES = [name for name in definitions(ROOT, "smoke") if "@" not in name or name.endswith("@gru")]
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_path, name):
-    """Of what the report tells the hash it need not open anything: the guard of its inputs has done so."""
+    """The report only prints the hashes of some inputs, which the stage itself has read."""
     status, idle = alone(finished, tmp_path / "alone", name)
     assert status == 0, f"{name} does not run with the files that dvc.yaml lists for it"
-    assert idle - set(DATA if name == "report" else ()) == not_opened(name)
+    assert idle - set(DATA if name == "report" else ()) <= not_opened(name)
     for out in definitions(ROOT, "smoke")[name].outs:
         assert digest(tmp_path / "alone" / out) == digest(finished / out), (
             f"{out} depends on files that dvc.yaml does not list"
@@ -160,8 +160,8 @@ def test_a_file_that_is_not_listed_and_one_that_is_not_opened_are_found(finished
     }
 
 
-def kept_work(folder: Path) -> dict[str, int]:
-    """Every whole checkpoint below a folder and when it was written: ours, under any of its three names, and TRL's."""
+def checkpoints(folder: Path) -> dict[str, int]:
+    """Every complete checkpoint below a folder, ours and TRL's, with its time of change."""
     return {
         str(file): file.stat().st_mtime_ns
         for pattern in ("[lno]*/tensors.safetensors", "trl/*/trainer_state.json")
@@ -169,12 +169,12 @@ def kept_work(folder: Path) -> dict[str, int]:
     }
 
 
-def kill_at_work(command: list, folder: Path, seconds: float, checkpoints: Path | None) -> None:
-    """Kills a stage some seconds after it began its work, or as soon as there is a new checkpoint below `checkpoints`.
+def kill_at_work(command: list, folder: Path, seconds: float, watched: Path | None) -> None:
+    """Kill a stage some seconds after its work began and, if `watched`, after a new checkpoint.
 
-    It must not have ended before: then the test would prove nothing.
+    The stage must not have ended before, or the test would prove nothing.
     """
-    before = kept_work(checkpoints) if checkpoints else {}
+    before = checkpoints(watched) if watched else {}
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -186,64 +186,45 @@ def kill_at_work(command: list, folder: Path, seconds: float, checkpoints: Path 
     while " key " not in process.stdout.readline():  # packages are imported and inputs hashed
         assert process.poll() is None, "the stage ended before its work began"
     time.sleep(seconds)
-    while checkpoints and kept_work(checkpoints) == before:
+    while watched and checkpoints(watched) == before:
         assert process.poll() is None, "the stage ended without a new checkpoint"
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL, "the stage ended before it was killed"
 
 
-# How each looping stage keeps its work: in checkpoints, in finished files, or not at all (it starts again).
-CHECKPOINTS = (
-    "pretrain@mlp",
-    "pretrain@rnn",
-    "pretrain@lstm",
-    "pretrain@gpt_oss",
-    "midtrain",
-    "sft",
-    "dpo",
-)
-OTHERS = ("filter", "encode", "build_sft", "build_prefs", "evaluate")
+# These stages resume from a checkpoint. The others finish pieces of work, or start again.
+RESUMING = ("pretrain@lstm", "pretrain@gpt_oss", "midtrain", "sft", "dpo")
+RESTARTING = ("filter", "build_sft", "build_prefs", "evaluate")
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS + OTHERS)
-def test_a_stage_killed_at_three_moments_gives_the_same_bytes(copy, name):
-    """Before the first checkpoint, at it, and soon after going on from it; or in the middle three times where there is none."""
+@pytest.mark.parametrize("name", RESUMING + RESTARTING)
+def test_a_killed_stage_gives_the_same_bytes(copy, name):
+    """Kill it after its first checkpoint and soon after it resumed, or once in the middle."""
     outs = definitions(copy, "smoke")[name].outs
-    right = {out: digest(copy / out) for out in outs}
+    expected = {out: digest(copy / out) for out in outs}
     command = [PYTHON, "-m", f"stages.{name.split('@')[0]}", *name.split("@")[1:]]
 
-    def without_outs() -> None:
-        for out in outs:  # as DVC does before it runs a command
-            shutil.rmtree(copy / out) if (copy / out).is_dir() else (copy / out).unlink(
-                missing_ok=True
-            )
+    def remove_outs() -> None:  # as DVC does before it runs a command
+        for out in outs:
+            path = copy / out
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def without_kept_work() -> None:
-        for kept in (".cache", ".ckpt"):
-            shutil.rmtree(copy / kept, ignore_errors=True)
-
-    without_kept_work()
-    if name in OTHERS:  # how long it takes now: the machine may have been busier when the graph ran
-        subprocess.run(command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True)
-        without_kept_work()
+    for folder in (".cache", ".ckpt"):
+        shutil.rmtree(copy / folder, ignore_errors=True)
     seconds = json.loads((copy / "runs" / f"{name}.json").read_text())["seconds"]
-    folder = copy / ".ckpt" / name
-    moments = (
-        [(0.1, None), (0, folder), (0.1, None)]
-        if name in CHECKPOINTS
-        else [(0.5, None), (0.3, None), (0.1, None)]
-    )
-    for part, checkpoints in moments:
-        without_outs()
-        kill_at_work(command, copy, part * seconds, checkpoints)
-    assert kept_work(folder) or name in OTHERS
-    without_outs()
+    watched = copy / ".ckpt" / name
+    moments = [(0, watched), (0.1, None)] if name in RESUMING else [(0.2, None)]
+    for part, folder in moments:
+        remove_outs()
+        kill_at_work(command, copy, part * seconds, folder)
+    assert checkpoints(watched) or name in RESTARTING
+    remove_outs()
     said = subprocess.run(
         command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True, text=True
     ).stdout
-    assert {out: digest(copy / out) for out in outs} == right
-    assert not kept_work(folder), "a finished stage leaves no checkpoint"
+    assert {out: digest(copy / out) for out in outs} == expected
+    assert not checkpoints(watched), "a finished stage leaves no checkpoint"
     if name.startswith(("pretrain", "midtrain")):
         assert "going on at step" in said
 
@@ -265,21 +246,22 @@ def test_dvc_killed_alone_takes_its_trainer_along(copy):
     while time.monotonic() < deadline and stages_running(copy):
         time.sleep(0.2)
     assert not stages_running(copy)
-    dvc(copy, "repro")  # the locks of a killed DVC do not stand in the way
+    assert "sft" in ran(dvc(copy, "repro", "-s", "sft"))  # a killed DVC leaves no lock in the way
 
 
 def stages_running(folder: Path) -> list[int]:
-    found = []
+    """Process ids of the stages that run in a folder."""
+    running = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 here = os.readlink(process / "cwd") == str(folder)
                 if here and any(word.startswith(b"stages.") for word in words):
-                    found.append(int(process.name))
+                    running.append(int(process.name))
             except OSError:
                 continue
-    return found
+    return running
 
 
 def test_a_comment_runs_nothing_and_a_learning_rate_what_stands_behind_it(copy):
@@ -298,13 +280,9 @@ def test_a_price_runs_no_pretraining(copy):
     row = json.loads(first)
     row["price"] = round(row["price"] + 1, 2)
     products.write_text(json.dumps(row) + "\n" + rest)
-    again = ran(dvc(copy, "repro"))
-    assert "build_sft" in again
-    assert not {
-        name
-        for name in again
-        if name.startswith(("pretrain", "encode", "filter", "download", "compare"))
-    }
+    stale = set(re.findall(r"Running stage '([^']+)'", dvc(copy, "repro", "--dry")))
+    assert "build_sft" in stale
+    assert not {name for name in stale if name.startswith(("pretrain", "encode", "filter"))}
 
 
 def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
