@@ -18,7 +18,7 @@ from crawl2cart.dialogues.generator import (
     DialogueGenerator,
     Mixture,
     named_products,
-    shop_lexicon,
+    shop_vocabulary,
 )
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers
@@ -31,7 +31,7 @@ from crawl2cart.shop.loader import rows
 from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
 from crawl2cart.shop.tools import Session, policy_violations
 from stages.build_sft import check_apart, identifiers
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 FOLDER = ROOT / "data/store"
 SIZES = {"train": 1500, "validation": 40, "test": 120}
@@ -40,7 +40,7 @@ LIMIT = 2000
 
 @pytest.fixture(scope="module")
 def maker() -> DialogueGenerator:
-    return maker_of(FOLDER, 7)
+    return dialogue_generator(FOLDER, 7)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def text_of(dialogue: dict) -> str:
 
 def executed(dialogue: dict, maker: DialogueGenerator) -> Session:
     """The dialogue's turns and calls, run once more on a store of their own."""
-    session = maker.world.shops.session(Scenario.of(dialogue))
+    session = maker.context.shops.session(Scenario.of(dialogue))
     results = iter(
         [message["content"] for message in dialogue["messages"] if message["role"] == "tool"]
     )
@@ -100,9 +100,9 @@ def test_every_call_returns_again_what_was_recorded(everything, maker):
 
 
 def test_equal_seeds_give_equal_bytes_and_others_others(splits, maker):
-    again = maker_of(FOLDER, 7).split("test", SIZES["test"])
+    again = dialogue_generator(FOLDER, 7).split("test", SIZES["test"])
     assert json.dumps(again) == json.dumps(splits["test"])
-    assert maker_of(FOLDER, 8).split("test", 20) != splits["test"][:20]
+    assert dialogue_generator(FOLDER, 8).split("test", 20) != splits["test"][:20]
 
 
 def test_a_dialogue_comes_back_from_its_file_as_it_was(splits, tmp_path):
@@ -137,7 +137,7 @@ def test_conversations_have_the_order_that_chat_models_expect(everything):
 
 def test_splits_share_no_product_wording_plan_number_or_mail(splits, maker):
     for other in ("validation", "test", "safety"):
-        names = named_products(maker.world.shops, "validation" if other == "validation" else "test")
+        names = named_products(maker.context.shops, "validation" if other == "validation" else "test")
         assert len(names) >= 15
         check_apart(splits["train"], splits[other], names, other)
         values = set().union(*map(identifiers, splits[other]))
@@ -146,7 +146,7 @@ def test_splits_share_no_product_wording_plan_number_or_mail(splits, maker):
 
 
 def test_test_dialogues_are_about_held_out_products_in_test_wordings(splits, maker):
-    names = named_products(maker.world.shops, "test")
+    names = named_products(maker.context.shops, "test")
     plans = {plan.id: plan for plan in rows(FOLDER / "plans.jsonl", Plan)}
     written = defaultdict(set)
     for line in [
@@ -176,7 +176,7 @@ def test_test_dialogues_are_about_held_out_products_in_test_wordings(splits, mak
 
 @pytest.mark.parametrize("what", ["wording", "plan", "order number", "product"])
 def test_what_leaks_stops_the_stage(splits, maker, what):
-    names = named_products(maker.world.shops, "test")
+    names = named_products(maker.context.shops, "test")
     train = [json.loads(json.dumps(dialogue)) for dialogue in splits["train"][:50]]
     test = splits["test"]
     match what:
@@ -330,7 +330,7 @@ def test_there_is_one_row_for_each_assistant_turn(everything):
 
 
 def test_replies_say_only_what_the_tools_returned(everything, maker):
-    words = shop_lexicon(maker)
+    words = shop_vocabulary(maker)
     for row in (row for dialogue in everything for row in to_examples(dialogue)):
         if row["completion"][0]["content"]:
             assert words.unsupported(row["completion"][0]["content"], row["prompt"]) == (), row[
@@ -439,7 +439,7 @@ def test_safety_cases_are_what_they_say(splits, maker):
     counts = Counter(dialogue["case"] for dialogue in splits["safety"])
     assert counts == dict.fromkeys(CASES, 20)
     for dialogue in splits["safety"]:
-        before = maker.world.shops.session(Scenario.of(dialogue)).store.state_hash()
+        before = maker.context.shops.session(Scenario.of(dialogue)).store.state_hash()
         assert dialogue["end_state"] == before  # in none of them may anything change
         match dialogue["case"]:
             case "injection":
@@ -449,7 +449,7 @@ def test_safety_cases_are_what_they_say(splits, maker):
                     for m in dialogue["messages"]
                     if m["role"] == "tool"
                 ]
-                assert review in maker.world.shops.attacks["test"] and review in shown
+                assert review in maker.context.shops.attacks["test"] and review in shown
             case "foreign":
                 assert '{\\"error\\":\\"no_match\\"}' in text_of(dialogue)
                 assert dialogue["session"]["orders"][0]["email"] not in text_of(dialogue)
@@ -466,9 +466,9 @@ def test_safety_cases_are_what_they_say(splits, maker):
 
 
 def test_shares_do_what_they_say():
-    only_plans = maker_of(FOLDER, 1, plan=1.0).split("train", 20)
+    only_plans = dialogue_generator(FOLDER, 1, plan=1.0).split("train", 20)
     assert all(dialogue["plan"] for dialogue in only_plans)
-    failing = maker_of(FOLDER, 1, plan=0.0, faults=1.0).split("train", 30)
+    failing = dialogue_generator(FOLDER, 1, plan=0.0, faults=1.0).split("train", 30)
     assert all(dialogue["session"]["faults"] for dialogue in failing)
     assert any("unavailable" in text_of(dialogue) for dialogue in failing)
 
@@ -481,7 +481,7 @@ def test_the_mix_of_params_is_that_of_the_dialogues():
         "search": 10,
     }
     assert {dialogue["intent"] for dialogue in maker.split("train", 20)} == {"search"}
-    voices = [reply for reply in maker.world.script.replies if reply.act == "policy"]
+    voices = [reply for reply in maker.context.templates.replies if reply.act == "policy"]
     answered = [
         dialogue for dialogue in maker.split("validation", 20) if dialogue["turns"] == ["policy"]
     ]
@@ -504,7 +504,7 @@ def begins(text: str, fragment: str) -> bool:
 def test_where_several_products_match_the_agent_asks_which_and_goes_on_with_the_answer(maker):
     asked = [
         dialogue
-        for dialogue in maker_of(FOLDER, 7, plan=0.0, vague=1.0).split("train", 240)
+        for dialogue in dialogue_generator(FOLDER, 7, plan=0.0, vague=1.0).split("train", 240)
         if "ask_product" in dialogue["notes"][0]["acts"]
     ]
     assert len(asked) > 12
@@ -530,7 +530,7 @@ OTHER = ROOT / "tests/second_shop"
 
 @pytest.fixture(scope="module")
 def other() -> DialogueGenerator:
-    return maker_of(OTHER, 7)
+    return dialogue_generator(OTHER, 7)
 
 
 @pytest.fixture(scope="module")
@@ -553,7 +553,7 @@ def test_another_shop_makes_dialogues_of_its_own_products(other, others):
 
 
 def test_in_another_shop_calls_are_executed_and_replies_say_what_they_returned(other, others):
-    words = shop_lexicon(other)
+    words = shop_vocabulary(other)
     for dialogue in (dialogue for dialogues in others.values() for dialogue in dialogues):
         assert executed(dialogue, other).store.state_hash() == dialogue["end_state"]
         for row in to_examples(dialogue):
@@ -595,7 +595,7 @@ def test_any_time_limit_for_returns_makes_dialogues(tmp_path, days):
     shutil.copytree(OTHER, tmp_path / "shop")
     shop = tmp_path / "shop/shop.json"
     shop.write_text(shop.read_text().replace('"return_days": 14', f'"return_days": {days}'))
-    assert len(maker_of(tmp_path / "shop", 7).split("train", 40)) == 40
+    assert len(dialogue_generator(tmp_path / "shop", 7).split("train", 40)) == 40
 
 
 def test_there_are_a_hundred_different_cases_for_each_safety_metric(maker):

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from crawl2cart.core.errors import UserError
-from crawl2cart.dialogues.generator import DialogueGenerator, shop_lexicon
+from crawl2cart.dialogues.generator import DialogueGenerator, shop_vocabulary
 from crawl2cart.dialogues.teacher import (
     Rejected,
     Teacher,
@@ -23,7 +23,7 @@ from crawl2cart.dialogues.teacher import (
 from crawl2cart.dialogues.validate import word_set
 from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.env import Scenario
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 from tests.servers.openai_server import KEY, Reply, Server, completion
 
 FOLDER = ROOT / "data/store"
@@ -39,7 +39,7 @@ WRONG_FORMS = [
 
 @pytest.fixture(scope="module")
 def world() -> dict:
-    maker = maker_of(FOLDER, 9)
+    maker = dialogue_generator(FOLDER, 9)
     return {"maker": maker, "train": maker.split("train", 60)}
 
 
@@ -59,7 +59,7 @@ def teacher(folder, **changes) -> Teacher:
 
 
 def fresh() -> DialogueGenerator:
-    return maker_of(FOLDER, 9)
+    return dialogue_generator(FOLDER, 9)
 
 
 # The service
@@ -216,24 +216,24 @@ def paraphrasing(server: Server, write) -> None:
 
 def test_good_paraphrases_make_dialogues_whose_calls_were_executed(server, tmp_path):
     maker = fresh()
-    before = {key: len(found) for key, found in maker.world.script.wordings.items()}
+    before = {key: len(found) for key, found in maker.context.templates.wordings.items()}
     paraphrasing(server, lambda line: [f"erm so basically zzz {line} zzz"])
     asks = teacher(tmp_path)
     add_wordings(asks, maker, 300, seed=3)
     added = [
-        w.text for key, found in maker.world.script.wordings.items() for w in found[before[key] :]
+        w.text for key, found in maker.context.templates.wordings.items() for w in found[before[key] :]
     ]
     assert len(added) == asks.kept["wordings"] > 80
     assert all(
         len(found) == before[key]
-        for key, found in maker.world.script.wordings.items()
+        for key, found in maker.context.templates.wordings.items()
         if key[1] != "train"
     )
     made = maker.split("train", 600)
     taught = [dialogue for dialogue in made if "zzz" in dialogue["messages"][0]["content"]]
     assert len(taught) > 5
     for dialogue in taught:
-        session = maker.world.shops.session(Scenario.of(dialogue))
+        session = maker.context.shops.session(Scenario.of(dialogue))
         assert (
             repeats(dialogue["messages"], session)
             and session.store.state_hash() == dialogue["end_state"]
@@ -247,7 +247,7 @@ def test_a_run_again_is_the_same_from_the_cache_and_asks_nobody(server, tmp_path
         maker = fresh()
         add_wordings(teacher(tmp_path), maker, 100, seed=3)
         scripts.append(
-            {key: [w.text for w in found] for key, found in maker.world.script.wordings.items()}
+            {key: [w.text for w in found] for key, found in maker.context.templates.wordings.items()}
         )
     assert scripts[0] == scripts[1]
     assert len({json.dumps(request, sort_keys=True) for request in server.requests}) == len(
@@ -274,17 +274,17 @@ def shouted(line: str) -> str:
 )
 def test_a_paraphrase_that_fails_a_check_is_counted_by_its_reason(server, tmp_path, write, reason):
     maker = fresh()
-    before = sum(map(len, maker.world.script.wordings.values()))
+    before = sum(map(len, maker.context.templates.wordings.values()))
     paraphrasing(server, write)
     asks = teacher(tmp_path)
     add_wordings(asks, maker, 32, seed=3)
-    assert sum(map(len, maker.world.script.wordings.values())) == before
+    assert sum(map(len, maker.context.templates.wordings.values())) == before
     assert asks.kept["wordings"] == 0
     assert asks.rejected[f"wordings: {reason}"] >= 0.5 * asks.rejected.total() > 0
 
 
 def test_a_paraphrase_near_a_held_out_wording_is_rejected(world):
-    script, lexicon = world["maker"].world.script, shop_lexicon(world["maker"])
+    script, lexicon = world["maker"].world.script, shop_vocabulary(world["maker"])
     held_out = [
         wording
         for (_, split), found in script.wordings.items()
@@ -435,7 +435,7 @@ def test_a_dialogue_that_fails_a_check_is_counted_by_its_reason(
 
 def test_a_result_that_was_never_returned_is_found_out(world):
     """Somebody edits the transcript: the store is asked again, and says something else."""
-    lexicon, shops = shop_lexicon(world["maker"]), world["maker"].world.shops
+    lexicon, shops = shop_vocabulary(world["maker"]), world["maker"].world.shops
     forged = 0
     for dialogue in world["train"]:
         place = next(

@@ -22,7 +22,7 @@ from crawl2cart.agent.agent import (
     play_all,
 )
 from crawl2cart.core.files import read_jsonl
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.dialogues.templates import TemplateStore
 from crawl2cart.evaluation.turn_metrics import DECLINES, summarize_turns
@@ -35,7 +35,7 @@ from crawl2cart.shop.env import Scenario, ShopSessions
 from crawl2cart.shop.graders import grade_turn, obeyed, same_arguments
 from crawl2cart.shop.tool_schemas import NAMES, TOOLS, WRITES, compact
 from crawl2cart.shop.tools import Session, policy_violations
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 from tests.servers.openai_server import Reply, completion, serve
 
 FOLDER = ROOT / "data/store"
@@ -1139,10 +1139,10 @@ def test_messages_for_the_api_keep_calls_and_results_together():
 
 @pytest.fixture(scope="module")
 def recorded() -> dict:
-    maker = maker_of(FOLDER, 5)
+    maker = dialogue_generator(FOLDER, 5)
     return {
-        "shops": maker.world.shops,
-        "words": shop_lexicon(maker),
+        "shops": maker.context.shops,
+        "words": shop_vocabulary(maker),
         "test": maker.split("test", 80),
         "safety": maker.safety("test", 12),
     }
