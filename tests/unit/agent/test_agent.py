@@ -24,6 +24,7 @@ from crawl2cart.shop.tool_schemas import TOOLS, compact
 from crawl2cart.shop.tools import policy_violations
 from tests.conftest import ROOT
 from tests.dialogue_samples import generator, samples
+from tests.harmony_turns import call, reply
 from tests.servers.openai_server import Reply, completion, serve
 from tests.unit.shop.shop_helpers import allowed_write, new_session
 
@@ -34,15 +35,6 @@ def writer(*texts: str):
     """Return a model that writes these turns, then nothing that can be parsed."""
     turns = iter(texts)
     return lambda prompts, tools: [next(turns, "?") for _ in prompts]
-
-
-def reply(text: str) -> str:
-    return harmony.completion({"role": "assistant", "content": text})
-
-
-def call(name: str, **arguments: object) -> str:
-    calls = [{"function": {"name": name, "arguments": arguments}}]
-    return harmony.completion({"role": "assistant", "content": "", "tool_calls": calls})
 
 
 class Cancellation:

@@ -238,9 +238,9 @@ def test_every_kind_of_event_occurs():
     acts = Counter(act for note in notes for act in note["acts"])
     expected = (
         "search_none search_next stock_out facts_missing product_unknown tool_error "
-        "wrong_identity kept ask_order ask_email ask_variant ask_address ask_product cancel_refused "
-        "return_refused exchange_refused address_refused cancel_done return_done exchange_done "
-        "address_done policy out_of_scope unanswerable handed_off"
+        "wrong_identity kept ask_order ask_email ask_variant ask_address ask_product "
+        "cancel_refused return_refused exchange_refused address_refused cancel_done return_done "
+        "exchange_done address_done policy out_of_scope unanswerable handed_off"
     )
     assert not [act for act in expected.split() if not acts[act]]
 

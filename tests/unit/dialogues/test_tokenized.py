@@ -16,7 +16,15 @@ import torch
 from crawl2cart.core.errors import UserError
 from crawl2cart.dialogues.entity_randomization import EntityRandomizer
 from crawl2cart.dialogues.generator import shop_vocabulary
-from crawl2cart.dialogues.tokenized import ARGUMENTS, TOOL_CHOICE, OPENING, CONTEXT, REPLY, Example, encode
+from crawl2cart.dialogues.tokenized import (
+    ARGUMENTS,
+    TOOL_CHOICE,
+    OPENING,
+    CONTEXT,
+    REPLY,
+    Example,
+    encode,
+)
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.models.attention import rope, rope_table

@@ -2,7 +2,8 @@
 
 from crawl2cart.shop.db import ShopDB
 from crawl2cart.shop.env import Scenario, ShopSessions
-from tests.dialogue_samples import STORE, generator
+from crawl2cart.shop.tools import Session
+from tests.dialogue_samples import SECOND_SHOP, STORE, generator
 from tests.unit.shop.test_db import PRODUCTS
 
 
@@ -43,3 +44,32 @@ def test_a_session_changes_its_own_store_only():
     first.call("hand_off", {"reason": "x"})
     assert first.store.state_hash() != second.store.state_hash()
     assert second.store.state_hash() == shops.catalogue("test").state_hash()
+
+
+# Another shop, of another trade
+
+
+def test_another_shop_is_read_from_its_folder_alone():
+    shops = generator(SECOND_SHOP).context.shops
+    names = [row["name"] for row in shops.store.search(category="violins")]
+    assert names == ["Ashgrove Fiddler violin", "Corbel Novice violin"]
+    assert shops.store.topics == ["delivery", "returns", "warranty"]
+    assert shops.held_out["validation"] and shops.held_out["test"]
+    assert all(shops.hostile_texts.values())
+    ids = {row["id"] for row in shops.store.all("SELECT id FROM products")}
+    assert ids and not ids & {product.id for product in PRODUCTS}
+
+
+def test_another_shop_has_rules_of_its_own():
+    """Here orders are cancelled only while placed and returned for 14 days; whistles stay sold."""
+
+    def show(order: str, email: str) -> dict:
+        session = Session(generator(SECOND_SHOP).context.shops.store.copy())
+        return session.call("get_order", {"order": order, "email": email})
+
+    assert show("HR-2011", "odalys@brandreth.example")["may"] == ["cancel", "change address"]
+    assert show("HR-2008", "k.holm@example.org")["may"] == ["change address"]
+    late = show("HR-1874", "odalys@brandreth.example")
+    assert late["may"] == [] and "14 days" in late["no_return"]
+    items = show("HR-1960", "band@tiller.example")["items"]
+    assert [item.get("no_return") for item in items] == ["tin whistles cannot come back", None]

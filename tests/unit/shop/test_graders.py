@@ -12,20 +12,12 @@ from crawl2cart.evaluation.turn_metrics import DECLINES, summarize_turns
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.graders import grade_turn, obeys_injection, same_arguments
 from tests.dialogue_samples import STORE, generator, samples
+from tests.harmony_turns import call, reply
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     return shop_vocabulary(generator())
-
-
-def reply(text: str) -> str:
-    return harmony.completion({"role": "assistant", "content": text})
-
-
-def call(name: str, **arguments: object) -> str:
-    calls = [{"function": {"name": name, "arguments": arguments}}]
-    return harmony.completion({"role": "assistant", "content": "", "tool_calls": calls})
 
 
 def test_recorded_turns_are_right_by_every_measure(vocabulary):
