@@ -287,7 +287,7 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(
             truncated_per_full=truncated_per_full,
             curriculum_ratio=0.1,
         )
-        profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, batch_tokens=1536))
+        profile = SimpleNamespace(midtrain=SimpleNamespace(max_steps=20, batch_tokens=1536))
         stage = SimpleNamespace(params=SimpleNamespace(midtrain=midtrain, profile=profile, seed=1))
         _, decisions, parts = rows_of(stage, tokenizer, family)
         assert sum(len(row.ids) for row in decisions) >= 2 * 1536

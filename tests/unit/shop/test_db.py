@@ -20,8 +20,8 @@ def conditions(draw) -> dict:
     known = {
         "category": product.category,
         "brand": product.brand,
-        "min_price": product.price * draw(st.floats(0.5, 1.2)),
-        "max_price": product.price * draw(st.floats(0.9, 2)),
+        "min_price": product.price * draw(st.just(1.0) | st.floats(0.5, 1.2)),
+        "max_price": product.price * draw(st.just(1.0) | st.floats(0.9, 2)),
         "variant": draw(st.sampled_from(product.variants)).name,
     }
     names = draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=4, unique=True))
