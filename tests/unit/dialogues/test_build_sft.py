@@ -276,6 +276,23 @@ def test_the_mixture_decides_intents_and_style():
             assert any(re.match(pattern, reply, re.DOTALL) for pattern in patterns)
 
 
+def test_a_policy_is_quoted_from_the_section_that_the_wording_implies():
+    headings = {
+        wording.text: wording.fixed.get("section")
+        for wording in generator().context.templates.wordings["policy", "test"]
+    }
+    store, quoted = generator().context.shops.store, 0
+    for dialogue in samples()["safety"]:
+        heading = headings.get(dialogue["wordings"][0])
+        if dialogue["case"] == "policy" and heading:
+            (call,) = calls(dialogue)  # the section is known, so its headings are not listed
+            sections = store.policy(call["arguments"]["topic"])
+            numbers = {row["heading"]: row["section"] for row in sections}
+            assert call["arguments"]["section"] == numbers[heading]
+            quoted += 1
+    assert quoted > 5
+
+
 def test_an_ambiguous_product_is_asked_about_and_the_answer_is_used():
     rates = {"multi_turn": 0.0, "ambiguous_product": 1.0}
     dialogues = dialogue_generator(STORE, 7, **rates).split("train", 120)
