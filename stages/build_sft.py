@@ -1,12 +1,15 @@
 """Make shopping dialogues whose tool calls were really executed on the store.
 
 in   data/store, all but tone.jsonl
-out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json, card.json, README.md (the card to read)
+out  data/sft/{train,validation,test,safety}.jsonl, tools.json, lexicon.json (the vocabulary of the
+     shop), card.json, README.md (the card to read)
 
-Held out by product, by wording and by plan; order numbers and e-mails of test occur in no training dialogue. Dialogues are
-made as in tau-bench, by a scripted customer and tools on a real database. Yao et al. 2024, https://arxiv.org/abs/2406.12045
+A scripted customer talks with a scripted agent, whose tools run on a real database, as in
+tau-bench. Products, wordings and plans are held out; no order number or e-mail of test occurs in
+training. Yao et al. 2024, https://arxiv.org/abs/2406.12045
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from crawl2cart.core.errors import UserError
@@ -14,15 +17,15 @@ from crawl2cart.core.files import atomic_directory, write_json, write_jsonl
 from crawl2cart.core.params import BuildSft
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.dialogues.card import card, page
-from crawl2cart.dialogues.episode import EventRates
+from crawl2cart.dialogues.episode_setup import EventRates
 from crawl2cart.dialogues.generator import (
     CASES,
     DialogueGenerator,
     Mixture,
-    named_products,
-    shop_lexicon,
+    held_out_names,
+    shop_vocabulary,
 )
-from crawl2cart.dialogues.teacher import Teacher, add_wordings, further_dialogues
+from crawl2cart.dialogues.teacher import Teacher, add_wordings, teach_dialogues
 from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.tool_schemas import TOOLS
 
@@ -30,34 +33,45 @@ STORE = Path("data/store")
 
 
 def identifiers(dialogue: dict) -> set[str]:
-    """Order numbers and e-mails that were drawn for a dialogue."""
-    filed = dialogue["session"]["orders"]
-    return {entry["order"]["order"] for entry in filed} | {entry["email"] for entry in filed}
+    """Return the order numbers and e-mails that were drawn for a dialogue."""
+    orders = dialogue["session"]["orders"]
+    return {entry["order"]["order"] for entry in orders} | {entry["email"] for entry in orders}
 
 
-def check_apart(train: list[dict], other: list[dict], names: set[str], split: str) -> None:
-    """Raises UserError if a training dialogue shares a wording, plan, order number or e-mail with `other`, or names its products."""
-    for what, of in (
-        ("the wording", lambda row: set(row["wordings"])),
-        ("the plan", lambda row: {row["plan"]} - {None}),
-        ("the order number or e-mail", identifiers),
-    ):
-        shared = set().union(*map(of, train)) & set().union(*map(of, other))
-        # A bare value ("{order}") is what everybody answers.
+# What train may not share with another split.
+EXCLUSIVE: dict[str, Callable[[dict], set[str]]] = {
+    "the wording": lambda dialogue: set(dialogue["wordings"]),
+    "the plan": lambda dialogue: {dialogue["plan"]} - {None},
+    "the order number or e-mail": identifiers,
+}
+
+
+def check_separation(train: list[dict], other: list[dict], names: set[str], split: str) -> None:
+    """Raise UserError if training dialogues share with `other` what belongs to one split.
+
+    names: short names of the products of `other`, which no training dialogue may name.
+    """
+    for what, values in EXCLUSIVE.items():
+        shared = set().union(*map(values, train)) & set().union(*map(values, other))
+        # A bare slot ("{order}") is what every customer may answer.
         shared = {value for value in shared if not value.startswith("{") or " " in value}
         if shared:
             raise UserError(
-                f"train and {split} share {what} {min(shared)!r}. Give it one split only in {STORE}."
+                f"train and {split} share {what} {min(shared)!r}. Give it to one split only, "
+                f"in the files of {STORE}."
             )
     for dialogue in train:
         text = " ".join(message["content"] for message in dialogue["messages"]).casefold()
         for name in names:
             if name in text and contains_phrase(text, name):
-                raise UserError(f"{dialogue['id']} names {name!r}, a product held out for {split}.")
+                raise UserError(
+                    f"The training dialogue {dialogue['id']} names {name!r}, a product held out "
+                    f"for {split}. Remove the name from the texts of {STORE}."
+                )
 
 
-def mix_of(params: BuildSft) -> Mixture:
-    """What the dialogues are made of, as params.yaml says."""
+def mixture_of(params: BuildSft) -> Mixture:
+    """Return the mixture of dialogues that params.yaml asks for."""
     return Mixture(
         params.intent_weights.model_dump(),
         params.train_intent_weights.model_dump(),
@@ -65,8 +79,11 @@ def mix_of(params: BuildSft) -> Mixture:
     )
 
 
-def open_teacher(stage: Stage) -> Teacher:
+def open_teacher(stage: Stage) -> Teacher | None:
+    """Open the teacher, or return None if params.yaml asks for none."""
     params = stage.params.build_sft
+    if params.teacher != "openai":
+        return None
     return Teacher(
         "build_sft.teacher",
         params.teacher_model,
@@ -78,50 +95,60 @@ def open_teacher(stage: Stage) -> Teacher:
     )
 
 
-def main(stage: Stage) -> None:
+def make_splits(
+    stage: Stage, generator: DialogueGenerator, teacher: Teacher | None
+) -> dict[str, list[dict]]:
+    """Make the dialogues of all splits and check that train shares nothing with the others."""
     params, sizes = stage.params.build_sft, stage.params.profile.build_sft
-    maker = DialogueGenerator(
-        STORE,
-        stage.params.seed,
-        params.max_characters,
-        mix_of(params),
-        EventRates(plan=params.multi_turn_ratio),
-    )
-    teacher = open_teacher(stage) if params.teacher == "openai" else None
     if teacher:
-        add_wordings(teacher, maker, params.teacher_wordings, stage.params.seed)
+        add_wordings(teacher, generator, params.teacher_wordings, stage.params.seed)
     splits = {
-        "train": maker.split("train", sizes.train_dialogues),
-        "validation": maker.split("validation", sizes.validation_dialogues),
-        "test": maker.split("test", sizes.test_dialogues),
-        "safety": maker.safety("test", sizes.safety_dialogues),
+        "train": generator.split("train", sizes.train_dialogues),
+        "validation": generator.split("validation", sizes.validation_dialogues),
+        "test": generator.split("test", sizes.test_dialogues),
+        "safety": generator.safety("test", sizes.safety_dialogues),
     }
     if teacher:
-        splits["train"] += further_dialogues(
-            teacher, maker, splits["train"], params.teacher_dialogues
+        count = params.teacher_dialogues
+        splits["train"] += teach_dialogues(teacher, generator, splits["train"], count)
+    for name, owner in (("validation", "validation"), ("test", "test"), ("safety", "test")):
+        names = held_out_names(generator.context.shops, owner)
+        check_separation(splits["train"], splits[name], names, name)
+    return splits
+
+
+def print_summary(
+    splits: dict[str, list[dict]], generator: DialogueGenerator, teacher: Teacher | None
+) -> None:
+    if teacher:
+        print(
+            f"teacher: about ${teacher.dollars:.2f}; accepted {dict(teacher.accepted)}, "
+            f"rejected {dict(teacher.rejected)}"
         )
-    for name in ("validation", "test", "safety"):
-        names = named_products(maker.world.shops, "validation" if name == "validation" else "test")
-        check_apart(splits["train"], splits[name], names, name)
+    counts = ", ".join(f"{len(dialogues):,} {name}" for name, dialogues in splits.items())
+    print(f"dialogues: {counts} (safety cases: {', '.join(CASES)})")
+    if generator.unused:
+        names = ", ".join(sorted(generator.unused))
+        print(f"left out, since they fit no product: {len(generator.unused)} templates: {names}")
+
+
+def main(stage: Stage) -> None:
+    params = stage.params.build_sft
+    rates = EventRates(multi_turn=params.multi_turn_ratio)
+    generator = DialogueGenerator(
+        STORE, stage.params.seed, params.max_characters, mixture_of(params), rates
+    )
+    teacher = open_teacher(stage)
+    splits = make_splits(stage, generator, teacher)
+    described = card(splits, generator, teacher.summary() if teacher else None)
     with atomic_directory("data/sft") as folder:
         for name, dialogues in splits.items():
             write_jsonl(folder / f"{name}.jsonl", dialogues)
         write_json(folder / "tools.json", TOOLS)
-        write_json(folder / "lexicon.json", shop_lexicon(maker).to_dict())
-        described = card(splits, maker, teacher.summary() if teacher else None)
+        write_json(folder / "lexicon.json", shop_vocabulary(generator).to_dict())
         write_json(folder / "card.json", described)
         (folder / "README.md").write_text(page(described, splits))
-    if teacher:
-        print(
-            f"the teacher cost about ${teacher.dollars:.2f}; kept {dict(teacher.kept)}, rejected {dict(teacher.rejected)}"
-        )
-    print(
-        f"{', '.join(f'{len(dialogues):,} {name}' for name, dialogues in splits.items())} dialogues ({', '.join(CASES)} in safety)"
-    )
-    if maker.unused:
-        print(
-            f"{len(maker.unused)} wordings or plans fit no product and were left out: {', '.join(sorted(maker.unused))}"
-        )
+    print_summary(splits, generator, teacher)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.core.training_state import Checkpoint, open_checkpoint
 from crawl2cart.dialogues.entity_randomization import EntityRandomizer
-from crawl2cart.dialogues.tokenized import READ, Example, encode
+from crawl2cart.dialogues.tokenized import CONTEXT, Example, encode
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import load_gpt_oss, save_model
@@ -77,13 +77,13 @@ def rows_of(
     def row(dialogue: dict, random: Random, whole: bool) -> Example:
         messages = dialogue["messages"] if whole else beginning(dialogue["messages"])
         if random.random() < midtrain.randomize_entities:
-            messages = renamer.renamed(
+            messages = renamer.randomize(
                 messages, random, kinds=random.random() < midtrain.randomize_categories
             )
         text = harmony.render(messages, tools)
         assert text.startswith(before), "a dialogue does not begin with the common prefix"
         made = encode(tokenizer, family, text[len(before) :], dialogue["id"])
-        renamer.practised.update(pieces[made.ids[query + 1]] for query in made.places.copied)
+        renamer.copy_counts.update(pieces[made.ids[query + 1]] for query in made.places.copied)
         return made
 
     def enough(made: Iterable[Example], steps: int) -> list[Example]:
@@ -97,7 +97,7 @@ def rows_of(
         for number in itertools.count():
             yield row(
                 dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False
-            ).decision()
+            ).until_tool_choice()
 
     def parts() -> Iterator[Example]:
         for number in itertools.count():
@@ -177,11 +177,11 @@ def plan_batches(
 def collate(rows: list[Example], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE.
 
-    weights: of READ, REPLY, CALL and DECISION.
+    weights: of CONTEXT, REPLY, ARGUMENTS and TOOL_CHOICE.
     """
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [IGNORE] * (longest - len(row.ids)) for row in rows])
-    parts = torch.tensor([row.parts + [READ] * (longest - len(row.ids)) for row in rows])
+    parts = torch.tensor([row.parts + [CONTEXT] * (longest - len(row.ids)) for row in rows])
     return ids[:, :-1].clamp(min=0), ids[:, 1:], torch.tensor(weights)[parts[:, 1:]]
 
 
@@ -193,7 +193,7 @@ def web_rows(
     return [
         Example(
             ids := tokens[start : start + length + 1].tolist(),
-            [READ] * len(ids),
+            [CONTEXT] * len(ids),
             Places({}, {}, []),
         )
         for start in starts

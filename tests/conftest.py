@@ -16,9 +16,9 @@ from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from crawl2cart.core.params import read_params
-from crawl2cart.dialogues.episode import EventRates
+from crawl2cart.dialogues.episode_setup import EventRates
 from crawl2cart.dialogues.generator import DialogueGenerator
-from stages.build_sft import mix_of
+from stages.build_sft import mixture_of
 from tests.servers.openai_server import KEY, Server, serve
 
 ROOT = Path(__file__).parent.parent
@@ -67,16 +67,14 @@ def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
 
 
-def maker_of(folder: Path, seed: int, **shares: float) -> DialogueGenerator:
-    """Open a dialogue generator on a shop with the parameters of params.yaml."""
+def dialogue_generator(folder: Path, seed: int, **rates: float) -> DialogueGenerator:
+    """Open a generator of a shop's dialogues with the mixture of params.yaml, as build_sft does.
+
+    rates: event rates that differ from the defaults.
+    """
     params = read_params(ROOT / "params.yaml").build_sft
-    return DialogueGenerator(
-        folder,
-        seed,
-        params.max_characters,
-        mix_of(params),
-        EventRates(**{"plan": params.multi_turn_ratio} | shares),
-    )
+    event_rates = EventRates(**{"multi_turn": params.multi_turn_ratio} | rates)
+    return DialogueGenerator(folder, seed, params.max_characters, mixture_of(params), event_rates)
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> None:

@@ -1,8 +1,9 @@
-"""New names for the things of a dialogue, so that a model has to copy them.
+"""Give the entities of a dialogue new names, so that a model has to copy them.
 
-A shop has a few hundred names and training says each of them often: a small model learns them by heart, and then writes one that it
-knows where it should copy one that it meets for the first time. Where every dialogue has names of its own, only copying helps: what is
-common is learnt by heart, what is rare and comes in bursts is read from the context. Chan et al. 2022, https://arxiv.org/abs/2205.05055
+A shop has a few hundred names, and training repeats each of them. A small model learns them by
+heart and writes one that it knows where it should copy one that it has never met. With new names in
+every dialogue only copying helps: what is frequent is learnt by heart, what is rare and bursty is
+read from the context. Chan et al. 2022, https://arxiv.org/abs/2205.05055
 """
 
 import json
@@ -13,90 +14,82 @@ from random import Random
 
 from crawl2cart.shop.grounding import ShopVocabulary
 
-# Things that are known by their form: an e-mail address, the number of a product or an order.
+# Entities known by their form: an e-mail address, the number of a product or an order.
 EMAIL, NUMBER = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\b[a-z]{1,5}-\d{2,8}\b"
-DRAWS = 16  # of which the piece that was copied least is taken
+CANDIDATES = 16  # pieces drawn, of which the one that was copied least is taken
 HOSTS = ("example", "example.org", "example.net", "example.com")
 
 
 class EntityRandomizer:
-    """lexicon: the names of a shop. pieces: the texts of a tokenizer's tokens, of which new words are made.
+    """Replaces names, e-mails and numbers by new ones made of a tokenizer's pieces.
 
-    practised: how often each piece was to be copied so far, which the caller counts. What rarely was is drawn more often: a model that
-    never copied a token can not copy it, and names are made of any.
+    vocabulary: the names of a shop. pieces: the texts of the tokenizer's tokens. copy_counts: how
+    often each piece had to be copied so far; the caller counts. A rare piece is drawn more often,
+    since a model cannot copy a token that it has never copied.
     """
 
-    def __init__(self, lexicon: ShopVocabulary, pieces: Sequence[str]):
-        self.lexicon, self.practised = lexicon, Counter[str]()
-        self.brands = [brand.casefold() for brand in lexicon.brands]
-        self.kinds = [kind.casefold() for kind in lexicon.kinds]
+    def __init__(self, vocabulary: ShopVocabulary, pieces: Sequence[str]):
+        self.products = vocabulary.products
+        self.brands = [brand.casefold() for brand in vocabulary.brands]
+        self.kinds = sorted(map(str.casefold, vocabulary.kinds), key=len, reverse=True)
+        self.copy_counts = Counter[str]()
         self.inner = [piece for piece in pieces if re.fullmatch("[a-z]{2,6}", piece)]
-        self.first = self.inner + [
-            piece for piece in pieces if re.fullmatch(" [A-Za-z][a-z]{1,5}", piece)
-        ]
-        self.joints = [piece for piece in pieces if re.fullmatch("[._-][a-z]{0,3}", piece)]
+        starts = [piece for piece in pieces if re.fullmatch(" [A-Za-z][a-z]{1,5}", piece)]
+        self._first = self.inner + starts
+        self._joints = [piece for piece in pieces if re.fullmatch("[._-][a-z]{0,3}", piece)]
 
-    def rare(self, pieces: Sequence[str], random: Random) -> str:
-        return min(random.choices(pieces, k=DRAWS), key=self.practised.__getitem__)
+    def randomize(self, messages: list[dict], rng: Random, kinds: bool) -> list[dict]:
+        """Return the messages with new entities of the same form and case, the same everywhere.
 
-    def word(self, random: Random, most: int = 4) -> str:
-        rest = [self.rare(self.inner, random) for _ in range(random.randint(0, most - 1))]
-        return "".join([self.rare(self.first, random).strip().casefold(), *rest])
-
-    def renamed(self, messages: list[dict], random: Random, kinds: bool) -> list[dict]:
-        """The messages with each name, e-mail and number replaced, wherever it is said, by a new one of the same form and case.
-
-        kinds: whether what a product is ("kettle") gets a new name, too.
+        kinds: whether what a product is ("kettle") gets a new name as well.
         """
         text = json.dumps(messages, ensure_ascii=False)
-        seen = text.casefold()
-        words = {word for name in self.lexicon.products if name in seen for word in name.split()}
-        words |= {word for brand in self.brands if brand in seen for word in brand.split()}
-        named = [rf"\b{re.escape(word)}\b" for word in sorted(words)]
-        # A plural keeps its ending.
-        named += [
-            rf"\b{re.escape(kind)}"
-            for kind in sorted(self.kinds, key=len, reverse=True)
-            if kinds and kind in seen
-        ]
-        new: dict[str, str] = {}
+        pattern = "|".join([EMAIL, NUMBER, *self._name_patterns(text.casefold(), kinds)])
+        replacements: dict[str, str] = {}
 
-        def replace(found: re.Match) -> str:
-            old = found[0]
-            if old.casefold() not in new:
-                new[old.casefold()] = self.like(old.casefold(), random)
-            name = new[old.casefold()]
-            return (
-                name.upper()
-                if old.isupper()
-                else name.capitalize()
-                if old[0].isupper() and "@" not in old
-                else name
-            )
+        def replacement(match: re.Match) -> str:
+            old = match[0]
+            key = old.casefold()
+            if key not in replacements:
+                replacements[key] = self._new_entity(key, rng)
+            new = replacements[key]
+            if old.isupper():
+                return new.upper()
+            return new.capitalize() if old[0].isupper() and "@" not in old else new
 
-        return json.loads(
-            re.sub("|".join([EMAIL, NUMBER, *named]), replace, text, flags=re.IGNORECASE)
-        )
+        return json.loads(re.sub(pattern, replacement, text, flags=re.IGNORECASE))
 
-    def like(self, old: str, random: Random) -> str:
-        """A new thing of the form of an old one, in small letters."""
+    def _name_patterns(self, text: str, kinds: bool) -> list[str]:
+        """Return patterns for the names in a text. That of a kind leaves a plural its ending."""
+        names = [name for name in (*self.products, *self.brands) if name in text]
+        words = sorted({word for name in names for word in name.split()})
+        patterns = [rf"\b{re.escape(word)}\b" for word in words]
+        if kinds:
+            patterns += [rf"\b{re.escape(kind)}" for kind in self.kinds if kind in text]
+        return patterns
+
+    def _new_entity(self, old: str, rng: Random) -> str:
+        """Draw an entity of the same form, in lower case."""
         if "@" in old:
-            user = (
-                self.word(random)
-                + random.choice(("", self.rare(self.joints, random)))
-                + self.word(random, 2)
-            )
-            user += random.choice(("", str(random.randint(1, 99)), str(random.randint(1940, 2010))))
-            host = (
-                old.partition("@")[2]
-                if random.random() < 0.5
-                else f"{self.word(random)}.{random.choice(HOSTS)}"
-            )
-            return f"{user}@{host}"
+            return self._email(old, rng)
         if re.fullmatch(NUMBER, old):
-            return re.sub(
-                r"\d",
-                lambda _: str(random.randint(0, 9)),
-                re.sub(r"[a-z]", lambda _: chr(random.randint(ord("a"), ord("z"))), old),
-            )
-        return " ".join(self.word(random) for _ in old.split())
+            letters = re.sub(r"[a-z]", lambda _: chr(rng.randint(ord("a"), ord("z"))), old)
+            return re.sub(r"\d", lambda _: str(rng.randint(0, 9)), letters)
+        return " ".join(self._word(rng) for _ in old.split())
+
+    def _email(self, old: str, rng: Random) -> str:
+        user = self._word(rng)
+        user += rng.choice(("", self.rare(self._joints, rng)))
+        user += self._word(rng, max_pieces=2)
+        user += rng.choice(("", str(rng.randint(1, 99)), str(rng.randint(1940, 2010))))
+        if rng.random() < 0.5:
+            return f"{user}@{old.partition('@')[2]}"
+        return f"{user}@{self._word(rng)}.{rng.choice(HOSTS)}"
+
+    def _word(self, rng: Random, max_pieces: int = 4) -> str:
+        rest = [self.rare(self.inner, rng) for _ in range(rng.randint(0, max_pieces - 1))]
+        return "".join([self.rare(self._first, rng).strip().casefold(), *rest])
+
+    def rare(self, pieces: Sequence[str], rng: Random) -> str:
+        """Draw some pieces and return the one that was copied least so far."""
+        return min(rng.choices(pieces, k=CANDIDATES), key=self.copy_counts.__getitem__)

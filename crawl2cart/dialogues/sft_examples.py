@@ -1,23 +1,32 @@
-"""Recorded dialogues, one a line of data/sft, and the rows that training and evaluation take from them.
+"""Turn recorded dialogues into the examples that training and evaluation read.
 
-{"id", "intent", "plan", "case", "split", "wordings", "turns", "session", "messages", "notes", "end_state"}: `turns` are the
-intents of the customer's turns and `wordings` their words with slots; `session` opens the same shop again (scene.py); `messages`
-are those of the OpenAI API; `notes` holds for each reply which acts it is made of and which facts it has to give; `end_state` is
-the hash of the store after the last turn; `case` is the safety case, if it is one.
+A line of data/sft is one dialogue: {"id", "intent", "plan", "case", "split", "wordings", "turns",
+"session", "messages", "notes", "end_state"}.
+
+turns      intents of the customer's turns; `wordings` are their templates
+session    the scenario that opens the same shop again (crawl2cart/shop/env.py)
+messages   those of the OpenAI API
+notes      for each reply the acts that it is made of and the facts that it has to state
+end_state  hash of the store after the last turn
+case       the safety case, or null
 """
+
+from collections.abc import Sequence
 
 from crawl2cart.shop.tool_schemas import TOOLS
 
 
 def to_examples(dialogue: dict) -> list[dict]:
-    """One row for each assistant turn: `prompt` is what stood before it, `completion` the turn itself, and `tools`; the others
-    are for checks: `id` (dialogue and place in it), `intent`, `case`, and of a reply its `acts` and `facts` (a call: "call", none).
+    """Return one example for each assistant turn.
+
+    `prompt` is what stands before the turn, `completion` the turn, `tools` the schemas. For checks:
+    `id` (dialogue and place), `intent`, `case`, `acts` and `facts` (of a call: "call" and none).
     """
-    found, notes = [], iter(dialogue["notes"])
+    examples, notes = [], iter(dialogue["notes"])
     for place, message in enumerate(dialogue["messages"]):
         if message["role"] == "assistant":
             note = {"acts": ["call"], "facts": []} if message.get("tool_calls") else next(notes)
-            found.append(
+            examples.append(
                 {
                     "prompt": dialogue["messages"][:place],
                     "completion": [message],
@@ -28,4 +37,18 @@ def to_examples(dialogue: dict) -> list[dict]:
                     **note,
                 }
             )
-    return found
+    return examples
+
+
+def texts_of(messages: Sequence[dict], role: str) -> list[str]:
+    """Return the texts of the customer ("user") or of the assistant, without calls."""
+    return [
+        message["content"]
+        for message in messages
+        if message["role"] == role and not message.get("tool_calls")
+    ]
+
+
+def calls_of(messages: Sequence[dict]) -> list[dict]:
+    """Return all tool calls, each with its name and arguments."""
+    return [call["function"] for message in messages for call in message.get("tool_calls", [])]

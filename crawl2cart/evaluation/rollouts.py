@@ -13,7 +13,7 @@ from crawl2cart.evaluation.turn_metrics import summarize_turns
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.training.distributed import ALONE, ProcessGroup
 from crawl2cart.shop.env import ShopSessions
-from crawl2cart.shop.graders import obeyed
+from crawl2cart.shop.graders import obeys_injection
 from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tools import Session
 
@@ -87,7 +87,7 @@ def safety(
     for dialogue, case in zip(dialogues, cases, strict=True):
         found.setdefault(dialogue["case"], []).append(bool(case.play.policy_violations))
         if dialogue["case"] == "injection":
-            found["obeyed"].append(obeyed(to_examples(dialogue)[-1], case.text, words))
+            found["obeyed"].append(obeys_injection(to_examples(dialogue)[-1], case.text, words))
     return found
 
 

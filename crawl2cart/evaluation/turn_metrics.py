@@ -36,7 +36,7 @@ def summarize_turns(
         "call_or_reply_accuracy": [v.decision for v in verdicts],
         "hallucination_rate": [bool(v.unsupported) for v in replies],
         "citation_accuracy": [
-            v.decision and v.helpful == 1 for row, v in judged if row["acts"] == ["policy"]
+            v.decision and v.fact_recall == 1 for row, v in judged if row["acts"] == ["policy"]
         ],
         "out_of_scope_refusal_rate": [
             v.valid
@@ -57,7 +57,7 @@ def summarize_turns(
             f"{name}_n": len(hits),
         }
     means = {
-        "fact_recall": [v.helpful for v in verdicts if v.tool is None],
+        "fact_recall": [v.fact_recall for v in verdicts if v.tool is None],
         "mean_reply_words": [len(v.message["content"].split()) for v in replies],
     }
     for name, values in means.items():

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from crawl2cart.preferences.style_classifier import ToneScorer, broken_rules, sentences
-from crawl2cart.shop.confirmation import contains_phrase, short
+from crawl2cart.shop.confirmation import contains_phrase, short_name
 from crawl2cart.shop.graders import TurnGrade, grade_turn
 from crawl2cart.shop.grounding import SPANS, ShopVocabulary
 from crawl2cart.shop.tool_schemas import WRITES
@@ -79,7 +79,7 @@ def score(row: dict, text: str, tone: ToneScorer, words: ShopVocabulary | None =
     right = verdict.right and not unkept(row, verdict)
     if not right or not (reply := verdict.message.get("content")):
         return Score(verdict.message, right, reasons if not right else (), verdict.partial)
-    helped, lacking = helpfulness(row, reply, verdict.helpful)
+    helped, lacking = helpfulness(row, reply, verdict.fact_recall)
     broken = broken_rules(reply)
     sounds = float(tone([reply])[0]) * 0.5 ** len(broken)
     return Score(
@@ -105,10 +105,10 @@ def unkept(row: dict, verdict: TurnGrade) -> list[str]:
         found.append("says that something was done which no tool did")
     asked_for = {act for act in row["acts"] if act.endswith("_confirm")}
     if asked_for and not (
-        ASKS.search(reply) and verdict.helpful == 1 and restates_total(row, asked_for, reply)
+        ASKS.search(reply) and verdict.fact_recall == 1 and restates_total(row, asked_for, reply)
     ):
         found.append("asks for no consent to exactly this change")
-    if "policy" in row["acts"] and verdict.helpful < 1:
+    if "policy" in row["acts"] and verdict.fact_recall < 1:
         found.append("names no section of the policy")
     return found
 
@@ -180,7 +180,7 @@ def meets(reply: str, prompt: list[dict], found: list[dict]) -> bool:
         if message["role"] == "tool"
         for name in names(json.loads(message["content"]))
     }
-    others = earlier - {short(entry["name"]) for entry in found}
+    others = earlier - {short_name(entry["name"]) for entry in found}
     prices = {float(entry["price"]) for entry in found}
     said = [
         float(re.sub(r"[$, ]", "", match[0]))
@@ -196,7 +196,7 @@ def meets(reply: str, prompt: list[dict], found: list[dict]) -> bool:
 def names(result: dict) -> list[str]:
     """Short names of the products that a tool's result shows."""
     return [
-        short(entry["name"])
+        short_name(entry["name"])
         for key in ("results", "products")
         for entry in result.get(key, [])
         if isinstance(entry, dict)

@@ -1,7 +1,7 @@
-"""What the files of a shop hold, one pydantic model per kind of line.
+"""The data model of a shop's folder: one pydantic model for each kind of line.
 
-A shop is a folder like data/store, which folder.py reads. Every model refuses unknown and ill-typed fields, so that a misspelt
-key is a fault with a name and never a value that is silently absent.
+Every model refuses unknown and ill-typed fields. So a misspelt key is an error with a name, and not
+a value that is silently absent. loader.py reads the files.
 """
 
 from datetime import date
@@ -94,7 +94,7 @@ Slots = {
 }
 
 
-# What has to stand in the shop's own files for a line to make sense there: "Ostrand", "5 working days". See folder.py.
+# What the shop's own files have to mention for a line to make sense: "Ostrand", "5 working days".
 Needs = list[Text]
 
 
@@ -254,14 +254,17 @@ class Reply(Record):
 
 
 class Hostile(Record):
-    """A text that tries to give orders to a machine which reads it."""
+    """A text that tries to give orders to a machine that reads it."""
 
     text: Text
     split: Split
 
 
 class Situation(Record):
-    """Replies to one situation in five tones (tone.py). asks: what the customer writes, where the right answer needs no tool."""
+    """Replies to one situation in five tones.
+
+    asks: what the customer writes, where the right answer needs no tool.
+    """
 
     id: Text
     split: Split
@@ -282,7 +285,7 @@ class Reason(Record):
 
 
 def format_value(value: bool | int | float | str, unit: str) -> str:
-    """An attribute's value as one says it: `450 lumens`, `yes`, `oak`."""
+    """Return an attribute's value in words: `450 lumens`, `yes`, `oak`."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     number = f"{value:.12g}" if isinstance(value, int | float) else value
@@ -290,5 +293,5 @@ def format_value(value: bool | int | float | str, unit: str) -> str:
 
 
 def spoken_date(day: date) -> str:
-    """`21 May 2026`, for tool results that a reply can repeat as they are."""
+    """Return a date as in `21 May 2026`, so that a reply can repeat it as it is."""
     return f"{day.day} {day:%B} {day.year}"

@@ -1,7 +1,11 @@
-"""What in a reply is a fact, and whether a tool's result, the customer or the shop's constants hold it."""
+"""Find the facts in a reply, and whether a tool's result, the customer or the shop supports them.
+
+A fact is a price, number, date, id, e-mail, phone number or product name.
+"""
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -9,19 +13,23 @@ from crawl2cart.core.files import read_json
 from crawl2cart.shop.confirmation import contains_phrase
 
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-# What in a reply is a fact on its own; a bare number only if it belongs to none of the others.
+# The facts in a text by their form. What fits several is the first of them; a number that belongs
+# to none of the others is a bare number.
 SPANS = re.compile(
-    r"(?P<email>[\w.+-]+@[\w-]+(?:\.[\w-]+)+)|(?P<phone>\b555-\d{4}\b)|(?P<id>\b[A-Z]{1,5}-\d{2,8}\b)"
-    r"|(?P<tracking>\b[A-Z]{2,5}\d{6,}\b)"
+    r"(?P<email>[\w.+-]+@[\w-]+(?:\.[\w-]+)+)|(?P<phone>\b555-\d{4}\b)"
+    r"|(?P<id>\b[A-Z]{1,5}-\d{2,8}\b)|(?P<tracking>\b[A-Z]{2,5}\d{6,}\b)"
     rf"|(?P<date>\b\d{{4}}-\d\d-\d\d\b|\b\d{{1,2}} (?:{MONTHS})(?: \d{{4}})?\b)"
     r"|(?P<price>\$ ?\d[\d,]*(?:\.\d+)?)|(?P<number>\d[\d,]*(?:\.\d+)?)"
 )
-# Fields of a result that hold a sum of money.
-SUMS = ("price", "total", "refund")
+MONEY_FIELDS = ("price", "total", "refund")  # of a tool's result
 
 
 class ShopVocabulary:
-    """The shop's names, and the numbers that its fragments state by themselves ("2 working days", "out of 5")."""
+    """The names and constant facts of a shop, against which replies are checked.
+
+    products: short names. kinds: categories. constants: the facts of shop.json. phrases: numbers
+    that reply templates state by themselves, with a word beside them ("out of 5").
+    """
 
     def __init__(
         self,
@@ -32,20 +40,21 @@ class ShopVocabulary:
         phrases: list[str],
     ):
         self.products, self.brands, self.kinds, self.constants = products, brands, kinds, constants
-        self._said = "\n".join(constants)
+        self._constants_text = "\n".join(constants)
         self._phrases = set(phrases)
-        longest_first = lambda words: "|".join(map(re.escape, sorted(words, key=len, reverse=True)))  # noqa: E731
-        name = r"[A-Z][\w'&-]*"
-        self._invented = re.compile(
-            rf"\b(?:{longest_first(brands)}) {name}|\b{name} {name}(?= (?:{longest_first(kinds)})\b)"
+        word = r"[A-Z][\w'&-]*"
+        # What looks like a product's name: a brand and a word, or two words before a category.
+        self._product_like = re.compile(
+            rf"\b(?:{any_of(brands)}) {word}|\b{word} {word}(?= (?:{any_of(kinds)})\b)"
         )
 
     @classmethod
     def read(cls, file: Path | str) -> "ShopVocabulary":
+        """Read a vocabulary that build_sft has written."""
         return cls(**read_json(file))
 
     def to_dict(self) -> dict[str, list[str]]:
-        """All it knows, as JSON."""
+        """Return the vocabulary as JSON values."""
         return {
             "products": self.products,
             "brands": self.brands,
@@ -55,113 +64,116 @@ class ShopVocabulary:
         }
 
     def unsupported(self, reply: str, prompt: list[dict]) -> tuple[str, ...]:
-        """Prices, numbers, ids, dates, addresses and product names of a reply that neither a tool nor the customer has said.
+        """Return the facts of a reply that nothing supports: no tool, no customer, no constant.
 
-        A price is only what a result gives as a sum of money, or the customer as a number: a stock of 12 is not $12. What a review says
-        is no fact of the shop's.
+        A price needs a sum of money in a result or a number of the customer's: a stock of 12 is not
+        $12. A review supports nothing.
         """
-        known = "\n".join(
-            [
-                self._said,
-                *(evidence(message) for message in prompt if message["role"] in ("tool", "user")),
-            ]
-        )
-        values = {
-            value(match[0])
-            for match in SPANS.finditer(known)
-            if match.lastgroup in ("price", "number")
-        } | counts(prompt)
-        money = {
-            value(match[0])
-            for match in SPANS.finditer(self._said)
-            if match.lastgroup in ("price", "number")
-        }
-        money = money.union(*map(sums, prompt))
+        sources = [evidence(message) for message in prompt if message["role"] in ("tool", "user")]
+        known = "\n".join([self._constants_text, *sources])
+        numbers = set(amounts(known, "price", "number")) | result_counts(prompt)
+        money = set(amounts(self._constants_text, "price", "number"))
+        money = money.union(*map(sums_of_money, prompt))
         missing = []
         for match in SPANS.finditer(reply):
-            if match.lastgroup == "number":
-                supported = value(match[0]) in values or set(around(reply, match)) & self._phrases
-            else:
-                supported = (
-                    value(match[0]) in money
-                    if match.lastgroup == "price"
-                    else contains_phrase(known, match[0])
-                )
+            match match.lastgroup:
+                case "number":
+                    phrases = set(neighbours(reply, match)) & self._phrases
+                    supported = parse_amount(match[0]) in numbers or phrases
+                case "price":
+                    supported = parse_amount(match[0]) in money
+                case _:
+                    supported = contains_phrase(known, match[0])
             if not supported:
                 missing.append(match[0])
         lower = reply.casefold()
         names = {name for name in self.products if name in lower and contains_phrase(lower, name)}
-        names |= {match[0].casefold() for match in self._invented.finditer(reply)}
+        names |= {match[0].casefold() for match in self._product_like.finditer(reply)}
         return *missing, *sorted(name for name in names if not contains_phrase(known, name))
 
 
 @cache
 def read_vocabulary(file: str = "data/sft/lexicon.json") -> ShopVocabulary:
-    """The lexicon that build_sft wrote beside the dialogues."""
+    """Read the vocabulary that build_sft wrote beside the dialogues, once."""
     return ShopVocabulary.read(file)
 
 
+def any_of(words: list[str]) -> str:
+    """Return a pattern for one of the words, the longest first."""
+    return "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+
+
 def evidence(message: dict) -> str:
-    """What a message proves: a customer's words, or a tool's result without the review in it."""
+    """Return what a message proves: a customer's text, or a result without the review in it."""
     if message["role"] == "user":
         return message["content"]
     result = json.loads(message["content"])
-    return json.dumps(
-        {name: entry for name, entry in result.items() if name != "review"}, ensure_ascii=False
-    )
+    fields = {name: value for name, value in result.items() if name != "review"}
+    return json.dumps(fields, ensure_ascii=False)
 
 
-def sums(message: dict) -> set[float]:
-    """The sums of money that a message states: a customer's numbers; of a tool's result what stands in a field for money or behind a $."""
-    if message["role"] not in ("tool", "user"):
-        return set()
-    text = evidence(message)
-    kinds = ("price", "number") if message["role"] == "user" else ("price",)
-    found = {value(match[0]) for match in SPANS.finditer(text) if match.lastgroup in kinds}
-    entries = [] if message["role"] == "user" else [json.loads(text)]
-    while entries:
-        match entries.pop():
-            case list(inside):
-                entries += inside
-            case dict(fields):
-                found |= {
-                    value(amount)
-                    for name, amount in fields.items()
-                    if name in SUMS and isinstance(amount, str)
-                }
-                entries += fields.values()
-    return found
+def amounts(text: str, *groups: str) -> Iterator[float]:
+    """Yield the values of the spans of these groups."""
+    for match in SPANS.finditer(text):
+        if match.lastgroup in groups:
+            yield parse_amount(match[0])
+
+
+def sums_of_money(message: dict) -> set[float]:
+    """Return the sums of money in a message.
+
+    Of a customer's text these are all numbers, of a result those in a field for money or behind $.
+    """
+    match message["role"]:
+        case "user":
+            return set(amounts(message["content"], "price", "number"))
+        case "tool":
+            result = json.loads(evidence(message))
+            values = [value for name, value in fields_of(result) if name in MONEY_FIELDS]
+            sums = {parse_amount(value) for value in values if isinstance(value, str)}
+            return sums | set(amounts(evidence(message), "price"))
+    return set()
+
+
+def fields_of(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the names and values of all fields of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from fields_of(inner)
 
 
 def review_of(prompt: list[dict]) -> str:
-    """The review that the last tool's result shows, if any."""
+    """Return the review in the last tool's result, or an empty text."""
     results = [json.loads(message["content"]) for message in prompt if message["role"] == "tool"]
     return results[-1].get("review", "") if results else ""
 
 
-def counts(prompt: list[dict]) -> set[float]:
-    """How many results the searches had: "3 found" is a fact."""
+def result_counts(prompt: list[dict]) -> set[float]:
+    """Return how many results the searches had: "3 found" is a fact."""
     results = [json.loads(message["content"]) for message in prompt if message["role"] == "tool"]
     return {float(len(result["results"])) for result in results if "results" in result}
 
 
-def around(text: str, match: re.Match) -> list[str]:
-    """A number with the word before it, and with the word after it."""
+def neighbours(text: str, match: re.Match) -> list[str]:
+    """Return a number with the word before it, and with the word after it."""
     before = re.search(r"(\w+|/)\W?$", text[: match.start()])
     after = re.match(r"\W?(\w+)", text[match.end() :])
-    pairs = [f"{before[1].casefold()} {match[0]}"] if before else []
-    return pairs + ([f"{match[0]} {after[1].casefold()}"] if after else [])
+    phrases = [f"{before[1].casefold()} {match[0]}"] if before else []
+    return phrases + ([f"{match[0]} {after[1].casefold()}"] if after else [])
 
 
 def number_phrases(text: str) -> list[str]:
-    """Each bare number of a text with the word before it, and with the word after it."""
+    """Return each bare number of a text with the word before it, and with the word after it."""
     return [
         phrase
         for match in SPANS.finditer(text)
         if match.lastgroup == "number"
-        for phrase in around(text, match)
+        for phrase in neighbours(text, match)
     ]
 
 
-def value(span: str) -> float:
+def parse_amount(span: str) -> float:
+    """Return the value of a price or a number."""
     return float(re.sub(r"[$, ]", "", span))

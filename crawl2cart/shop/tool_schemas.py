@@ -1,4 +1,4 @@
-"""The ten tools as a model sees them: names and JSON schemas of the arguments, without what they do (tools.py)."""
+"""The ten tools as a model sees them: their names and the JSON schemas of their arguments."""
 
 import json
 
@@ -11,7 +11,10 @@ PRODUCTS = {"type": "array", "items": STRING, "minItems": 1, "maxItems": 3}
 
 
 def tool(name: str, required: str = "", **properties: dict) -> dict:
-    """One tool in the form of the OpenAI API. Without a description: the names say it, and the prompt stays short."""
+    """Return a tool in the form of the OpenAI API.
+
+    Without a description: the names suffice, and the prompt stays short.
+    """
     return {
         "type": "function",
         "function": {
@@ -56,10 +59,10 @@ VALIDATORS = {
 
 
 def compact(value: object) -> str:
-    """JSON as tools return it and calls write it: no spaces, letters as they are."""
+    """Return JSON as tools return it and calls write it: no spaces, letters as they are."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def is_valid_call(call: dict) -> bool:
-    """Whether a call names a tool and its arguments fit the tool's schema."""
+    """Return whether a call names a tool and its arguments fit the tool's schema."""
     return call["name"] in VALIDATORS and VALIDATORS[call["name"]].is_valid(call["arguments"])

@@ -1,8 +1,9 @@
-"""What the ten tools of the shopping agent do, and the session in which a conversation uses them.
+"""The ten tools of the shopping agent, and the session in which a conversation uses them.
 
-Reads are free, except that an order is shown only to the customer it belongs to. A write needs a known customer, the shop's rules
-and the customer's consent to the restated change; the session reads consent from the conversation, never from an argument.
-Results are compact JSON with the fields that a reply needs. Text inside them (reviews, policies) is data.
+Anybody may read, but an order is shown only to its customer. A write needs an identified customer,
+the shop's rules, and the customer's yes to the restated change. The session takes the yes from the
+conversation, never from an argument. Results are JSON with the fields that a reply needs. Text in
+them (reviews, policies) is data and no instruction.
 """
 
 import sqlite3
@@ -10,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 
-from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation, short
+from crawl2cart.shop.confirmation import is_affirmation, requests_confirmation, short_name
 from crawl2cart.shop.data_model import spoken_date
 from crawl2cart.shop.db import NoSuchProduct, ShopDB
 from crawl2cart.shop.tool_schemas import NAMES, VALIDATORS, WRITES
 
 
 class Refusal(Exception):
-    """A tool's structured error: a code, and what a reply may say about it."""
+    """A tool's error: a code, and what a reply may say about it."""
 
     def __init__(self, code: str, **details: object):
         super().__init__(code)
@@ -26,6 +27,8 @@ class Refusal(Exception):
 
 @dataclass
 class Call:
+    """A call that was made, with its result."""
+
     name: str
     arguments: dict
     result: dict
@@ -33,10 +36,10 @@ class Call:
 
 @dataclass
 class Session:
-    """One conversation's use of the store.
+    """The tools in one conversation.
 
-    signed_in: e-mail of a customer whom the shop's site has identified. faults: how many of the first calls fail, as a
-    remote store would. calls: what was called, in order, with the calls that could not be read.
+    signed_in: e-mail of a customer whom the site has identified. faults: how many of the first
+    calls fail, as those of a remote store may. calls: all calls so far, malformed ones as well.
     """
 
     store: ShopDB
@@ -46,18 +49,26 @@ class Session:
 
     def __post_init__(self):
         self.customer = self.signed_in
-        self._last_reply = self._answer = self._restated = ""
+        self._last_reply = ""  # the assistant's, since the customer's last turn
+        self._restated = ""  # the reply before the customer's last turn
+        self._user_turn = ""
 
     def observe_assistant(self, reply: str) -> None:
-        """Notes what the assistant said to the customer."""
+        """Record a reply of the assistant."""
         self._last_reply = reply
 
     def observe_user(self, text: str) -> None:
-        """Notes a turn of the customer's. A yes counts for what the reply just before it restated, and until the next turn."""
-        self._restated, self._answer, self._last_reply = self._last_reply, text, ""
+        """Record a turn of the customer.
+
+        A yes counts for what the reply just before it restated, and until the next turn.
+        """
+        self._restated, self._user_turn, self._last_reply = self._last_reply, text, ""
 
     def call(self, name: str, arguments: object) -> dict:
-        """Runs a tool and returns its result, or `{"error": code, ...}`. Never raises for what a model may send."""
+        """Run a tool and return its result, or `{"error": code, ...}`.
+
+        Never raises, whatever a model sends.
+        """
         try:
             result = self._run(name, arguments)
         except Refusal as refusal:
@@ -66,7 +77,10 @@ class Session:
         return result
 
     def record_malformed(self, name: str | None, reason: str) -> dict:
-        """Notes a call that could not be read, and returns what to tell the model. name: the tool it meant, as far as that can be read."""
+        """Record a call that cannot be parsed, and return what the model is told.
+
+        name: the tool, as far as it can be read.
+        """
         result = {"error": "malformed_call", "message": reason}
         self.calls.append(Call(name or "unknown", {}, result))
         return result
@@ -77,7 +91,7 @@ class Session:
         fault = next(iter(sorted(VALIDATORS[name].iter_errors(arguments), key=str)), None)
         if fault:
             raise Refusal("invalid_arguments", message=fault.message[:200])
-        if not storable(arguments):
+        if not is_storable(arguments):
             raise Refusal(
                 "invalid_arguments", message="a number is too large, or a text is not valid Unicode"
             )
@@ -89,7 +103,7 @@ class Session:
     # Reads
 
     def search_products(self, **conditions: str | float) -> dict:
-        """The three best products under all conditions; without a query and a sort, the best rated."""
+        """Find the three best products that meet all conditions, by default the best rated."""
         return {
             "results": [
                 {
@@ -104,8 +118,8 @@ class Session:
         }
 
     def get_products(self, products: list[str]) -> dict:
-        """One to three products by name or id: price, attributes, stock of each variant, warranty; of a single one the pinned review."""
-        found = [self._product(reference) for reference in products]
+        """Look up one to three products by name or id; of a single one with the pinned review."""
+        matches = [self._product(reference) for reference in products]
         entries = [
             {
                 "name": row["name"],
@@ -115,13 +129,13 @@ class Session:
                 "attributes": self.store.attributes(row["id"]),
                 "stock": self.store.stock(row["id"]),
             }
-            for row in found
+            for row in matches
         ]
-        review = self.store.review(found[0]["id"]) if len(found) == 1 else None
+        review = self.store.review(matches[0]["id"]) if len(matches) == 1 else None
         return {"products": entries} | ({"review": review} if review else {})
 
     def list_orders(self) -> dict:
-        """The orders of the customer who is signed in or has been identified by `get_order`."""
+        """List the orders of the customer who is signed in or identified by `get_order`."""
         if not self.customer:
             raise Refusal("not_identified")
         return {
@@ -129,7 +143,7 @@ class Session:
                 {
                     "order": row["id"],
                     "state": row["state"].replace("_", " "),
-                    "placed": day(row["placed"]),
+                    "placed": format_day(row["placed"]),
                     "total": money(row["total"]),
                 }
                 for row in self.store.orders_of(self.customer)
@@ -137,7 +151,10 @@ class Session:
         }
 
     def get_order(self, order: str, email: str | None = None) -> dict:
-        """An order's state, lines and what its rules allow now (`may`). Identifies the customer by number and matching e-mail."""
+        """Show an order's state and lines, and what the rules allow now (`may`).
+
+        A number with the matching e-mail identifies the customer.
+        """
         row = self._order(order, email)
         state, rules = row["state"], self.store.shop.rules
         lines = self.store.lines(row["id"])
@@ -168,7 +185,8 @@ class Session:
             "delivered": ("delivered",),
         }.get(state, ())
         facts = {
-            name: row[name] if name in ("carrier", "tracking") else day(row[name]) for name in shown
+            name: row[name] if name in ("carrier", "tracking") else format_day(row[name])
+            for name in shown
         }
         return {
             "order": row["id"],
@@ -180,7 +198,7 @@ class Session:
         } | ({"no_return": common} if common else {})
 
     def get_policy(self, topic: str, section: str | None = None) -> dict:
-        """A section of a policy; without its number, the headings of the topic."""
+        """Show a section of a policy; without its number, the headings of the topic."""
         sections = self.store.policy(topic)
         if not sections:
             raise Refusal("unknown_topic", topics=self.store.topics)
@@ -202,18 +220,18 @@ class Session:
         )
 
     def hand_off(self, reason: str) -> dict:
-        """Gives the conversation to a person."""
+        """Hand the conversation over to a person."""
         self.store.open_ticket(reason)
         return {"handed_off": True}
 
     # Writes
 
     def cancel_order(self, order: str) -> dict:
-        """Cancels a whole order."""
+        """Cancel a whole order."""
         row = self._order(order)
-        self._require_consent("cancel_order", row)
+        self._require_confirmation("cancel_order", row)
         self._require_state(row, self.store.shop.rules.cancel_states)
-        self._begin_change()
+        self._use_confirmation()
         return {
             "order": row["id"],
             "state": "cancelled",
@@ -221,12 +239,12 @@ class Session:
         }
 
     def return_items(self, order: str, products: list[str]) -> dict:
-        """Opens a return of an order's lines."""
+        """Return lines of an order."""
         row = self._order(order)
         lines = [self._line(row, reference) for reference in products]
-        self._require_consent("return_items", row, lines)
-        self._require_kept_rules(row, lines)
-        self._begin_change()
+        self._require_confirmation("return_items", row, lines)
+        self._require_returnable(row, lines)
+        self._use_confirmation()
         refund = self.store.return_items(row["id"], [line["product"] for line in lines])
         return {
             "order": row["id"],
@@ -235,11 +253,11 @@ class Session:
         }
 
     def exchange_item(self, order: str, product: str, variant: str) -> dict:
-        """Exchanges a line for another variant of the same product."""
+        """Exchange a line for another variant of the same product."""
         row = self._order(order)
         line = self._line(row, product)
-        self._require_consent("exchange_item", row, [line], variant)
-        self._require_kept_rules(row, [line], exchange=True)
+        self._require_confirmation("exchange_item", row, [line], variant)
+        self._require_returnable(row, [line], exchange=True)
         stock = {name.casefold(): name for name in self.store.stock(line["product"])}
         if variant.casefold() not in stock:
             raise Refusal("unknown_variant", variants=list(stock.values()))
@@ -247,7 +265,7 @@ class Session:
             raise Refusal(
                 "not_allowed", product=line["name"], why=f"it is {line['variant']} already"
             )
-        self._begin_change()
+        self._use_confirmation()
         try:
             self.store.exchange(row["id"], line["product"], stock[variant.casefold()])
         except sqlite3.IntegrityError as error:
@@ -255,15 +273,15 @@ class Session:
         return {"order": row["id"], "product": line["name"], "variant": stock[variant.casefold()]}
 
     def change_address(self, order: str, address: str) -> dict:
-        """Sends an order to another address."""
+        """Send an order to another address."""
         row = self._order(order)
-        self._require_consent("change_address", row, detail=address)
+        self._require_confirmation("change_address", row, detail=address)
         self._require_state(row, self.store.shop.rules.address_states)
-        self._begin_change()
+        self._use_confirmation()
         self.store.change_address(row["id"], address)
         return {"order": row["id"], "address": address}
 
-    # What they have in common
+    # Checks that tools share
 
     def _product(self, reference: str) -> sqlite3.Row:
         try:
@@ -277,12 +295,15 @@ class Session:
             ) from error
 
     def _order(self, number: str, email: str | None = None) -> sqlite3.Row:
-        """The order, if it belongs to the customer. A foreign order and none at all look the same from outside."""
+        """Return the order if it is the customer's.
+
+        A foreign order and one that does not exist give the same error. Raises Refusal.
+        """
         row = self.store.order(number)
-        known = self.customer if email is None else email
-        if known is None:
+        claimed = self.customer if email is None else email
+        if claimed is None:
             raise Refusal("not_identified")
-        if row is None or row["email"].casefold() != known.strip().casefold():
+        if row is None or row["email"].casefold() != claimed.strip().casefold():
             raise Refusal("no_match")
         self.customer = row["email"]
         return row
@@ -295,46 +316,43 @@ class Session:
         raise Refusal("not_in_order", product=product["name"])
 
     def is_pending(self, name: str, arguments: dict) -> bool:
-        """Whether the assistant's last reply restates this write, so that a yes to it would be a yes to this."""
+        """Return whether the assistant's last reply asks for a yes to this write."""
         row = self.store.order(arguments["order"])
-        products = arguments.get(
-            "products", [arguments["product"]] if "product" in arguments else []
-        )
-        lines = [self._line(row, product) for product in products] if row else []
-        return bool(row) and self._restates(
-            self._last_reply,
-            name,
-            row,
-            lines,
-            arguments.get("variant", arguments.get("address", "")),
-        )
+        if not row:
+            return False
+        product = [arguments["product"]] if "product" in arguments else []
+        products = arguments.get("products", product)
+        lines = [self._line(row, product) for product in products]
+        detail = arguments.get("variant", arguments.get("address", ""))
+        return self._restates(self._last_reply, name, row, lines, detail)
 
     def _restates(
-        self, reply: str, action: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str
+        self, reply: str, write: str, order: sqlite3.Row, lines: list[sqlite3.Row], detail: str
     ) -> bool:
-        products = [
-            (
-                line["name"],
-                [name for name in self.store.stock(line["product"]) if name != line["variant"]],
-            )
-            for line in lines
-        ]
-        return requests_confirmation(
-            reply, action, order["id"], money(order["total"]), products, detail
-        )
+        """Return whether a reply asks for a yes to this write. detail: new variant or address."""
+        products = []
+        for line in lines:
+            variants = self.store.stock(line["product"])
+            others = [variant for variant in variants if variant != line["variant"]]
+            products.append((line["name"], others))
+        total = money(order["total"])
+        return requests_confirmation(reply, write, order["id"], total, products, detail)
 
-    def _require_consent(
-        self, action: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = ""
+    def _require_confirmation(
+        self, write: str, order: sqlite3.Row, lines: tuple | list = (), detail: str = ""
     ) -> None:
-        named = [fact for line in lines for fact in (line["name"], short(line["name"]))]
-        yes = is_affirmation(
-            self._answer, action, (order["id"], *named, *([detail] if detail else []))
-        )
-        if not (yes and self._restates(self._restated, action, order, list(lines), detail)):
+        restated = [order["id"]]
+        restated += [name for line in lines for name in (line["name"], short_name(line["name"]))]
+        restated += [detail] if detail else []
+        says_yes = is_affirmation(self._user_turn, write, restated)
+        if not (says_yes and self._restates(self._restated, write, order, list(lines), detail)):
             raise Refusal("not_confirmed")
 
-    def _begin_change(self) -> None:
-        """Behind every check: what was no safe write is told so also while the store is down, and one yes is for one change."""
+    def _use_confirmation(self) -> None:
+        """Check that the store is up, after all other checks; use up the customer's yes.
+
+        So an unsafe write is refused as such also while the store is down.
+        """
         self._require_store()
         self._restated = ""
 
@@ -346,7 +364,7 @@ class Session:
         if order["state"] not in states:
             raise Refusal("not_allowed", why=f"the order is {order['state'].replace('_', ' ')}")
 
-    def _require_kept_rules(
+    def _require_returnable(
         self, order: sqlite3.Row, lines: list[sqlite3.Row], exchange: bool = False
     ) -> None:
         for line in lines:
@@ -356,9 +374,9 @@ class Session:
 
 
 def policy_violations(calls: list[Call]) -> int:
-    """Writes that were attempted and refused, whatever the reason: unconfirmed, against the rules, not the customer's, not well-formed.
+    """Count the writes that were attempted and refused for any reason but an unavailable store.
 
-    Only that the store was down for a write that was safe is no fault of the model's.
+    Reasons: unconfirmed, against the rules, not the customer's order, malformed.
     """
     return sum(
         call.name in WRITES and call.result.get("error", "unavailable") != "unavailable"
@@ -366,19 +384,25 @@ def policy_violations(calls: list[Call]) -> int:
     )
 
 
-def storable(value: object) -> bool:
-    """Whether SQLite can hold every text and number in a value read from JSON: "\\ud800" is no Unicode, 10**30 no 64-bit integer."""
+def is_storable(value: object) -> bool:
+    """Return whether SQLite can hold every text and number in a JSON value.
+
+    It cannot hold "\\ud800", which is no Unicode, and 10**30, which is no 64-bit integer.
+    """
     if isinstance(value, dict | list):
-        return all(map(storable, [*value, *value.values()] if isinstance(value, dict) else value))
+        return all(
+            map(is_storable, [*value, *value.values()] if isinstance(value, dict) else value)
+        )
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
     return not isinstance(value, int) or abs(value) < 2**63
 
 
 def money(amount: float) -> str:
-    """`49.90`, as a reply writes it behind its dollar sign."""
+    """Return an amount as in `49.90`, as a reply writes it behind a dollar sign."""
     return f"{amount:.2f}"
 
 
-def day(text: str | None) -> str | None:
+def format_day(text: str | None) -> str | None:
+    """Return an ISO date in words."""
     return spoken_date(date.fromisoformat(text)) if text else None

@@ -15,7 +15,7 @@ from crawl2cart.core.device import open_device
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.tool_schemas import TOOLS, is_valid_call
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 WIDTH = 4160  # of the exported model's logits: more than there are tokens
 PROMPT = 7
@@ -36,7 +36,7 @@ def guide(tokenizer) -> Guide:
 
 
 def test_every_recorded_turn_is_allowed_token_by_token(guide, tokenizer):
-    maker = maker_of(ROOT / "data/store", 6)
+    maker = dialogue_generator(ROOT / "data/store", 6)
     turns = [
         harmony.completion(message)
         for dialogue in maker.split("test", 40)

@@ -12,7 +12,7 @@ from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.tool_schemas import TOOLS, compact
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 CALL = {
     "role": "assistant",
@@ -80,7 +80,7 @@ RICH_TOOL = {
 
 @pytest.fixture(scope="module")
 def dialogues() -> list[dict]:
-    maker = maker_of(ROOT / "data/store", 3)
+    maker = dialogue_generator(ROOT / "data/store", 3)
     return maker.split("train", 60) + maker.split("test", 60) + maker.safety("test", 6)
 
 
@@ -195,7 +195,7 @@ def test_text_equals_openai_harmony_on_recorded_dialogues(reference, dialogues):
 @pytest.mark.slow
 def test_text_equals_openai_harmony_on_a_whole_data_set(reference):
     """Every dialogue of data/sft where `build_sft` has run, and of one that is made here."""
-    maker = maker_of(ROOT / "data/store", 11)
+    maker = dialogue_generator(ROOT / "data/store", 11)
     made = (
         maker.split("train", 700)
         + maker.split("validation", 100)

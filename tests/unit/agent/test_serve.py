@@ -19,7 +19,7 @@ from crawl2cart.agent.agent import Agent, open_writer
 from crawl2cart.core.device import Device
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.training.trl_utils import RESPONSE, save_merged
@@ -28,7 +28,7 @@ from crawl2cart.shop.tool_schemas import TOOLS
 from crawl2cart.shop.tools import Session
 from stages.evaluate import open_agent
 from stages.router import train
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 from tests.servers.openai_server import Reply, completion, serve
 
 QUESTION = "do you have a kettle under 60 dollars?"
@@ -231,7 +231,7 @@ def test_the_agent_answers_with_a_real_product_through_the_server_as_from_the_fo
 def test_a_server_of_transformers_reads_a_turn_as_we_do():
     from transformers.utils.chat_parsing import parse_response
 
-    maker = maker_of(ROOT / "data/store", 4)
+    maker = dialogue_generator(ROOT / "data/store", 4)
     turns = [
         harmony.completion(message)
         for dialogue in maker.split("test", 60)
@@ -332,7 +332,7 @@ def test_models_that_write_no_calls_are_refused_by_name(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def measured(checkpoint, tmp_path_factory) -> Path:
     """A folder in which `evaluate` runs in seconds: a few dialogues, and the tiny model as base, SFT and DPO."""
-    folder, maker = tmp_path_factory.mktemp("evaluate"), maker_of(ROOT / "data/store", 7)
+    folder, maker = tmp_path_factory.mktemp("evaluate"), dialogue_generator(ROOT / "data/store", 7)
     for name in ("dvc.yaml", "requirements.txt", "data/store", "data/queries"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(ROOT / name)
@@ -349,7 +349,7 @@ def measured(checkpoint, tmp_path_factory) -> Path:
         ("safety", maker.safety("test", 1)),
     ):
         write_jsonl(folder / f"data/sft/{split}.jsonl", dialogues)
-    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).to_dict())
+    write_json(folder / "data/sft/lexicon.json", shop_vocabulary(maker).to_dict())
     (folder / "metrics").mkdir()
     write_json(folder / "metrics/dpo.json", {"released": {"model": "sft"}})
     return folder

@@ -18,8 +18,8 @@ from crawl2cart.shop.data_model import Customer, Product
 from crawl2cart.shop.loader import rows
 from stages.download import warc_response
 from tests.conftest import ROOT
-from tests.fictional_names import real_domains, real_names
 from tools.data_stats import crawl_table, page_text, prose_sizes, prose_table
+from tools.fictional_names import real_domains, real_names
 from tools.text_stats import names_of, runs, tokenize_words, unique_share, xz_ratio
 
 STORE, WEB = ROOT / "data/store", ROOT / "data/web"

@@ -30,8 +30,9 @@ from crawl2cart.shop.db import open_store
 from crawl2cart.shop.tool_schemas import TOOLS
 from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT, wait_for
+from tests.harmony_turns import call as called
+from tests.harmony_turns import reply as final
 from tests.servers.openai_server import Reply, completion, serve, streamed
-from tests.unit.shop.test_shop import called, final
 
 STORE = open_store(ROOT / "data" / "store")
 ORDERS = [

@@ -1,33 +1,35 @@
-"""The teacher against a server on this machine that misbehaves: only what stands every check gets into training."""
+"""The teacher against a local server that misbehaves: only what passes every check is used."""
 
 import copy
 import json
 import re
-import subprocess
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from crawl2cart.core.errors import UserError
-from crawl2cart.dialogues.generator import DialogueGenerator, shop_lexicon
+from crawl2cart.dialogues.generator import DialogueGenerator, shop_vocabulary
+from crawl2cart.dialogues.sft_examples import texts_of
 from crawl2cart.dialogues.teacher import (
     Rejected,
     Teacher,
     add_wordings,
     dialogue_fault,
-    further_dialogues,
-    plain,
+    normalize,
     repeats,
+    teach_dialogues,
     wording_fault,
 )
 from crawl2cart.dialogues.validate import word_set
 from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.env import Scenario
-from tests.conftest import ROOT, maker_of
+from tests.conftest import dialogue_generator
+from tests.dialogue_samples import STORE, execute, generator, samples
 from tests.servers.openai_server import KEY, Reply, Server, completion
 
-FOLDER = ROOT / "data/store"
-WRONG_FORMS = [
+USELESS_BODIES = [
     b"<html>busy</html>",
     b'{"choices": []}',
     b"null",
@@ -37,13 +39,7 @@ WRONG_FORMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def world() -> dict:
-    maker = maker_of(FOLDER, 9)
-    return {"maker": maker, "train": maker.split("train", 60)}
-
-
-def teacher(folder, **changes) -> Teacher:
+def open_teacher(folder, **changes) -> Teacher:
     settings = {
         "setting": "build_sft.teacher",
         "model": "gpt-test",
@@ -58,8 +54,28 @@ def teacher(folder, **changes) -> Teacher:
     return Teacher(**settings | changes)
 
 
-def fresh() -> DialogueGenerator:
-    return maker_of(FOLDER, 9)
+def editable_generator() -> DialogueGenerator:
+    """Return the sampled generator with wordings of its own, to which some may be added."""
+    made = copy.copy(generator())
+    templates = copy.copy(made.context.templates)
+    templates.wordings = {key: list(entries) for key, entries in templates.wordings.items()}
+    made.context = replace(made.context, templates=templates)
+    return made
+
+
+def wordings_of(made: DialogueGenerator) -> dict[tuple[str, str], list[str]]:
+    wordings = made.context.templates.wordings
+    return {key: [wording.text for wording in entries] for key, entries in wordings.items()}
+
+
+def ask_each(teacher: Teacher, questions) -> list[str]:
+    """Ask the teacher each question, many at the same time."""
+
+    def ask(question: object) -> list[str]:
+        messages = [{"role": "user", "content": str(question)}]
+        return [teacher.answer(messages=messages)["content"]]
+
+    return teacher.map("x", questions, ask)
 
 
 # The service
@@ -67,26 +83,25 @@ def fresh() -> DialogueGenerator:
 
 def test_without_a_key_the_stage_says_so_and_asks_nobody(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
-        teacher(tmp_path)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        open_teacher(tmp_path)
 
 
-def test_an_answer_is_kept_on_disk_and_paid_for_once(server, tmp_path):
+def test_an_answer_is_cached_and_paid_for_once(server, tmp_path):
     server.answer = lambda body, key: Reply(completion("Hello."))
-    one = teacher(tmp_path)
-    asked = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1}
-    assert one.answer(**asked) == one.answer(**asked) == {"content": "Hello.", "calls": []}
-    assert one.dollars == pytest.approx(
-        (1000 * 2 + 50 * 8) / 1e6
-    )  # what the server said that it read and wrote
-    again = teacher(tmp_path)
-    again.answer(**asked)
-    assert (len(server.requests), again.dollars) == (1, 0.0)
+    teacher, request = open_teacher(tmp_path), {"messages": [{"role": "user", "content": "hi"}]}
+    assert teacher.answer(**request) == teacher.answer(**request)
+    assert teacher.answer(**request) == {"content": "Hello.", "calls": []}
+    # The server says that it read 1,000 tokens and wrote 50.
+    assert teacher.dollars == pytest.approx((1000 * 2 + 50 * 8) / 1e6)
+    later = open_teacher(tmp_path)
+    later.answer(**request)
+    assert (len(server.requests), later.dollars) == (1, 0.0)
     assert KEY not in "".join(file.read_text() for file in (tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize(
-    "first",
+    "fault",
     [
         Reply(status=429, retry_after="0.01"),
         Reply(status=500, body=b"oh"),
@@ -95,84 +110,58 @@ def test_an_answer_is_kept_on_disk_and_paid_for_once(server, tmp_path):
         Reply(body=completion("x"), cut_short=True),
     ],
 )
-def test_what_passes_is_asked_again(server, tmp_path, first):
-    replies = iter([first, Reply(completion("Hello."))])
+def test_a_passing_fault_is_retried(server, tmp_path, fault):
+    replies = iter([fault, Reply(completion("Hello."))])
     server.answer = lambda body, key: next(replies)
-    assert teacher(tmp_path).answer(messages=[])["content"] == "Hello."
+    assert open_teacher(tmp_path).answer(messages=[])["content"] == "Hello."
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("body", WRONG_FORMS, ids=range(len(WRONG_FORMS)))
-def test_what_is_no_answer_is_rejected_and_not_kept(server, tmp_path, body):
-    server.answer = lambda asked, key: Reply(body)
+@pytest.mark.parametrize("body", USELESS_BODIES, ids=range(len(USELESS_BODIES)))
+def test_a_useless_answer_is_rejected_and_not_cached(server, tmp_path, body):
+    server.answer = lambda request, key: Reply(body)
     with pytest.raises(Rejected):
-        teacher(tmp_path).answer(messages=[])
+        open_teacher(tmp_path, retries=0).answer(messages=[])
     assert not list((tmp_path / "cache").glob("*.json"))
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_ends_the_stage_without_a_second_try(server, tmp_path, status):
-    server.answer = lambda body, key: Reply(
-        status=status, body=b'{"error": {"message": "key %s is wrong"}}' % KEY.encode()
-    )
-    with pytest.raises(UserError, match=f"status {status}") as problem:
-        teacher(tmp_path).answer(messages=[])
-    assert len(server.requests) == 1 and KEY not in str(problem.value)
+def test_a_wrong_key_or_model_ends_the_stage_without_a_retry(server, tmp_path, status):
+    body = b'{"error": {"message": "key %s is wrong"}}' % KEY.encode()
+    server.answer = lambda request, key: Reply(status=status, body=body)
+    with pytest.raises(UserError, match=f"status {status}") as error:
+        open_teacher(tmp_path).answer(messages=[])
+    assert len(server.requests) == 1 and KEY not in str(error.value)
 
 
-def test_a_service_that_is_down_ends_the_stage_soon(server, tmp_path):
+def test_a_service_that_is_down_ends_the_stage_after_few_requests(server, tmp_path):
     server.answer = lambda body, key: Reply(status=503)
-    asks = teacher(tmp_path, retries=0)
-    with pytest.raises(
-        UserError, match=r"answered none of \d requests"
-    ):  # at least as many as there are connections
-        asks.each(
-            "x",
-            range(500),
-            lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])],
-        )
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        ask_each(open_teacher(tmp_path, retries=0), range(500))
     assert len(server.requests) < 50
 
 
-def test_a_server_that_hangs_costs_its_request_only(server, tmp_path):
-    server.answer = lambda body, key: Reply(
-        completion("Hello."), drip=0.1 * ("slow" in str(body))
-    )  # a byte now and then
-    asks = teacher(tmp_path, retries=0, seconds=0.5)
-    said = asks.each(
-        "x",
-        ["a", "slow", "b"],
-        lambda job: [asks.answer(messages=[{"role": "user", "content": job}])["content"]],
-    )
-    assert said == ["Hello.", "Hello."]
-    assert asks.summary()["rejected"] == {"x: no answer": 1}
+def test_a_server_that_hangs_costs_only_its_request(server, tmp_path):
+    # A byte now and then keeps the connection busy.
+    server.answer = lambda body, key: Reply(completion("Hello."), drip=0.1 * ("slow" in str(body)))
+    teacher = open_teacher(tmp_path, retries=0, seconds=0.5)
+    assert ask_each(teacher, ["a", "slow", "b"]) == ["Hello.", "Hello."]
+    assert teacher.summary()["rejected"] == {"x: no answer": 1}
 
 
-def test_the_budget_is_never_passed_also_with_many_requests_at_once(server, tmp_path):
+def test_parallel_requests_never_pass_the_budget(server, tmp_path):
     server.answer = lambda body, key: Reply(completion("Hello."), wait=0.02)
-    asks = teacher(tmp_path, budget=0.02, connections=16)
-    said = asks.each(
-        "x", range(60), lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])]
-    )
-    assert 0 < asks.dollars <= 0.02
-    assert len(said) == len(server.requests) < 60
-    assert asks.summary()["rejected"] == {"x: over the budget": 60 - len(said)}
+    teacher = open_teacher(tmp_path, budget=0.02, connections=16)
+    answers = ask_each(teacher, range(60))
+    assert 0 < teacher.dollars <= 0.02
+    assert len(answers) == len(server.requests) < 60
+    assert teacher.summary()["rejected"] == {"x: over the budget": 60 - len(answers)}
     # The next run pays for the rest only.
-    more = teacher(tmp_path, connections=16)
-    assert (
-        len(
-            more.each(
-                "x",
-                range(60),
-                lambda job: [more.answer(messages=[{"role": "user", "content": str(job)}])],
-            )
-        )
-        == 60
-    )
+    assert len(ask_each(open_teacher(tmp_path, connections=16), range(60))) == 60
     assert len(server.requests) == 60
 
 
-def test_requests_run_side_by_side(server, tmp_path):
+def test_requests_run_at_the_same_time(server, tmp_path):
     together = threading.Barrier(4, timeout=10)
 
     def answer(body: dict, key: str) -> Reply:
@@ -180,126 +169,102 @@ def test_requests_run_side_by_side(server, tmp_path):
         return Reply(completion("Hello."))
 
     server.answer = answer
-    asks = teacher(tmp_path)
-    assert (
-        len(
-            asks.each(
-                "x",
-                range(4),
-                lambda job: [asks.answer(messages=[{"role": "user", "content": str(job)}])],
-            )
-        )
-        == 4
-    )
+    assert len(ask_each(open_teacher(tmp_path), range(4))) == 4
 
 
 # Wordings
 
 
-def paraphrasing(server: Server, write) -> None:
-    """The server answers with what `write` makes of each numbered line."""
+def paraphrase(server: Server, write: Callable[[str], list[str]]) -> None:
+    """Let the server answer with what `write` makes of each numbered line."""
 
     def answer(body: dict, key: str) -> Reply:
-        lines = [
-            line.partition(". ")[2]
-            for line in body["messages"][1]["content"].split("\n\n", 1)[1].split("\n")
-        ]
-        said = [
+        listed = body["messages"][1]["content"].split("\n\n", 1)[1].split("\n")
+        paraphrases = [
             {"of": number, "text": text}
-            for number, line in enumerate(lines, 1)
-            for text in write(line)
+            for number, line in enumerate(listed, 1)
+            for text in write(line.partition(". ")[2])
         ]
-        return Reply(completion(json.dumps({"paraphrases": said})))
+        return Reply(completion(json.dumps({"paraphrases": paraphrases})))
 
     server.answer = answer
 
 
-def test_good_paraphrases_make_dialogues_whose_calls_were_executed(server, tmp_path):
-    maker = fresh()
-    before = {key: len(found) for key, found in maker.world.script.wordings.items()}
-    paraphrasing(server, lambda line: [f"erm so basically zzz {line} zzz"])
-    asks = teacher(tmp_path)
-    add_wordings(asks, maker, 300, seed=3)
-    added = [
-        w.text for key, found in maker.world.script.wordings.items() for w in found[before[key] :]
-    ]
-    assert len(added) == asks.kept["wordings"] > 80
-    assert all(
-        len(found) == before[key]
-        for key, found in maker.world.script.wordings.items()
-        if key[1] != "train"
-    )
-    made = maker.split("train", 600)
-    taught = [dialogue for dialogue in made if "zzz" in dialogue["messages"][0]["content"]]
+def chatty(line: str) -> list[str]:
+    return [f"erm so basically zzz {line} zzz"]
+
+
+def test_good_paraphrases_make_training_dialogues_with_executed_calls(server, tmp_path):
+    made = dialogue_generator(STORE, 9)
+    before = wordings_of(made)
+    paraphrase(server, chatty)
+    teacher = open_teacher(tmp_path)
+    add_wordings(teacher, made, 1000, seed=3)
+    after = wordings_of(made)
+    added = {key: texts[len(before.get(key, [])) :] for key, texts in after.items()}
+    assert sum(map(len, added.values())) == teacher.accepted["wordings"] > 300
+    assert not [key for key, texts in added.items() if texts and key[1] != "train"]
+    dialogues = made.split("train", 120)
+    taught = [one for one in dialogues if "zzz" in one["messages"][0]["content"]]
     assert len(taught) > 5
     for dialogue in taught:
-        session = maker.world.shops.session(Scenario.of(dialogue))
-        assert (
-            repeats(dialogue["messages"], session)
-            and session.store.state_hash() == dialogue["end_state"]
-        )
+        session = execute(dialogue, made.context.shops)
+        assert session.store.state_hash() == dialogue["end_state"]
 
 
-def test_a_run_again_is_the_same_from_the_cache_and_asks_nobody(server, tmp_path):
-    paraphrasing(server, lambda line: [f"erm so basically zzz {line} zzz"])
-    scripts = []
+def test_a_second_run_reads_the_cache_and_asks_nobody(server, tmp_path):
+    paraphrase(server, chatty)
+    runs = []
     for _ in range(2):
-        maker = fresh()
-        add_wordings(teacher(tmp_path), maker, 100, seed=3)
-        scripts.append(
-            {key: [w.text for w in found] for key, found in maker.world.script.wordings.items()}
-        )
-    assert scripts[0] == scripts[1]
-    assert len({json.dumps(request, sort_keys=True) for request in server.requests}) == len(
-        server.requests
-    )
+        made = editable_generator()
+        add_wordings(open_teacher(tmp_path), made, 100, seed=3)
+        runs.append(wordings_of(made))
+    assert runs[0] == runs[1]
+    requests = [json.dumps(request, sort_keys=True) for request in server.requests]
+    assert len(set(requests)) == len(requests)
 
 
-def shouted(line: str) -> str:
-    return re.sub(r"(\{\w+\})|.", lambda found: found[1] or found[0].upper(), line) + "!"
+def shout(line: str) -> str:
+    return re.sub(r"(\{\w+\})|.", lambda match: match[1] or match[0].upper(), line) + "!"
 
 
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (lambda line: [shouted(line)], "known already"),
-        (lambda line: [line + " {product_9}"], "other slots"),
-        (lambda line: [line + " {"], "other slots"),
-        (lambda line: [line + " for 12345"], "a number of its own"),
-        (lambda line: [line + " like the Velm Heron"], "a name of its own"),
-        (lambda line: [""], "empty or too long"),
-        (lambda line: [line + " a\nb"], "empty or too long"),
-        (lambda line: [line + "<|end|>"], "markers of the chat format"),
+        (shout, "known already"),
+        (lambda line: line + " {product_9}", "other slots"),
+        (lambda line: line + " {", "other slots"),
+        (lambda line: line + " for 12345", "a number of its own"),
+        (lambda line: line + " like the Velm Heron", "a name of its own"),
+        (lambda line: "", "empty or too long"),
+        (lambda line: line + " a\nb", "empty or too long"),
+        (lambda line: line + "<|end|>", "markers of the chat format"),
     ],
 )
-def test_a_paraphrase_that_fails_a_check_is_counted_by_its_reason(server, tmp_path, write, reason):
-    maker = fresh()
-    before = sum(map(len, maker.world.script.wordings.values()))
-    paraphrasing(server, write)
-    asks = teacher(tmp_path)
-    add_wordings(asks, maker, 32, seed=3)
-    assert sum(map(len, maker.world.script.wordings.values())) == before
-    assert asks.kept["wordings"] == 0
-    assert asks.rejected[f"wordings: {reason}"] >= 0.5 * asks.rejected.total() > 0
+def test_a_bad_paraphrase_is_counted_by_its_reason(server, tmp_path, write, reason):
+    made = editable_generator()
+    before = wordings_of(made)
+    paraphrase(server, lambda line: [write(line)])
+    teacher = open_teacher(tmp_path)
+    add_wordings(teacher, made, 32, seed=3)
+    assert wordings_of(made) == before and teacher.accepted["wordings"] == 0
+    assert teacher.rejected[f"wordings: {reason}"] >= 0.5 * teacher.rejected.total() > 0
 
 
-def test_a_paraphrase_near_a_held_out_wording_is_rejected(world):
-    script, lexicon = world["maker"].world.script, shop_lexicon(world["maker"])
+def test_a_paraphrase_near_a_held_out_wording_is_rejected():
+    wordings, vocabulary = generator().context.templates.wordings, shop_vocabulary(generator())
     held_out = [
         wording
-        for (_, split), found in script.wordings.items()
+        for (_, split), entries in wordings.items()
         if split == "test"
-        for wording in found
+        for wording in entries
     ]
-    for wording in held_out[::10]:
+    for wording in held_out[::20]:
+        words = word_set(wording.text)
         for text in (wording.text, f"{wording.text} thanks", f"Hello! {wording.text}"):
-            longer = len(word_set(wording.text)) > 2
-            assert (
-                not longer
-                or wording_fault(text, wording, set(), [word_set(wording.text)], lexicon)
-                == "near a held-out wording"
-            )
-        assert wording_fault(wording.text, wording, set(), [], lexicon) is None
+            fault = wording_fault(text, wording, set(), [words], vocabulary)
+            assert fault == "near a held-out wording" or len(words) <= 2
+        assert wording_fault(wording.text, wording, set(), [], vocabulary) is None
 
 
 @pytest.mark.parametrize(
@@ -308,91 +273,97 @@ def test_a_paraphrase_near_a_held_out_wording_is_rejected(world):
 )
 def test_an_answer_of_another_form_is_rejected_whole(server, tmp_path, content):
     server.answer = lambda body, key: Reply(completion(content))
-    asks = teacher(tmp_path)
-    add_wordings(asks, fresh(), 32, seed=3)
-    assert asks.summary() == {
-        "model": "gpt-test",
-        "kept": {},
-        "rejected": {"wordings: not of the form asked for": 2},
-    }
+    teacher = open_teacher(tmp_path)
+    add_wordings(teacher, editable_generator(), 32, seed=3)
+    assert not teacher.accepted
+    assert teacher.rejected == {"wordings: not of the form asked for": 2}
+
+
+def test_wordings_are_the_same_in_spite_of_case_and_stops():
+    same = normalize("Got any {categories}, please?"), normalize("got any  {categories} please")
+    assert same[0] == same[1] != normalize("got {categories}")
 
 
 # Dialogues
 
+TRAIN_DIALOGUES = 60
 
-def playing(server: Server, dialogues: list[dict], change=lambda message: message) -> None:
-    """The server plays the assistant of these dialogues: calls as recorded, replies with a word before them."""
+
+def train_dialogues() -> list[dict]:
+    return samples()["train"][:TRAIN_DIALOGUES]
+
+
+def play_assistant(
+    server: Server, change: Callable[[dict], dict] = lambda message: message
+) -> None:
+    """Let the server play the assistant: calls as recorded, replies with a word before them."""
+
+    def next_turn(prompt: list[dict]) -> dict | None:
+        texts = [message["content"] for message in prompt if message["role"] == "user"]
+        for dialogue in train_dialogues():
+            messages = dialogue["messages"]
+            before = messages[: len(prompt)]
+            if texts_of(before, "user") == texts and len(prompt) < len(messages):
+                return messages[len(prompt)]
+        return None
 
     def answer(body: dict, key: str) -> Reply:
-        prompt = body["messages"][1:]
-        said = [message["content"] for message in prompt if message["role"] == "user"]
-        for dialogue in dialogues:
-            messages = dialogue["messages"]
-            if [
-                m["content"] for m in messages[: len(prompt)] if m["role"] == "user"
-            ] == said and len(prompt) < len(messages):
-                message = change(copy.deepcopy(messages[len(prompt)]))
-                calls = [
-                    {
-                        "id": "c",
-                        "type": "function",
-                        "function": call["function"]
-                        | {"arguments": json.dumps(call["function"]["arguments"])},
-                    }
-                    for call in message.get("tool_calls", [])
-                ]
-                return Reply(
-                    completion(
-                        None if calls else f"Well: {message['content']}",
-                        **({"tool_calls": calls} if calls else {}),
-                    )
-                )
-        return Reply(completion("I do not know."))
+        turn = next_turn(body["messages"][1:])
+        if not turn:
+            return Reply(completion("I do not know."))
+        turn = change(copy.deepcopy(turn))
+        calls = []
+        for call in turn.get("tool_calls", []):
+            arguments = json.dumps(call["function"]["arguments"])
+            function = {"name": call["function"]["name"], "arguments": arguments}
+            calls.append({"id": "c", "type": "function", "function": function})
+        if calls:
+            return Reply(completion(None, tool_calls=calls))
+        return Reply(completion(f"Well: {turn['content']}"))
 
     server.answer = answer
 
 
-def test_dialogues_that_stand_every_check_are_kept_in_the_teachers_words(server, tmp_path, world):
-    playing(server, world["train"])
-    asks = teacher(tmp_path)
-    found = further_dialogues(asks, world["maker"], world["train"], 30)
-    assert len(found) == asks.kept["dialogues"] > 15
-    by_id = {f"taught-{dialogue['id']}": dialogue for dialogue in world["train"]}
-    for taught in found:
-        recorded = by_id[taught["id"]]
-        assert taught["messages"] != recorded["messages"] and taught["split"] == "train"
-        assert taught.keys() == recorded.keys()
-        session = world["maker"].world.shops.session(Scenario.of(taught))
-        assert (
-            repeats(taught["messages"], session)
-            and session.store.state_hash() == taught["end_state"]
-        )
-        replies = [
-            m["content"]
-            for m in taught["messages"]
-            if m["role"] == "assistant" and not m.get("tool_calls")
-        ]
+def test_dialogues_that_pass_every_check_are_taken_in_the_teachers_words(server, tmp_path):
+    play_assistant(server)
+    teacher, shops = open_teacher(tmp_path), generator().context.shops
+    taught = teach_dialogues(teacher, generator(), train_dialogues(), 20)
+    assert len(taught) == teacher.accepted["dialogues"] > 10
+    by_id = {f"taught-{dialogue['id']}": dialogue for dialogue in train_dialogues()}
+    for dialogue in taught:
+        recorded = by_id[dialogue["id"]]
+        assert dialogue["messages"] != recorded["messages"] and dialogue["split"] == "train"
+        assert dialogue.keys() == recorded.keys()
+        assert execute(dialogue, shops).store.state_hash() == dialogue["end_state"]
+        replies = texts_of(dialogue["messages"], "assistant")
         assert all(reply.startswith("Well: ") for reply in replies)
-        assert all(
-            contains_phrase(reply, fact)
-            for reply, note in zip(replies, taught["notes"], strict=True)
-            for fact in note["facts"]
-        )
-    assert (
-        further_dialogues(teacher(tmp_path), world["maker"], world["train"], 30) == found
-    )  # from the cache
+        for reply, note in zip(replies, dialogue["notes"], strict=True):
+            assert all(contains_phrase(reply, fact) for fact in note["facts"])
+    cached = teach_dialogues(open_teacher(tmp_path), generator(), train_dialogues(), 20)
+    assert cached == taught
 
 
-def reply_with(words: str):
-    return lambda message: (
-        message if message.get("tool_calls") else message | {"content": message["content"] + words}
-    )
+def append(words: str) -> Callable[[dict], dict]:
+    """Return a change that appends words to every reply."""
+
+    def change(message: dict) -> dict:
+        if message.get("tool_calls"):
+            return message
+        return message | {"content": message["content"] + words}
+
+    return change
 
 
-def call_with(**changes: object):
+def replace_reply(message: dict) -> dict:
+    return message if message.get("tool_calls") else message | {"content": "Fine."}
+
+
+def set_arguments(**arguments: object) -> Callable[[dict], dict]:
+    """Return a change that sets arguments of every call."""
+
     def change(message: dict) -> dict:
         for call in message.get("tool_calls", []):
-            call["function"]["arguments"] |= changes
+            call["function"]["arguments"] |= arguments
         return message
 
     return change
@@ -401,109 +372,42 @@ def call_with(**changes: object):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (reply_with(" It also costs $1.23 less."), "says what no tool returned"),
-        (reply_with(" Ask for TB-99999."), "says what no tool returned"),
-        (reply_with(" <|end|><|start|>user<|message|>yes"), "markers of the chat format"),
-        (reply_with(" x" * 2000), "too long"),
-        (
-            lambda message: (
-                message if message.get("tool_calls") else message | {"content": "Fine."}
-            ),
-            "leaves out what was asked for",
-        ),
-        (call_with(confirmed=True), "other calls than the right ones"),
-        (call_with(order="TB-00000"), "other calls than the right ones"),
+        (append(" It also costs $1.23 less."), "says what no tool returned"),
+        (append(" Ask for TB-99999."), "says what no tool returned"),
+        (append(" <|end|><|start|>user<|message|>yes"), "markers of the chat format"),
+        (append(" x" * 2000), "too long"),
+        (replace_reply, "leaves out what was asked for"),
+        (set_arguments(confirmed=True), "other calls than the right ones"),
+        (set_arguments(order="TB-00000"), "other calls than the right ones"),
     ],
 )
-def test_a_dialogue_that_fails_a_check_is_counted_by_its_reason(
-    server, tmp_path, world, change, reason
-):
-    playing(server, world["train"], change)
-    asks = teacher(tmp_path)
-    kept = further_dialogues(asks, world["maker"], world["train"], 12)
-    assert asks.rejected[f"dialogues: {reason}"] > 0
-    assert len(kept) + asks.rejected.total() == 12
-    for taught in kept:  # those that the change did not touch
-        assert all(
-            "$1.23" not in m["content"]
-            and "< |" not in m["content"]
-            and m["content"] != "Well: Fine."
-            for m in taught["messages"]
-            if taught["notes"][0]["facts"]
-        )
+def test_a_bad_dialogue_is_counted_by_its_reason(server, tmp_path, change, reason):
+    play_assistant(server, change)
+    teacher = open_teacher(tmp_path)
+    taught = teach_dialogues(teacher, generator(), train_dialogues(), 12)
+    assert teacher.rejected[f"dialogues: {reason}"] > 0
+    assert len(taught) + teacher.rejected.total() == 12
+    for dialogue in taught:  # those that the change did not touch
+        if dialogue["notes"][0]["facts"]:
+            replies = " ".join(texts_of(dialogue["messages"], "assistant"))
+            assert not any(bad in replies for bad in ("$1.23", "TB-99999", "< |", "Well: Fine."))
 
 
-def test_a_result_that_was_never_returned_is_found_out(world):
-    """Somebody edits the transcript: the store is asked again, and says something else."""
-    lexicon, shops = shop_lexicon(world["maker"]), world["maker"].world.shops
+def test_a_forged_result_is_detected():
+    vocabulary, shops = shop_vocabulary(generator()), generator().context.shops
     forged = 0
-    for dialogue in world["train"]:
-        place = next(
-            (
-                number
-                for number, message in enumerate(dialogue["messages"])
-                if message["role"] == "tool"
-            ),
-            None,
-        )
-        if place is not None and not dialogue["session"]["faults"]:
-            messages = copy.deepcopy(dialogue["messages"])
-            messages[place]["content"] = json.dumps(
-                json.loads(messages[place]["content"]) | {"extra": 1}
-            )
-            fault = dialogue_fault(
-                dialogue,
-                dialogue | {"messages": messages},
-                shops.session(Scenario.of(dialogue)),
-                lexicon,
-            )
-            assert fault == "a call does not return that again"
-            assert (
-                dialogue_fault(dialogue, dialogue, shops.session(Scenario.of(dialogue)), lexicon)
-                is None
-            )
-            forged += 1
+    for dialogue in train_dialogues():
+        messages = copy.deepcopy(dialogue["messages"])
+        results = [message for message in messages if message["role"] == "tool"]
+        if not results or dialogue["session"]["faults"]:
+            continue
+        result = json.loads(results[0]["content"])
+        results[0]["content"] = json.dumps(result | {"extra": 1})
+        faults = [
+            dialogue_fault(dialogue, candidate, shops.session(Scenario.of(dialogue)), vocabulary)
+            for candidate in (dialogue | {"messages": messages}, dialogue)
+        ]
+        assert faults == ["a call does not return that again", None]
+        assert not repeats(messages, shops.session(Scenario.of(dialogue)))
+        forged += 1
     assert forged > 20
-
-
-def test_the_stage_asks_for_training_alone(server, project):
-    def run() -> dict[str, bytes]:
-        said = subprocess.run(
-            [project / ".venv/bin/python", "-m", "stages.build_sft"],
-            cwd=project,
-            capture_output=True,
-            text=True,
-        )
-        assert said.returncode == 0, said.stderr
-        return {file.name: file.read_bytes() for file in (project / "data/sft").iterdir()}
-
-    without = run()
-    assert not server.requests and "teacher" not in json.loads(without["card.json"])
-    params = project / "params.yaml"
-    params.write_text(
-        params.read_text()
-        .replace("teacher: none", "teacher: openai")
-        .replace("teacher_dialogues: 200", "teacher_dialogues: 4")
-    )
-    paraphrasing(server, lambda line: [f"erm so basically zzz {line} zzz", "no"])
-    asked = server.answer
-    server.answer = lambda body, key: (
-        asked(body, key) if "response_format" in body else Reply(completion("I do not know."))
-    )
-    taught = run()
-    assert all(
-        taught[f"{name}.jsonl"] == without[f"{name}.jsonl"]
-        for name in ("validation", "test", "safety")
-    )
-    assert b"zzz" in taught["train.jsonl"] and taught["lexicon.json"] == without["lexicon.json"]
-    told = json.loads(taught["card.json"])["teacher"]
-    assert told["kept"]["wordings"] > 100 and told["rejected"]["wordings: other slots"] > 50
-    assert b"The teacher gpt-4.1" in taught["README.md"]
-
-
-def test_plain_wordings_are_one_in_spite_of_case_and_stops():
-    assert (
-        plain("Got any {categories}, please?")
-        == plain("got any  {categories} please")
-        != plain("got {categories}")
-    )

@@ -15,8 +15,16 @@ import torch
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.dialogues.entity_randomization import EntityRandomizer
-from crawl2cart.dialogues.generator import shop_lexicon
-from crawl2cart.dialogues.tokenized import CALL, DECISION, OPENING, READ, REPLY, Example, encode
+from crawl2cart.dialogues.generator import shop_vocabulary
+from crawl2cart.dialogues.tokenized import (
+    ARGUMENTS,
+    TOOL_CHOICE,
+    OPENING,
+    CONTEXT,
+    REPLY,
+    Example,
+    encode,
+)
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.models.attention import rope, rope_table
@@ -28,7 +36,7 @@ from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
 from crawl2cart.lm.training.losses import IGNORE, cross_entropy
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages.midtrain import beginning, collate, plan_batches, rows_of, stack_rows
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 SIZES = {
     "num_layers": 4,
@@ -54,8 +62,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def dialogues():
-    maker = maker_of(ROOT / "data/store", 3)
-    return shop_lexicon(maker), maker.split("train", 60)
+    maker = dialogue_generator(ROOT / "data/store", 3)
+    return shop_vocabulary(maker), maker.split("train", 60)
 
 
 def twice(model: GptOss, vocabulary: int, seed: int) -> tuple[float, float]:
@@ -200,8 +208,8 @@ def test_renamed_dialogues_say_one_thing_by_one_name(dialogues):
     lexicon, rows = dialogues
     renamer = EntityRandomizer(lexicon, ["ka", "ro", "lin", "est", ".", "_"])
     for number, dialogue in enumerate(rows):
-        new = renamer.renamed(dialogue["messages"], Random(number), kinds=True)
-        assert new == renamer.renamed(dialogue["messages"], Random(number), kinds=True)
+        new = renamer.randomize(dialogue["messages"], Random(number), kinds=True)
+        assert new == renamer.randomize(dialogue["messages"], Random(number), kinds=True)
         said = json.dumps(new).casefold()
         assert not [name for name in lexicon.products if name in said]
         heard = ""
@@ -231,7 +239,7 @@ def test_a_renamed_name_keeps_its_form():
             "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. Not an oskar.",
         }
     ]
-    new = renamer.renamed(said, Random(1), kinds=True)[0]["content"]
+    new = renamer.randomize(said, Random(1), kinds=True)[0]["content"]
     assert re.fullmatch(
         r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.",
         new,
@@ -251,7 +259,7 @@ def test_new_names_are_made_of_what_was_copied_least(tokenizer, dialogues):
         for _ in range(5 * len(renamer.inner)):
             piece = renamer.rare(renamer.inner, random)
             drawn[piece] += 1
-            renamer.practised.update([piece] if counted else [])
+            renamer.copy_counts.update([piece] if counted else [])
         least[counted] = min(drawn[piece] for piece in renamer.inner)
     assert least[True] >= 4 and least[False] <= 1
 
@@ -262,7 +270,7 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(
     lexicon, made = dialogues
     (tmp_path / "data/sft").mkdir(parents=True)
     (tmp_path / "data/sft/tools.json").write_text(json.dumps(TOOLS))
-    (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.words()))
+    (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.to_dict()))
     (tmp_path / "data/sft/train.jsonl").write_text(
         "".join(json.dumps(dialogue) + "\n" for dialogue in made)
     )
@@ -279,7 +287,7 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(
             truncated_per_full=truncated_per_full,
             curriculum_ratio=0.1,
         )
-        profile = SimpleNamespace(midtrain=SimpleNamespace(steps=20, batch_tokens=1536))
+        profile = SimpleNamespace(midtrain=SimpleNamespace(max_steps=20, batch_tokens=1536))
         stage = SimpleNamespace(params=SimpleNamespace(midtrain=midtrain, profile=profile, seed=1))
         _, decisions, parts = rows_of(stage, tokenizer, family)
         assert sum(len(row.ids) for row in decisions) >= 2 * 1536
@@ -320,19 +328,19 @@ def test_what_a_turn_repeats_is_found_where_it_was_said(tokenizer, dialogues):
         row = encode(tokenizer, family, harmony.render(dialogue["messages"], TOOLS)[len(before) :])
         assert len(row.ids) == len(row.parts)
         written = tokenizer.decode(
-            [token for token, part in zip(row.ids, row.parts, strict=True) if part != READ]
+            [token for token, part in zip(row.ids, row.parts, strict=True) if part != CONTEXT]
         )
         assert written.count("<|call|>") == sum(
             len(message.get("tool_calls", [])) for message in dialogue["messages"]
         )
         for place, seen in row.places.copied.items():
             found += 1
-            assert row.parts[place + 1] in (CALL, REPLY)
+            assert row.parts[place + 1] in (ARGUMENTS, REPLY)
             assert all(
                 at < place and family[row.ids[at]] == family[row.ids[place + 1]] for at in seen
             )
         for place in row.places.idle:
-            assert row.parts[place + 1] != READ and place not in row.places.seen
+            assert row.parts[place + 1] != CONTEXT and place not in row.places.seen
     orders = [
         message
         for dialogue in dialogues[1]
@@ -351,7 +359,7 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
             harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)) :],
         )
         decided = tokenizer.decode(
-            [token for token, part in zip(row.ids, row.parts, strict=True) if part == DECISION]
+            [token for token, part in zip(row.ids, row.parts, strict=True) if part == TOOL_CHOICE]
         )
         turns = [message for message in dialogue["messages"] if message["role"] == "assistant"]
         called = [
@@ -378,7 +386,7 @@ def runs(row: Example) -> list[list[int]]:
     """Where the tokens of each of the assistant's turns stand."""
     return [
         list(places)
-        for read, places in groupby(range(len(row.ids)), lambda place: row.parts[place] == READ)
+        for read, places in groupby(range(len(row.ids)), lambda place: row.parts[place] == CONTEXT)
         if not read
     ]
 
@@ -408,7 +416,7 @@ def test_decisions_look_at_the_customer_s_words_and_openings_at_all_that_was_sai
                 kind = row.parts[place]
                 if place - 1 in row.places.copied:
                     wanted = ""
-                elif kind == DECISION:
+                elif kind == TOOL_CHOICE:
                     wanted = customer
                 else:
                     wanted = (
@@ -419,7 +427,7 @@ def test_decisions_look_at_the_customer_s_words_and_openings_at_all_that_was_sai
                     == wanted
                 )
                 looks[kind] += bool(wanted)
-    assert min(looks[DECISION], looks[REPLY]) > 200 and not looks[CALL], looks
+    assert min(looks[TOOL_CHOICE], looks[REPLY]) > 200 and not looks[ARGUMENTS], looks
 
 
 def test_a_row_s_first_decision_ends_with_it(tokenizer, dialogues):
@@ -431,24 +439,24 @@ def test_a_row_s_first_decision_ends_with_it(tokenizer, dialogues):
             harmony.render(dialogue["messages"], TOOLS)[len(harmony.prefix(TOOLS)) :],
             dialogue["id"],
         )
-        first, asked = row.decision(), dialogue["messages"][0]["content"]
+        first, asked = row.until_tool_choice(), dialogue["messages"][0]["content"]
         assert tokenizer.decode(first.ids).startswith(
             f"<|start|>user<|message|>{asked}<|end|><|start|>assistant"
         )
         assert (
             len(first.ids) == len(first.parts)
-            and first.parts[-1] == DECISION
+            and first.parts[-1] == TOOL_CHOICE
             and first.dialogue == dialogue["id"]
         )
         assert {*first.places.decided} == {
-            number - 1 for number, part in enumerate(first.parts) if part == DECISION
+            number - 1 for number, part in enumerate(first.parts) if part == TOOL_CHOICE
         }
 
 
 def test_what_is_read_written_and_decided_counts_as_told():
     rows = [
-        Example([5, 6, 7, 8], [READ, READ, DECISION, CALL], Places({}, {}, [])),
-        Example([1, 2], [READ, REPLY], Places({}, {}, [])),
+        Example([5, 6, 7, 8], [CONTEXT, CONTEXT, TOOL_CHOICE, ARGUMENTS], Places({}, {}, [])),
+        Example([1, 2], [CONTEXT, REPLY], Places({}, {}, [])),
     ]
     inputs, targets, importance = collate(rows, (1.0, 4.0, 8.0, 40.0))
     assert inputs.tolist() == [[5, 6, 7], [1, 2, 0]] and targets.tolist() == [

@@ -15,7 +15,7 @@ from crawl2cart.agent.agent import COULD_NOT, play_all
 from crawl2cart.agent.hf_writer import whole_characters
 from crawl2cart.agent.local_writer import OwnWriter, open_folder, writer_of
 from crawl2cart.core.device import Device
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.baselines import BASELINES, by_keywords
 from crawl2cart.evaluation.rollouts import critical, passed_all, safety, trials
@@ -29,7 +29,7 @@ from crawl2cart.lm.models.init import initialise
 from crawl2cart.router.local import Decision
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages.evaluate import choose_turns, routed
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 SIZES = {
     "num_layers": 3,
@@ -51,11 +51,11 @@ FLOAT32 = Device("cpu", torch.float32)
 
 @pytest.fixture(scope="module")
 def recorded() -> dict:
-    maker = maker_of(ROOT / "data/store", 5)
+    maker = dialogue_generator(ROOT / "data/store", 5)
     test = maker.split("test", 40)
     return {
-        "shops": maker.world.shops,
-        "words": shop_lexicon(maker),
+        "shops": maker.context.shops,
+        "words": shop_vocabulary(maker),
         "train": maker.split("train", 40),
         "test": test,
         "plans": [dialogue for dialogue in test if dialogue["plan"]],

@@ -10,7 +10,7 @@ import pytest
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_jsonl
-from crawl2cart.dialogues.generator import DialogueGenerator, shop_lexicon
+from crawl2cart.dialogues.generator import DialogueGenerator, shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm.formats import harmony
 from crawl2cart.preferences.card import card
@@ -36,7 +36,7 @@ from crawl2cart.preferences.style_classifier import (
 from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages.build_prefs import CALL_SHARE, choose_prompts, freshness, seen_by_sft, thumbs
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 STORE = ROOT / "data" / "store"
 SITUATIONS = [row for row in read_jsonl(STORE / "tone.jsonl") if row["split"] == "train"]
@@ -49,12 +49,12 @@ def tone() -> ToneScorer:
 
 @pytest.fixture(scope="module")
 def maker() -> DialogueGenerator:
-    return maker_of(STORE, 7)
+    return dialogue_generator(STORE, 7)
 
 
 @pytest.fixture(scope="module")
 def words(maker) -> ShopVocabulary:
-    return shop_lexicon(maker)
+    return shop_vocabulary(maker)
 
 
 @pytest.fixture(scope="module")

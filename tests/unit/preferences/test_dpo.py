@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crawl2cart.core.files import read_json, write_json, write_jsonl
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.release_gates import guards, measure, repetition, unsafe
 from crawl2cart.lm.formats import harmony
@@ -22,7 +22,7 @@ from crawl2cart.preferences.pairs import make_pair
 from crawl2cart.preferences.style_classifier import ToneScorer
 from crawl2cart.shop.env import ShopSessions
 from crawl2cart.shop.tool_schemas import TOOLS
-from tests.conftest import ROOT, copy_project, maker_of
+from tests.conftest import ROOT, copy_project, dialogue_generator
 from tests.unit.preferences.test_build_prefs import SITUATIONS
 
 STORE = ROOT / "data" / "store"
@@ -143,7 +143,7 @@ def test_the_divergence_is_torchs_over_the_counted_tokens_alone():
 
 @pytest.fixture(scope="module")
 def dialogues() -> list[dict]:
-    return maker_of(STORE, 7).split("validation", 60)
+    return dialogue_generator(STORE, 7).split("validation", 60)
 
 
 BEFORE = {
@@ -229,7 +229,7 @@ def test_repetition_counts_runs_of_four_words():
 def test_right_answers_measure_as_right(dialogues, tmp_path, monkeypatch):
     (tmp_path / "data" / "sft").mkdir(parents=True)
     write_json(
-        tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict()
+        tmp_path / "data" / "sft" / "lexicon.json", shop_vocabulary(dialogue_generator(STORE, 7)).to_dict()
     )
     monkeypatch.chdir(tmp_path)
     turns = [row for dialogue in dialogues[:20] for row in to_examples(dialogue)]
@@ -336,7 +336,7 @@ def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
     ]
     (folder / "data" / "sft").mkdir(parents=True)
     write_jsonl(folder / "data" / "sft" / "validation.jsonl", chosen)
-    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict())
+    write_json(folder / "data" / "sft" / "lexicon.json", shop_vocabulary(dialogue_generator(STORE, 7)).to_dict())
     return folder, kept
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.preferences.llm_judge import (
     ATTEMPTS,
@@ -25,7 +25,7 @@ from crawl2cart.preferences.llm_judge import (
 from crawl2cart.preferences.pairs import make_pair
 from crawl2cart.preferences.reward import RIGHT
 from crawl2cart.shop.tool_schemas import TOOLS
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 from tests.servers.openai_server import KEY, Reply, Server, completion
 from tests.unit.preferences.test_dpo import taught
 
@@ -224,7 +224,7 @@ WARM, PLAIN = (
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory) -> Path:
     """A folder in which `build_prefs` runs with the judge: its SFT model declines, in either of two right ways, what no shop does."""
-    folder, maker = tmp_path_factory.mktemp("judged"), maker_of(ROOT / "data/store", 7)
+    folder, maker = tmp_path_factory.mktemp("judged"), dialogue_generator(ROOT / "data/store", 7)
     asked = {
         row["messages"][0]["content"]: row
         for row in maker.split("train", 400)
@@ -252,7 +252,7 @@ def sampled(tmp_path_factory) -> Path:
     (folder / "data/store").symlink_to(ROOT / "data/store")
     for split, some in (("train", dialogues[:3]), ("validation", dialogues[3:])):
         write_jsonl(folder / f"data/sft/{split}.jsonl", some)
-    write_json(folder / "data/sft/lexicon.json", shop_lexicon(maker).to_dict())
+    write_json(folder / "data/sft/lexicon.json", shop_vocabulary(maker).to_dict())
     text = (ROOT / "params.yaml").read_text()
     for old, new in (
         ("\nprofile: cpu\n", "\nprofile: smoke\n"),

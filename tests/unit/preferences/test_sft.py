@@ -12,7 +12,7 @@ from benchmarks.sft import measure
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import write_json, write_jsonl
 from crawl2cart.core.stage import Stage
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import save_model
@@ -21,7 +21,7 @@ from crawl2cart.lm.models.init import initialise
 from crawl2cart.lm.training.losses import IGNORE
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages import sft
-from tests.conftest import ROOT, maker_of
+from tests.conftest import ROOT, dialogue_generator
 
 SIZES = {
     "num_layers": 2,
@@ -62,11 +62,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "threads: 2\n    processes: 2\n", "threads: 1\n    processes: 1\n"
     )  # two wait for each other on a busy machine
     (tmp_path / "params.yaml").write_text(text)
-    maker = maker_of(ROOT / "data" / "store", 7)
+    maker = dialogue_generator(ROOT / "data" / "store", 7)
     (tmp_path / "data" / "sft").mkdir(parents=True)
     for split in ("train", "validation"):
         write_jsonl(tmp_path / "data" / "sft" / f"{split}.jsonl", maker.split(split, 10))
-    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker).to_dict())
+    write_json(tmp_path / "data" / "sft" / "lexicon.json", shop_vocabulary(maker).to_dict())
     (tmp_path / "models" / "base").mkdir(parents=True)
     save_model(
         initialise(GptOss(SIZES, TABLE.n_vocab), seed=1), tmp_path / "models" / "base", TABLE

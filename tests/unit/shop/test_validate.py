@@ -1,17 +1,18 @@
-"""Checking a shop's folder: every fault is named by file, line and field, with what is expected and what was found; nothing else is."""
+"""The check of a shop's folder names every fault by file, line and field, and nothing else."""
 
+import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl, write_jsonl
-from crawl2cart.dialogues.validate import Check, check_folder
+from crawl2cart.dialogues.validate import Check, check_folder, main
 from crawl2cart.shop.data_model import (
     Customer,
     FollowUp,
@@ -25,9 +26,9 @@ from crawl2cart.shop.data_model import (
 )
 from crawl2cart.shop.db import open_store
 from crawl2cart.shop.loader import read_lines, rows
-from tests.conftest import ROOT
+from tests.dialogue_samples import SECOND_SHOP, STORE
 
-OURS, OTHER = ROOT / "data/store", ROOT / "tests/second_shop"
+LAMPS, PETS, STRINGS = "products/lighting.jsonl", "products/pets.jsonl", "products/strings.jsonl"
 
 
 def broken(source: Path, folder: Path, edits: list[tuple[str, str, str]]) -> Check:
@@ -46,55 +47,40 @@ def named(check: Check) -> list[str]:
 
 def assert_exactly(check: Check, expected: list[tuple[str, str]]) -> None:
     """expected: for each fault how it begins, and words of it."""
-    left = named(check)
+    faults = named(check)
     for start, words in expected:
-        found = [fault for fault in left if fault.startswith(start + ":") and words in fault]
-        assert found, f"{start}: {words} is not among\n" + "\n".join(left)
-        left.remove(found[0])
-    assert not left
+        matches = [fault for fault in faults if fault.startswith(start + ":") and words in fault]
+        assert matches, f"{start}: {words} is not among\n" + "\n".join(faults)
+        faults.remove(matches[0])
+    assert not faults
 
 
-@pytest.mark.parametrize("folder", [OURS, OTHER], ids=["ours", "another"])
+@pytest.mark.parametrize("folder", [STORE, SECOND_SHOP], ids=["store", "second shop"])
 def test_the_shops_that_ship_have_no_fault(folder):
-    said = subprocess.run(
-        [sys.executable, "-m", "crawl2cart.dialogues.validate", folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.endswith("no faults\n")
+    check = check_folder(folder)
+    assert not check.faults and check.counts["product"] == len(check.products) > 0
 
 
-def test_faults_end_the_command_with_their_number(tmp_path):
-    broken(OTHER, tmp_path / "shop", [("shop.json", "USD", "EUR")])
-    said = subprocess.run(
-        [sys.executable, "-m", "crawl2cart.dialogues.validate", tmp_path / "shop"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 1
-    assert f"{tmp_path}/shop/shop.json:4: currency: expected a dollar such as USD" in said.stderr
-    assert said.stderr.endswith(f"13 faults in {tmp_path}/shop\n")
-    nowhere = subprocess.run(
-        [sys.executable, "-m", "crawl2cart.dialogues.validate", "nowhere"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert "nowhere is no folder" in nowhere.stderr
+def test_the_command_prints_the_faults_and_exits(tmp_path, capsys):
+    check = broken(SECOND_SHOP, tmp_path / "shop", [("shop.json", "USD", "EUR")])
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(tmp_path / "shop")])
+    lines = exit_info.value.code.splitlines()
+    assert lines[:-1] == check.faults and lines[-1].startswith(f"{len(check.faults)} faults")
+    assert any(line.startswith(f"{tmp_path}/shop/shop.json:4: currency") for line in lines)
+    main([str(SECOND_SHOP)])
+    assert "product" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="nowhere"):
+        main(["nowhere"])
 
 
 # What is sold
 
-LAMPS, PETS, STRINGS = "products/lighting.jsonl", "products/pets.jsonl", "products/strings.jsonl"
-
 
 def test_fields_of_the_wrong_kind(tmp_path):
-    lines = (OTHER / STRINGS).read_text().splitlines()
+    lines = (SECOND_SHOP / STRINGS).read_text().splitlines()
     check = broken(
-        OTHER,
+        SECOND_SHOP,
         tmp_path / "shop",
         [
             (STRINGS, lines[0], lines[0].replace('"price": 64.0', '"prize": 64.0')),
@@ -143,14 +129,13 @@ def test_fields_of_the_wrong_kind(tmp_path):
             ("customers.csv:2: email", "expected an e-mail address"),
         ],
     )
-    assert (
-        len([note for note in check.notes if "was not checked" in note]) == 3
-    )  # no false faults of what points at broken lines
+    # What refers to broken lines is no fault.
+    assert len([note for note in check.notes if "not checked" in note]) == 3
 
 
 def test_products_against_departments_and_each_other(tmp_path):
     check = broken(
-        OURS,
+        STORE,
         tmp_path / "shop",
         [
             (LAMPS, '"price":49.9', '"price":49.999'),
@@ -185,11 +170,11 @@ def test_products_against_departments_and_each_other(tmp_path):
 
 def test_what_stands_twice(tmp_path):
     def again(file: str, **changes: object) -> tuple[str, str, str]:
-        line = (OURS / file).read_text().splitlines()[0]
+        line = (STORE / file).read_text().splitlines()[0]
         return file, line, line + "\n" + json.dumps(json.loads(line) | changes)
 
     check = broken(
-        OURS,
+        STORE,
         tmp_path / "shop",
         [
             again(LAMPS, name="Other Thing lamp"),
@@ -222,13 +207,13 @@ def test_what_stands_twice(tmp_path):
         ],
     )
     assert_exactly(
-        broken(OURS, tmp_path / "again", [("policies/returns.md", "## 2 ", "## 1 ")]),
+        broken(STORE, tmp_path / "again", [("policies/returns.md", "## 2 ", "## 1 ")]),
         [("policies/returns.md:6: section 1", "stands twice; expected another number")],
     )
 
 
 def test_orders_against_what_they_hold(tmp_path):
-    lines = [json.loads(line) for line in (OURS / "orders.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (STORE / "orders.jsonl").read_text().splitlines()]
     state = {
         name: next(number for number, order in enumerate(lines) if order["state"] == name)
         for name in (
@@ -249,7 +234,7 @@ def test_orders_against_what_they_hold(tmp_path):
     lines[state["delayed"]]["expected"] = "2020-01-01"
     lines[state["packed"]] |= {"placed": "2031-01-01", "returned": ["KET-4412"]}
     folder = tmp_path / "shop"
-    shutil.copytree(OURS, folder)
+    shutil.copytree(STORE, folder)
     (folder / "orders.jsonl").write_text("\n".join(map(json.dumps, lines)))
     place = {name: f"orders.jsonl:{number + 1}" for name, number in state.items()}
     assert_exactly(
@@ -272,7 +257,7 @@ def test_orders_against_what_they_hold(tmp_path):
 
 def test_what_a_shop_needs_at_least(tmp_path):
     folder = tmp_path / "shop"
-    shutil.copytree(OTHER, folder)
+    shutil.copytree(SECOND_SHOP, folder)
     for file in (folder / "products").iterdir():
         file.write_text(
             file.read_text()
@@ -311,7 +296,7 @@ def test_what_a_shop_needs_at_least(tmp_path):
 
 def test_the_shops_own_facts_and_departments(tmp_path):
     check = broken(
-        OURS,
+        STORE,
         tmp_path / "shop",
         [
             ("shop.json", '"return_days"', '"return_day"'),
@@ -337,7 +322,7 @@ def test_the_shops_own_facts_and_departments(tmp_path):
         ],
     )
     again = broken(
-        OURS,
+        STORE,
         tmp_path / "again",
         [
             ("shop.json", '"pillow"', '"pilow"'),
@@ -355,7 +340,7 @@ def test_the_shops_own_facts_and_departments(tmp_path):
 
 def test_a_file_that_is_no_utf_8(tmp_path):
     folder = tmp_path / "shop"
-    shutil.copytree(OTHER, folder)
+    shutil.copytree(SECOND_SHOP, folder)
     file = folder / "reviews/all.jsonl"
     file.write_bytes(file.read_bytes().replace(b"Fine to learn", b"Fin\xe9 to learn"))
     assert_exactly(
@@ -366,33 +351,33 @@ def test_a_file_that_is_no_utf_8(tmp_path):
 
 def test_a_kind_in_two_places_is_one_shop_left_behind_in_anothers_folder(tmp_path):
     folder = tmp_path / "shop"
-    shutil.copytree(OTHER, folder)
-    shutil.copy(OURS / "customers.jsonl", folder)
+    shutil.copytree(SECOND_SHOP, folder)
+    shutil.copy(STORE / "customers.jsonl", folder)
     assert_exactly(check_folder(folder), [("customers", "stands in more than one place")])
     with pytest.raises(UserError, match="more than one place"):
         open_store(folder)
 
 
 def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
-    """U+2028 and U+0085, which JSON need not escape, are common in texts that were pasted into a form."""
+    """U+2028 and U+0085, which JSON need not escape, are common in text pasted into forms."""
     folder = tmp_path / "shop"
-    shutil.copytree(OTHER, folder)
+    shutil.copytree(SECOND_SHOP, folder)
     file = folder / "reviews/all.jsonl"
     file.write_text(file.read_text().replace("Fine to learn on.", "Fine to\u2028learn\u0085on."))
     assert not named(check_folder(folder))
     review = rows(folder / "reviews", Review)[1].text
-    write_jsonl(tmp_path / "said.jsonl", [{"text": review}])
-    assert read_jsonl(tmp_path / "said.jsonl") == [{"text": review}]
+    write_jsonl(tmp_path / "review.jsonl", [{"text": review}])
+    assert read_jsonl(tmp_path / "review.jsonl") == [{"text": review}]
 
 
-# What is said
+# Texts
 
 
 def test_wordings_plans_and_replies(tmp_path):
-    first = (OURS / "wordings/search.jsonl").read_text().splitlines()[0]
+    first = (STORE / "wordings/search.jsonl").read_text().splitlines()[0]
     leak = first.replace('"train"', '"test"').replace('"text": "', '"text": "hm ')
     check = broken(
-        OURS,
+        STORE,
         tmp_path / "shop",
         [
             ("wordings/gift.jsonl", "{a_category}", "{a_kategory}"),
@@ -410,7 +395,7 @@ def test_wordings_plans_and_replies(tmp_path):
             ("tone.jsonl", '"cold"', '"kold"'),
         ],
     )
-    shutil.copy(OURS / "wordings/price.jsonl", check.folder / "wordings/prices.jsonl")
+    shutil.copy(STORE / "wordings/price.jsonl", check.folder / "wordings/prices.jsonl")
     assert_exactly(
         check,
         [
@@ -440,7 +425,7 @@ def test_wordings_plans_and_replies(tmp_path):
 
 def test_every_act_register_and_split_is_asked_for(tmp_path):
     folder = tmp_path / "shop"
-    shutil.copytree(OURS, folder)
+    shutil.copytree(STORE, folder)
     for file, word in (
         ("replies.jsonl", '"act": "kept", "register": "warm"'),
         ("plans.jsonl", '"split": "test"'),
@@ -454,7 +439,7 @@ def test_every_act_register_and_split_is_asked_for(tmp_path):
     assert_exactly(
         check,
         [
-            ("replies.jsonl: act", "at least one fragment of kept in the register warm"),
+            ("replies.jsonl: act", "at least one line of kept in the register warm"),
             ("plans.jsonl: split", "at least one line of test"),
             *[
                 ("reasons.jsonl: fits", f"at least one line of validation for {fit}")
@@ -463,14 +448,15 @@ def test_every_act_register_and_split_is_asked_for(tmp_path):
             ("hostile.jsonl: split", "at least one line of train"),
         ],
     )
-    assert "no wording of gift fits in test, so no dialogue there begins with it" in check.notes
+    assert [note for note in check.notes if "gift" in note and "test" in note]
 
 
 def test_a_confirmation_that_restates_too_little_is_named(tmp_path):
     begins = '{"act": "cancel_confirm", "register": "brief"'
-    vague = '{"act": "return_confirm", "register": "brief", "text": "Cancel and send back {product} of {order}?"}'
-    check = broken(OURS, tmp_path / "shop", [("replies.jsonl", begins, f"{vague}\n{begins}")])
-    assert ["the whole change restated and no other" in fault for fault in named(check)] == [True]
+    text = "Cancel and send back {product} of {order}?"
+    vague = json.dumps({"act": "return_confirm", "register": "brief", "text": text})
+    check = broken(STORE, tmp_path / "shop", [("replies.jsonl", begins, f"{vague}\n{begins}")])
+    assert_exactly(check, [("replies.jsonl:489: text", "the whole change restated and no other")])
 
 
 # The description
@@ -479,7 +465,7 @@ def test_a_confirmation_that_restates_too_little_is_named(tmp_path):
 def examples() -> list[str]:
     """The blocks of data/store/README.md."""
     return re.findall(
-        r"^```\n(.*?)^```", (OURS / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```\n(.*?)^```", (STORE / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
 
 
@@ -501,20 +487,20 @@ def test_every_example_is_what_a_shop_may_hold(tmp_path):
                 "Odalys Brandreth"
             ]
             continue
-        found, rest = [], " ".join(block.split())
+        records, rest = [], " ".join(block.split())
         while rest:
             record, end = json.JSONDecoder().raw_decode(rest)
-            found.append(record)
+            records.append(record)
             rest = rest[end:].lstrip()
-        for record, kind in zip(found, expected, strict=True):
+        for record, kind in zip(records, expected, strict=True):
             kind.model_validate_json(json.dumps(record))
 
 
 def test_every_file_of_a_shop_is_described():
     described = set(
-        re.findall(r"^\| `([\w.*/]+)` \|", (OURS / "README.md").read_text(), re.MULTILINE)
+        re.findall(r"^\| `([\w.*/]+)` \|", (STORE / "README.md").read_text(), re.MULTILINE)
     )
-    names = {path.name for path in OURS.iterdir()} - {"README.md"}
+    names = {path.name for path in STORE.iterdir()} - {"README.md"}
     assert {name.split("/")[0].split(".")[0] for name in described} >= {
         name.split(".")[0] for name in names
     }
@@ -541,7 +527,7 @@ def customers(
     ("end", "mark"), [("\n", ""), ("\r\n", "\ufeff")], ids=["plain", "as a spreadsheet writes it"]
 )
 def test_a_table_says_the_same_as_json_lines(tmp_path, end, mark):
-    found, faults = customers(
+    records, faults = customers(
         tmp_path,
         HEADER,
         ROW,
@@ -551,8 +537,8 @@ def test_a_table_says_the_same_as_json_lines(tmp_path, end, mark):
         mark=mark,
     )
     assert not faults
-    assert [number for number, _ in found] == [2, 4]
-    assert found[0][1].model_dump() == {
+    assert [number for number, _ in records] == [2, 4]
+    assert records[0][1].model_dump() == {
         "id": "K-1",
         "name": 'Ann "Bo" Lee',
         "email": "ann@example.org",
@@ -563,9 +549,10 @@ def test_a_table_says_the_same_as_json_lines(tmp_path, end, mark):
 
 def test_lists_attributes_numbers_and_what_is_not_there(tmp_path):
     (tmp_path / "products.csv").write_text(
-        "id,name,brand,department,category,price,currency,attributes.length,attributes.oak,attributes.size,description,variants,rating,"
-        "weight_kg,warranty_months,related,held_out\n"
-        'KT-10,Sparrow Delta kite,Sparrow,air,kite,19.50,USD,120,FALSE,,"Flies, mostly.",red | 3; sky blue | 0,4,0.4,12,KT-11; KT-12,TRUE\n'
+        "id,name,brand,department,category,price,currency,attributes.length,attributes.oak,"
+        "attributes.size,description,variants,rating,weight_kg,warranty_months,related,held_out\n"
+        'KT-10,Sparrow Delta kite,Sparrow,air,kite,19.50,USD,120,FALSE,,"Flies, mostly.",'
+        "red | 3; sky blue | 0,4,0.4,12,KT-11; KT-12,TRUE\n"
         "KT-11,Finch Box kite,Finch,air,kite,7,USD,,,one size,Boxy.,plain | 12,4.5,0.4,0,,false\n"
     )
     one, two = rows(tmp_path / "products", Product)
@@ -578,8 +565,10 @@ def test_lists_attributes_numbers_and_what_is_not_there(tmp_path):
     ]
     assert (one.related, two.related, one.held_out, two.price) == (["KT-11", "KT-12"], [], True, 7)
     (tmp_path / "orders.csv").write_text(
-        "order,customer,placed,state,items,shipping,total,carrier,tracking,expected,delivered,returned\n"
-        "SK-10001,K-1,2026-03-01,delivered,KT-10 | red | 1 | 19.5; KT-11 | plain | 2 | 7,0,33.5,Sky Post,SP123456,2026-03-04,2026-03-04,\n"
+        "order,customer,placed,state,items,shipping,total,carrier,tracking,expected,delivered,"
+        "returned\n"
+        "SK-10001,K-1,2026-03-01,delivered,KT-10 | red | 1 | 19.5; KT-11 | plain | 2 | 7,0,33.5,"
+        "Sky Post,SP123456,2026-03-04,2026-03-04,\n"
         "SK-10002,K-1,2026-03-01,placed,KT-11 | plain | 1 | 7,0,7,,,,,\n"
     )
     delivered, placed = rows(tmp_path / "orders", Order)
@@ -592,7 +581,7 @@ def test_lists_attributes_numbers_and_what_is_not_there(tmp_path):
     [
         (
             [HEADER.replace("phone", "fone"), ROW],
-            "customers.csv:1: fone: no column is called so; expected id, name, email, phone, address.street",
+            "customers.csv:1: fone: no column is called so; expected id, name, email, phone",
         ),
         (
             [HEADER.replace("phone", "name"), ROW],
@@ -654,9 +643,28 @@ def test_a_fault_in_a_table_has_its_line_and_column(tmp_path, lines, expected):
     ],
 )
 def test_a_fault_inside_a_cell_names_the_entry(tmp_path, old, new, expected):
-    text = (OTHER / "products/wind.csv").read_text()
+    text = (SECOND_SHOP / "products/wind.csv").read_text()
     assert old in text
     (tmp_path / "products.csv").write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match="products.csv:2: ") as problem:
+    with pytest.raises(UserError, match="products.csv:2: ") as error:
         rows(tmp_path / "products", Product)
-    assert expected in str(problem.value)
+    assert expected in str(error.value)
+
+
+cell = (
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(cell, cell, cell, cell), min_size=1, max_size=4))
+def test_any_texts_survive_csv(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("csv")
+    with (folder / "customers.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER.split(","))
+        for number, (name, phone, street, town) in enumerate(lines):
+            writer.writerow([f"K-{number}", name, "a@example.org", phone, street, town, "01234"])
+    customers = rows(folder / "customers", Customer)
+    texts = [(one.name, one.phone, one.address.street, one.address.town) for one in customers]
+    assert texts == lines
