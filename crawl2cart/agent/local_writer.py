@@ -117,7 +117,7 @@ def whole_characters(text: str) -> str:
 
 
 def own_engine(model: GptOss, device: Device) -> Engine:
-    """Return an engine with weights in the device's dtype: autocast would cast them in each step."""
+    """Return an engine with weights in the device's dtype: autocast would cast them each step."""
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] not in PRECISE:
             parameter.data = parameter.data.to(device.dtype)

@@ -70,8 +70,8 @@ def read_ranks(path: Path | str, ranks: int | None = None) -> dict[bytes, int]:
             )
     if ranks is not None and len(table) < ranks:
         raise UserError(
-            f"{path} holds {len(table):,} ranks, but encode.vocab_size asks for {ranks:,}. Lower it, "
-            "or put a longer table there (data/ranks/README.md says where it comes from)."
+            f"{path} holds {len(table):,} ranks, but encode.vocab_size asks for {ranks:,}. "
+            "Lower it, or put a longer table there (data/ranks/README.md says where it comes from)."
         )
     return table
 

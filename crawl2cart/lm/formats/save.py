@@ -37,7 +37,7 @@ STOPS = ("<|return|>", "<|call|>", END_OF_TEXT)
 
 
 def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
-    """Return GptOssForCausalLM's config with every field, since readers differ in their defaults."""
+    """Return GptOssForCausalLM's config with every field: readers differ in their defaults."""
     from transformers import GptOssConfig
 
     config = model.config

@@ -1,8 +1,10 @@
-"""Decode with any of the five models: `python -m crawl2cart.lm.inference.engine FOLDER "The kettle"`.
+"""Decode with any of the five models.
+
+    python -m crawl2cart.lm.inference.engine models/pretrain/gru "The kettle"
 
 Many prompts go at once, one token a step; the state (GPT-OSS: keys and values) is carried along.
-Rows that have ended leave the batch. GPT-OSS takes prompts of different lengths in one batch, padded
-at the left; for the other models, prompts of one length go together.
+Rows that have ended leave the batch. GPT-OSS takes prompts of different lengths in one batch,
+padded at the left. For the other models, prompts of one length go together.
 """
 
 import argparse

@@ -9,9 +9,9 @@ def sample_token(
 ) -> Tensor:
     """Return one id (B,) for each row of logits (B, V).
 
-    draw (B,) in [0, 1) decides. temperature 0: the likeliest id, without a draw. top_k: only the k likeliest.
-    top_p: only the likeliest that together have at least this probability (Holtzman et al. 2019,
-    https://arxiv.org/abs/1904.09751).
+    draw (B,) in [0, 1) decides. temperature 0: the likeliest id, without a draw. top_k: only the k
+    likeliest. top_p: only the likeliest that together have at least this probability (Holtzman et
+    al. 2019, https://arxiv.org/abs/1904.09751).
     """
     logits = logits.float()  # argmax too: four times as fast as in bfloat16
     if temperature == 0:

@@ -138,8 +138,8 @@ def visibility_mask(
 class Attention(torch.autograd.Function):
     """softmax([q·k / √d, sink]) v without the sink's column, a block of queries at a time.
 
-    q (B, T, G, R, d): R query heads read each of G key heads. k, v (B, G, S + 1, d), last row zeros:
-    the sink's score replaces that row's, and its value adds nothing. sinks (G·R,).
+    q (B, T, G, R, d): R query heads read each of G key heads. k, v (B, G, S + 1, d), last row
+    zeros: the sink's score replaces that row's, and its value adds nothing. sinks (G·R,).
     A block meets only the keys that its mask lets through. Returns (B, T, G, R, d).
     """
 
@@ -301,7 +301,7 @@ class KeyValues:
 
 
 class SharedKeyValues:
-    """The keys and values of one layer for a text that all rows of a batch begin with, in training."""
+    """The keys and values of one layer for a common start of all rows, in training."""
 
     projection = None  # the weights are being trained: projected anew, with their gradients
 
@@ -311,7 +311,7 @@ class SharedKeyValues:
         self.buffer = text.buffer[:, :, :, text.end - reach : text.end]  # (2, 1, G, reach, d)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Put the text before k, v (B, T, G, d), which get their gradients; see KeyValues.extend."""
+        """Put the text before k, v (B, T, G, d), which get gradients; see KeyValues.extend."""
         k, v = (
             torch.cat([text.to(x.dtype).expand(len(x), -1, -1, -1), x.transpose(1, 2)], 2)
             for text, x in zip(self.buffer, (k, v), strict=True)

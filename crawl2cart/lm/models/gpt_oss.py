@@ -56,7 +56,7 @@ NEAR, NEAR_HEADS = 4.5, 4
 
 
 class RmsNorm(torch.autograd.Function):
-    """`rms_norm` with a written-out gradient: autograd's reads and writes x three times as often."""
+    """`rms_norm` with a written-out gradient, which reads and writes x a third as often."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def route(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the router's logits (N, E), chosen experts (N, k) and their shares (N, k) for x (N, D).
+    """Return the router's logits (N, E), chosen experts (N, k) and shares (N, k) for x (N, D).
 
     Shares are a softmax over the chosen experts only.
     """
@@ -55,7 +55,7 @@ class Reorder(torch.autograd.Function):
 
 
 def sum_of(parts: Tensor) -> Tensor:
-    """Return the sum over the second dimension of (N, k, D). `Tensor.sum` takes ten times as long."""
+    """Sum over the second dimension of (N, k, D). `Tensor.sum` takes ten times as long."""
     return sum(parts.unbind(1))
 
 

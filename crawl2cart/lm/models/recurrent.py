@@ -2,9 +2,9 @@
 
     x_0 = embedding[tokens],   x_{l+1} = x_l + layer_l(norm(x_l)),   logits = head norm(x_L)
 
-The products of all inputs with W are one matrix product. Only the product with h_{t-1} waits for time.
-The backward pass is written out for the same reason: the gradient of U is one product, where autograd
-would make one a step. Appleyard et al. 2016, https://arxiv.org/abs/1604.01946.
+The products of all inputs with W are one matrix product. Only the product with h_{t-1} waits for
+time. The backward pass is written out for the same reason: the gradient of U is one product, where
+autograd would make one a step. Appleyard et al. 2016, https://arxiv.org/abs/1604.01946.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ CHUNK = 8
 class Cell(Protocol):
     """The equations of one time step, forward and backward. All tensors of a step are (B, …).
 
-    The first state is h, the cell's output. U h_{t-1} is the recurrent product: `gates` blocks of H.
+    The first state is h, the cell's output. The product U h_{t-1} is `gates` blocks of size H.
     """
 
     name: str
@@ -50,7 +50,10 @@ class Cell(Protocol):
 
     @staticmethod
     def slopes(states: tuple[Tensor, ...], *saved: Tensor) -> tuple[Tensor, ...]:
-        """Whatever backward multiplies by, for n steps at once. states (n + 1, B, H), saved (n, …)."""
+        """Everything of backward that does not wait for time, for n steps at once.
+
+        states (n + 1, B, H): the one before the first step included. saved (n, …).
+        """
 
     @staticmethod
     def backward(d_state: tuple, u: Tensor, *slopes: Tensor) -> tuple[tuple, tuple]:
@@ -98,7 +101,7 @@ def compiled(steps: Callable) -> Callable:
 
 
 def run_steps(steps: Callable, length: int, on_gpu: bool) -> Callable:
-    """Compile `steps` for whole chunks of training on a GPU, where launching kernels takes the time.
+    """Return `steps` compiled for whole chunks on a GPU, where launching kernels takes the time.
 
     Other lengths and generation run it as it is: each new shape would be compiled anew.
     """
@@ -173,7 +176,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One recurrent layer. Its parameters are uninitialised memory until `initialise` fills them."""
+    """One recurrent layer. Its parameters are uninitialised until `initialise` fills them."""
 
     def __init__(self, cell: type[Cell], width: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """Token files and the batches cut from them.
 
 A batch is a function of step and seed alone, so a run that is killed and repeated needs no state of
-the data. Row r of a batch goes on where row r of the batch before stopped: a recurrent model carries
-its state along.
+the data. Row r of a batch goes on where row r of the batch before stopped, and a recurrent model
+carries its state along.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Several processes that train one model.
 
-torchrun starts them (`torchrun --nproc_per_node=4 -m stages.pretrain gpt_oss`), or the stage itself.
+torchrun starts them (`torchrun --nproc_per_node=4 -m stages.pretrain gpt_oss`), or the stage does.
 Each process takes its share of a step's rows. Either gradients are averaged over all processes
 (DDP, Li et al. 2020, https://arxiv.org/abs/2006.15704), or each process keeps only a part of every
 weight, gradient and optimizer state and fetches the rest when a layer needs it (FSDP2, Zhao et al.

@@ -210,7 +210,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def curve(log_history: list[dict], columns: dict[str, str]) -> list[dict]:
-    """Return rows of `step` and the named columns from a Trainer's log. columns: log key -> column."""
+    """Return `step` and the named columns of a Trainer's log. columns: log key -> column."""
     return [
         {"step": entry["step"], **{name: float(entry[key]) for key, name in columns.items()}}
         for entry in log_history
