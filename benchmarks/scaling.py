@@ -58,14 +58,17 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="steps of each size (those of the profile)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     params = read_params(ROOT / "params.yaml")
     profile = getattr(params.profiles, params.profile)
     model, results = profile.models.gpt_oss.model_dump(), {}
     for share in SHARES:
         changed = sizes(model, share)
         row = pretrained(
-            "gpt_oss", words.steps or profile.pretrain.max_steps, words.threads, sizes=changed
+            "gpt_oss",
+            arguments.steps or profile.pretrain.max_steps,
+            arguments.threads,
+            sizes=changed,
         )
         results[f"width_{changed['hidden_size']}"] = row
         print(changed, row, flush=True)

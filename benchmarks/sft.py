@@ -169,14 +169,16 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, help="rows of a step, those of the profile if not given"
     )
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         stage = Stage("sft")
-        found, _ = measure(stage, words.steps, words.rows or stage.params.profile.sft.batch_size)
+        result, _ = measure(
+            stage, arguments.steps, arguments.rows or stage.params.profile.sft.batch_size
+        )
     except UserError as problem:
         sys.exit(f"benchmarks.sft: {problem}")
-    print(found)
-    write_report("sft", {"sft": found}, PACKAGES)
+    print(result)
+    write_report("sft", {"sft": result}, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -163,25 +163,25 @@ def main() -> None:
         help="of ours (all)",
     )
     parser.add_argument("--threads", type=int, default=2)
-    words = parser.parse_args()
-    torch.set_num_threads(words.threads)
-    letters, numbers = np.unique(list(Path(words.text).read_text()), return_inverse=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    letters, numbers = np.unique(list(Path(arguments.text).read_text()), return_inverse=True)
     vocabulary, held_out = len(letters), len(numbers) // 10
     text = numbers.astype(np.uint16)
     train_text, val_text = text[:-held_out], text[-held_out:]
 
     runs = {"gpt2_torch": reference(vocabulary)}
-    for name in words.models:
-        peak = best_rate(name, vocabulary, train_text, max(1, round(TRIAL_SHARE * words.steps)))
+    for name in arguments.models:
+        peak = best_rate(name, vocabulary, train_text, max(1, round(TRIAL_SHARE * arguments.steps)))
         runs[name] = ours(name, vocabulary, peak)
         print(f"{name}: learning rate {peak}", flush=True)
-    train(list(runs.values()), train_text, words.steps)
+    train(list(runs.values()), train_text, arguments.steps)
     results = {
         name: {
             "val_nats": validation(run.model, val_text),
             "learning_rate": run.peak,
             "seconds": run.seconds,
-            "milliseconds_per_step": 1000 * run.seconds / words.steps,
+            "milliseconds_per_step": 1000 * run.seconds / arguments.steps,
             "times_reference": runs["gpt2_torch"].seconds / run.seconds,
             "parameters": sum(p.numel() for p in run.model.parameters()),
         }

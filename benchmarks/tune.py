@@ -100,20 +100,20 @@ def main() -> None:
         help="mlp, rnn, lstm, gru, gpt_oss (all)",
     )
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     params = read_params(ROOT / "params.yaml")
     steps = getattr(params.profiles, params.profile).pretrain.max_steps
     kept = measured_before("tune")
-    for model in words.models:
-        short = tried(model, RATES, SHORT_STEPS, words.threads)
-        whole = tried(model, (best(short), best(short) / 2), steps, words.threads)
+    for model in arguments.models:
+        short = tried(model, RATES, SHORT_STEPS, arguments.threads)
+        whole = tried(model, (best(short), best(short) / 2), steps, arguments.threads)
         kept[model] = {
             "short_steps": SHORT_STEPS,
             "short": short,
             "steps": steps,
             "whole": whole,
             "best": best(whole),
-            "threads": words.threads,
+            "threads": arguments.threads,
         }
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 
