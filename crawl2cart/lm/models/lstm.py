@@ -25,18 +25,16 @@ class Lstm:
 
     @staticmethod
     def forward(x: Tensor, u: Tensor, _: None, h: Tensor, c: Tensor) -> tuple[tuple, tuple]:
-        gates = torch.addmm(x, h, u.T)  # (B, 4H)
-        i, f, g, o = gates.chunk(4, -1)
-        gates[:, : 2 * h.size(1)].sigmoid_()  # i and f
-        g.tanh_()
-        o.sigmoid_()
+        i, f, g, o = torch.addmm(x, h, u.T).chunk(4, -1)  # (B, H) each
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c = torch.addcmul(f * c, i, g)
         tanh_c = c.tanh()
-        return (o * tanh_c, c), (gates, tanh_c)
+        return (o * tanh_c, c), (i, f, g, o, tanh_c)
 
     @staticmethod
-    def slopes(states: tuple[Tensor, Tensor], gates: Tensor, tanh_c: Tensor) -> tuple[Tensor, ...]:
-        i, f, g, o = gates.chunk(4, -1)
+    def slopes(
+        states: tuple[Tensor, Tensor], i: Tensor, f: Tensor, g: Tensor, o: Tensor, tanh_c: Tensor
+    ) -> tuple[Tensor, ...]:
         c_before = states[1][:-1]
         to_c = o * (1 - tanh_c * tanh_c)  # ∂h/∂c
         to_o = tanh_c * o * (1 - o)  # ∂h/∂(sum of o)
