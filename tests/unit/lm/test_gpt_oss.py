@@ -372,7 +372,7 @@ def test_four_bit_blocks_are_read_by_the_equations():
 
 @pytest.fixture
 def openai_folder(tmp_path) -> tuple[Path, GptOss]:
-    """A folder as openai publishes it, made from a model of ours whose experts are whole MXFP4 values."""
+    """A folder as openai publishes it, and the model of ours with the same values."""
     model = shaken(
         make(
             "gpt_oss",

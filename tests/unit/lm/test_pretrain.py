@@ -69,7 +69,7 @@ def test_five_models_make_one_table(project, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(encoded):  # noqa: F811
     set_param(encoded, "rnn", "learning_rate", "1.0e+38")
-    facts = r"loss of step (\d) is (nan|inf).*batch\(tokens, \1, 8, 32, 7\).*pretrain\.rnn\.learning_rate"
+    facts = r"step (\d) is (nan|inf).*batch\(tokens, \1, 8, 32, 7\).*pretrain\.rnn\.learning_rate"
     with pytest.raises(UserError, match=facts):
         pretrain.main(Stage("pretrain@rnn"), "rnn")
     assert not (encoded / "models").exists()
