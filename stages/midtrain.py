@@ -318,31 +318,20 @@ def main(stage: Stage) -> None:
         profile.device, profile.dtype, profile.threads // profile.num_processes, stage.params.seed
     )
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
-    web, family = (
-        open_tokens("data/tokens", "train"),
-        token_classes(tokenizer, len(model.embedding)),
-    )
+    web = open_tokens("data/tokens", "train")
+    family = token_classes(tokenizer, len(model.embedding))
     with open_process_group(device.kind, profile.num_processes, stage.program) as group:
         prefix, decisions, dialogues = rows_of(stage, tokenizer, family.tolist())
         add_induction_heads(
             model, stack_rows(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed
         )
-        with (
-            open_checkpoint(stage)
-            if group.is_main
-            else contextlib.nullcontext(Checkpoint(stage)) as checkpoint
-        ):
-            curve = practise(
-                stage,
-                group,
-                model.to(device.kind),
-                prefix,
-                decisions,
-                dialogues,
-                web,
-                device,
-                checkpoint,
-            )
+        opened = open_checkpoint(stage)
+        if not group.is_main:
+            opened = contextlib.nullcontext(Checkpoint(stage))
+        model.to(device.kind)
+        rows = prefix, decisions, dialogues
+        with opened as checkpoint:
+            curve = practise(stage, group, model, *rows, web, device, checkpoint)
             group.barrier()
         if not group.is_main:
             return

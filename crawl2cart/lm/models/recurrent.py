@@ -123,15 +123,16 @@ class Scan(torch.autograd.Function):
         ctx.cell, ctx.chunk, ctx.has_bias = cell, chunk, bias is not None
         if bias is not None:
             bias = torch.cat([bias.new_zeros(len(u) - len(bias)), bias])
+        # Detached and contiguous like all later ones, so that chunks are compiled once.
+        x, u, *state = (tensor.detach() for tensor in (x, u, *state))
         last, chunks = tuple(start.contiguous() for start in state), []
         for part in x.split(chunk):
             run = run_steps(forward_steps, len(part), x.is_cuda)
             chunks.append(run(cell, part, u, bias, last))
             last = tuple(after[-1] for after in chunks[-1][: cell.states])
         steps = [join(parts) for parts in zip(*chunks, strict=True)]
-        states = [
-            torch.cat([start[None], after]) for start, after in zip(state, steps, strict=False)
-        ]
+        pairs = zip(state, steps[: cell.states], strict=True)
+        states = [torch.cat([start[None], after]) for start, after in pairs]
         ctx.save_for_backward(u, *states, *steps[cell.states :])
         return states[0][1:], *(after[-1].clone() for after in states[1:])
 

@@ -350,7 +350,7 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
 
 
 def said_before_turns(messages: list[dict]) -> Iterator[list[dict]]:
-    """Yield the messages before each of the assistant's rendered turns, after the last such turn."""
+    """Yield the messages between each rendered turn of the assistant and the one before."""
     between = []
     for message in messages:
         if message["role"] != "assistant":
