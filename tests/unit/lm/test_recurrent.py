@@ -119,7 +119,7 @@ def test_only_whole_chunks_outside_generation_are_compiled(monkeypatch):
 @pytest.mark.parametrize("cell", [Elman, Lstm, Gru])
 def test_a_compiler_can_trace_the_steps(cell):
     H = 4
-    x, u, bias = torch.randn(CHUNK, 2, cell.gates * H), torch.randn(cell.gates * H, H), None
+    x, u, bias = torch.randn(2, 2, cell.gates * H), torch.randn(cell.gates * H, H), None
     if cell.product_bias:
         bias = torch.randn(cell.gates * H)
     inputs = (cell, x, u, bias, tuple(torch.zeros(2, H) for _ in range(cell.states)))
@@ -127,7 +127,7 @@ def test_a_compiler_can_trace_the_steps(cell):
     plain = recurrent.forward_steps(*inputs)
     torch.testing.assert_close(traced(*inputs), plain)
     states = tuple(torch.cat([s[None], after]) for s, after in zip(inputs[4], plain, strict=False))
-    inputs = (cell, torch.randn(CHUNK, 2, H), u, states, plain[cell.states :], inputs[4])
+    inputs = (cell, torch.randn(2, 2, H), u, states, plain[cell.states :], inputs[4])
     traced = torch.compile(recurrent.backward_steps, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(traced(*inputs), recurrent.backward_steps(*inputs))
 
