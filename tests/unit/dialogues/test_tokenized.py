@@ -251,7 +251,7 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(
     lexicon, made = dialogues
     (tmp_path / "data/sft").mkdir(parents=True)
     (tmp_path / "data/sft/tools.json").write_text(json.dumps(TOOLS))
-    (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.words()))
+    (tmp_path / "data/sft/lexicon.json").write_text(json.dumps(lexicon.to_dict()))
     (tmp_path / "data/sft/train.jsonl").write_text(
         "".join(json.dumps(dialogue) + "\n" for dialogue in made)
     )
