@@ -1,4 +1,4 @@
-"""Seconds a turn that our writer and transformers' `generate` take for the same turns of the test dialogues.
+"""Measure seconds per turn of our engine and of transformers' `generate` on the same test turns.
 
 python -m benchmarks.answers [folder] [turns]
 """
@@ -8,11 +8,12 @@ import sys
 import time
 
 from benchmarks.report import write_report
-from crawl2cart.agent.hf_writer import Answerer, answer_turns
-from crawl2cart.agent.local_writer import OwnWriter, open_folder
+from crawl2cart.agent.local_writer import LocalWriter, answer_turns, open_folder
 from crawl2cart.core.device import open_device
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.lm.inference.engine import Engine
+from crawl2cart.lm.inference.hf_engine import HfEngine
 from crawl2cart.lm.training.trl_utils import open_model
 
 BATCH, MAX_NEW_TOKENS = 64, 120
@@ -20,15 +21,17 @@ BATCH, MAX_NEW_TOKENS = 64, 120
 
 def main(folder: str = "models/sft", turns: str = "64") -> None:
     device = open_device("cpu", "bfloat16", len(os.sched_getaffinity(0)), 7)
-    rows = [row for dialogue in read_jsonl("data/sft/test.jsonl") for row in to_examples(dialogue)][
-        : int(turns)
-    ]
+    dialogues = read_jsonl("data/sft/test.jsonl")
+    rows = [row for dialogue in dialogues for row in to_examples(dialogue)][: int(turns)]
+    model, tokenizer = open_model(folder, device)
+    hf_engine = HfEngine(model, tokenizer.pad_token_id)
+    writers = {
+        "own": open_folder(folder, device, MAX_NEW_TOKENS),
+        "transformers": LocalWriter(hf_engine, tokenizer, device, MAX_NEW_TOKENS),
+    }
+    assert isinstance(writers["own"].engine, Engine), f"{folder} holds no GPT-OSS of ours"
     seconds, texts = {}, {}
-    for name, writer in (
-        ("own", open_folder(folder, device, MAX_NEW_TOKENS)),
-        ("transformers", Answerer(*open_model(folder, device), device, MAX_NEW_TOKENS)),
-    ):
-        assert isinstance(writer, OwnWriter) == (name == "own")
+    for name, writer in writers.items():
         started = time.process_time()
         texts[name] = answer_turns(writer, rows, BATCH, name)
         seconds[name] = (time.process_time() - started) / len(rows)

@@ -1,18 +1,22 @@
-"""What one card does: speed, memory, parity with the CPU and repeatability, with random weights of the real shapes.
+"""Measure one GPU: speed, memory, parity with the CPU and repeatability, with random weights.
 
-    python -m benchmarks.gpu                                    # every section, each under five minutes; or python benchmarks/gpu.py
-    python -m benchmarks.gpu --section sft --tokens 4096        # one of them
-    python -m benchmarks.gpu --toy --folder /tmp/toy            # tiny shapes on any device, to see whether it runs
+    python -m benchmarks.gpu                                # every section, each under 5 minutes
+    python -m benchmarks.gpu --section sft --tokens 4096    # one of them
+    python -m benchmarks.gpu --toy --folder /tmp/toy        # tiny shapes on any device
 
-out  metrics/speed/<name>.json: {section: {…, measured_on: card, driver, versions, command}}; sections measured earlier stay.
-     Without a CUDA device it says so and writes nothing, unless --toy is given.
-pretrain     tokens/s, mfu and peak memory in bfloat16 of a dense 124M, a 410M mixture of experts, an LSTM of 2 x 1,024
+out  metrics/speed/<name>.json: {section: {…, measured_on: GPU, driver, versions, command}};
+     sections measured earlier stay. Without a CUDA device nothing is written, except with --toy.
+
+pretrain     tokens/s, mfu, peak memory in bfloat16 of a dense 124M model, a 410M mixture of
+             experts and an LSTM of 2 x 1,024
 sft, dpo     the same of LoRA steps of TRL's trainers on openai/gpt-oss-20b's shape
 decode       tokens/s written with our cache of keys and values
-parity       largest error of outputs and gradients of attention, experts and recurrent cells, fp32 against the CPU's float64
+parity       largest error of outputs and gradients of attention, experts and recurrent cells:
+             float32 here and float64 on the CPU
 determinism  whether two runs of a few steps from one seed end in the same bits
-mfu counts active parameters, as crawl2cart/lm/training/flops.py does; --peak is the card's published rate in FLOP/s (989e12 for H100 and H200,
-dense bfloat16).
+
+mfu counts active parameters (crawl2cart/lm/training/flops.py). --peak is the GPU's published rate
+in FLOP/s: 989e12 for H100 and H200 in dense bfloat16.
 """
 
 import argparse
@@ -38,8 +42,8 @@ from crawl2cart.core.files import read_json
 from crawl2cart.core.metrics import write_metrics
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats.save import MODELS
-from crawl2cart.lm.inference.engine import generate
-from crawl2cart.lm.models.attention import attention, with_sink_row
+from crawl2cart.lm.inference.engine import Engine
+from crawl2cart.lm.models.attention import attention
 from crawl2cart.lm.models.init import initialise
 from crawl2cart.lm.models.moe import experts
 from crawl2cart.lm.training.flops import flops_per_token, peak_memory
@@ -126,7 +130,7 @@ RECURRENT = ("rnn", "lstm", "gru")
 
 
 def settle(device: Device) -> None:
-    """Frees what went before and starts the peak of memory anew."""
+    """Free what went before and reset the peak of memory."""
     gc.collect()
     if device.kind == "cuda":
         torch.cuda.empty_cache()
@@ -134,7 +138,7 @@ def settle(device: Device) -> None:
 
 
 def finish(device: Device) -> float:
-    """The time when all that was asked of the device is done."""
+    """Return the time when the device has done all its work."""
     if device.kind == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -180,17 +184,17 @@ def pretrain_speed(
     }
 
 
-def pretraining(words: argparse.Namespace, device: Device) -> dict:
-    runs = TOY_RUNS if words.toy else RUNS
-    compiled = device.kind == "cuda" and not words.eager
+def pretraining(arguments: argparse.Namespace, device: Device) -> dict:
+    runs = TOY_RUNS if arguments.toy else RUNS
+    compiled = device.kind == "cuda" and not arguments.eager
     return {
-        name: pretrain_speed(*run, words.steps, compiled, words.peak, device)
+        name: pretrain_speed(*run, arguments.steps, compiled, arguments.peak, device)
         for name, run in runs.items()
     }
 
 
 class Clock(TrainerCallback):
-    """Notes when each step of a Trainer ends."""
+    """Records when each step of a Trainer ends."""
 
     def __init__(self, device: Device):
         self.device, self.ends = device, []
@@ -199,23 +203,23 @@ class Clock(TrainerCallback):
         self.ends.append(finish(self.device))
 
     def seconds(self) -> float:
-        """Median of the steps, the first left out."""
+        """Return the median of the steps, without the first."""
         return statistics.median(
             after - before for before, after in zip(self.ends, self.ends[1:], strict=False)
         )
 
 
-def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Device) -> dict:
-    """LoRA steps of one row, or one pair, of so many tokens; half of them are learnt."""
+def tuning_speed(kind: str, tokens: int, arguments: argparse.Namespace, device: Device) -> dict:
+    """Measure LoRA steps of one row, or one pair, of so many tokens; half of them are learnt."""
     settle(device)
-    config = AutoConfig.for_model("gpt_oss", **(TOY_BASE if words.toy else BASE))
+    config = AutoConfig.for_model("gpt_oss", **(TOY_BASE if arguments.toy else BASE))
     with torch.device(device.kind):
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.float32 if device.kind == "cpu" else device.dtype,
-            attn_implementation=words.attention,
+            attn_implementation=arguments.attention,
         )
-    half = tokens // 2  # of words that are a token each; what an end token adds is cut off again
+    half = tokens // 2  # words of a token each; what an end token adds is cut off again
     row = (
         {"input_ids": [5] * tokens, "completion_mask": [0] * half + [1] * (tokens - half)}
         if kind == "sft"
@@ -234,7 +238,7 @@ def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Devi
         )
         common = {
             "output_dir": folder,
-            "max_steps": words.steps + 1,
+            "max_steps": arguments.steps + 1,
             "per_device_train_batch_size": 1,
             "max_length": tokens,
             "router_aux_loss_coef": 0.0,
@@ -253,7 +257,7 @@ def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Devi
             args=settings(**common),
             processing_class=AutoTokenizer.from_pretrained(folder),
             callbacks=[clock],
-            train_dataset=Dataset.from_list([row] * (words.steps + 1)),
+            train_dataset=Dataset.from_list([row] * (arguments.steps + 1)),
             peft_config=lora(16, 32),
         )
         check_trainable(trainer.model)
@@ -264,48 +268,53 @@ def tuning_speed(kind: str, tokens: int, words: argparse.Namespace, device: Devi
         "tokens_per_s": sequences * tokens / seconds,
         "seconds_per_step": seconds,
         "memory_gib": peak_memory(device.kind),
-        "mfu": flops / (words.steps + 1) / seconds / words.peak,
+        "mfu": flops / (arguments.steps + 1) / seconds / arguments.peak,
     }
 
 
 def tuning(kind: str) -> Callable[[argparse.Namespace, Device], dict]:
-    def measure(words: argparse.Namespace, device: Device) -> dict:
+    def measure(arguments: argparse.Namespace, device: Device) -> dict:
         return {
-            f"tokens_{tokens}": tuning_speed(kind, tokens, words, device) for tokens in words.tokens
+            f"tokens_{tokens}": tuning_speed(kind, tokens, arguments, device)
+            for tokens in arguments.tokens
         }
 
     return measure
 
 
-def decoding(words: argparse.Namespace, device: Device) -> dict:
-    """Greedy, after a prompt; the whole call counts, reading of the prompt too."""
+def decoding(arguments: argparse.Namespace, device: Device) -> dict:
+    """Measure greedy decoding after a prompt; reading the prompt counts too."""
     config, vocabulary, prompt, new = (
-        (SMALL, 512, 16, 8) if words.toy else (MIXTURE, 32_768, 512, 256)
+        (SMALL, 512, 16, 8) if arguments.toy else (MIXTURE, 32_768, 512, 256)
     )
     model = initialise(MODELS["gpt_oss"](config, vocabulary), 1).to(device.kind).eval()
-    found = {}
-    for batch in (1, 4) if words.toy else (1, 16, 64):
+    results = {}
+    for batch in (1, 4) if arguments.toy else (1, 16, 64):
         prompts = torch.randint(0, vocabulary, (batch, prompt)).tolist()
         for turn in range(2):  # the first warms up
             started = finish(device)
             with device.autocast():
-                generate(model, prompts, new, temperature=0)
+                Engine(model).generate(prompts, new, temperature=0)
             if turn:
-                found[f"batch_{batch}"] = {"tokens_per_s": batch * new / (finish(device) - started)}
-    return found | {"prompt_tokens": prompt, "new_tokens": new}
+                results[f"batch_{batch}"] = {
+                    "tokens_per_s": batch * new / (finish(device) - started)
+                }
+    return results | {"prompt_tokens": prompt, "new_tokens": new}
 
 
 def errors(
     compute: Callable[..., Tensor], inputs: list[Tensor], device: Device
 ) -> dict[str, float]:
-    """Largest difference of the output and of the inputs' gradients, as a share of the largest value: fp32 on the device
-    against float64 on the CPU."""
+    """Return the largest error of the output and of the inputs' gradients.
+
+    As a share of the largest value: float32 on the device against float64 on the CPU.
+    """
     results = []
     for where, dtype in (("cpu", torch.float64), (device.kind, torch.float32)):
         leaves = [x.to(where, dtype if x.is_floating_point() else x.dtype).detach() for x in inputs]
         leaves = [x.requires_grad_() if x.is_floating_point() else x for x in leaves]
         out = compute(*leaves)
-        # Not the sum of squares: of what a norm put out it is constant, and its gradient nothing but rounding.
+        # Not the sum of squares: of a norm's output it is constant.
         weights = torch.randn(
             out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
         )
@@ -318,9 +327,9 @@ def errors(
     return {"output": share[0], "gradients": max(share[1:])}
 
 
-def parity(words: argparse.Namespace, device: Device) -> dict:
+def parity(arguments: argparse.Namespace, device: Device) -> dict:
     rows, tokens, width, heads, of_key, size = (
-        (2, 24, 32, 4, 2, 16) if words.toy else (2, 1024, 768, 12, 4, 64)
+        (2, 24, 32, 4, 2, 16) if arguments.toy else (2, 1024, 768, 12, 4, 64)
     )
     window = tokens // 4
     draw = torch.Generator().manual_seed(1)
@@ -334,11 +343,9 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
         normal(rows, tokens, of_key, size),
         normal(heads),
     ]
-    found = {
+    results = {
         name: errors(
-            lambda q, k, v, sink, w=reach: attention(
-                q, with_sink_row(k), with_sink_row(v), sink, w, None
-            ),
+            lambda q, k, v, sink, w=reach: attention(q, k, v, sink, w),
             parts,
             device,
         )
@@ -355,7 +362,7 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
         normal(many, inner, width) * scale,
         normal(many, width),
     ]
-    found["experts"] = errors(
+    results["experts"] = errors(
         lambda x, share, *weights: experts(x, chosen.to(x.device), share, *weights), layer, device
     )
     for name in RECURRENT:
@@ -370,7 +377,7 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
             return torch.func.functional_call(model, named, (ids.to(values[0].device),))[0]
 
         used = {key: value for key, value in weights.items() if key != "head"}
-        found[name] = errors(
+        results[name] = errors(
             lambda *values, used=used, weights=weights, hidden=hidden: hidden(
                 *(
                     dict(zip(used, values, strict=True)).get(key, weights[key].to(values[0]))
@@ -380,16 +387,16 @@ def parity(words: argparse.Namespace, device: Device) -> dict:
             list(used.values()),
             device,
         )
-    return found
+    return results
 
 
-def determinism(words: argparse.Namespace, device: Device) -> dict:
-    found = {}
+def determinism(arguments: argparse.Namespace, device: Device) -> dict:
+    results = {}
     for name in ("gpt_oss", "lstm"):
         config = (
             (
                 SMALL
-                if words.toy
+                if arguments.toy
                 else TRANSFORMER
                 | {
                     "num_layers": 4,
@@ -399,7 +406,7 @@ def determinism(words: argparse.Namespace, device: Device) -> dict:
                 }
             )
             if name == "gpt_oss"
-            else {"hidden_size": 32 if words.toy else 1024, "num_layers": 2, "dropout": 0.0}
+            else {"hidden_size": 32 if arguments.toy else 1024, "num_layers": 2, "dropout": 0.0}
         )
         ends = []
         for _ in range(2):
@@ -416,13 +423,13 @@ def determinism(words: argparse.Namespace, device: Device) -> dict:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             ends.append([value.detach().cpu() for value in model.parameters()])
-        found[name] = {
+        results[name] = {
             "equal_bits": all(torch.equal(a, b) for a, b in zip(*ends, strict=True)),
             "largest_difference": max(
                 float((a - b).abs().max()) for a, b in zip(*ends, strict=True)
             ),
         }
-    return found
+    return results
 
 
 SECTIONS = {
@@ -436,16 +443,16 @@ SECTIONS = {
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, or none."""
+    """Return the version of NVIDIA's driver, or none."""
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True,
             text=True,
         )
     except FileNotFoundError:
         return "none"
-    return said.stdout.split("\n")[0].strip() or "none"
+    return result.stdout.split("\n")[0].strip() or "none"
 
 
 def main() -> None:
@@ -485,19 +492,19 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where the file goes (%(default)s)"
     )
-    words = parser.parse_args()
-    if not torch.cuda.is_available() and not words.toy:
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.toy:
         sys.exit("torch finds no CUDA device: not measured.")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = open_device(
         kind, "bfloat16" if kind == "cuda" else "float32", 8 if kind == "cuda" else 1, 1
     )
-    path = words.folder / f"{words.name}.json"
-    for section in words.section or SECTIONS:
+    path = arguments.folder / f"{arguments.name}.json"
+    for section in arguments.section or SECTIONS:
         started = time.perf_counter()
-        found = SECTIONS[section](words, device)
+        results = SECTIONS[section](arguments, device)
         seconds = round(time.perf_counter() - started)
-        print(f"{section}, {seconds} s: {found}", flush=True)
+        print(f"{section}, {seconds} s: {results}", flush=True)
         about = machine(("torch", "transformers", "trl", "peft")) | {
             "driver": driver(),
             "cuda": torch.version.cuda or "none",
@@ -505,7 +512,8 @@ def main() -> None:
         }
         write_metrics(
             path,
-            (read_json(path) if path.is_file() else {}) | {section: found | {"measured_on": about}},
+            (read_json(path) if path.is_file() else {})
+            | {section: results | {"measured_on": about}},
         )
 
 

@@ -1,11 +1,13 @@
-"""GPT-OSS in three sizes on the same tokens: what more parameters bring, as a table and a plot.
+"""Train GPT-OSS in three sizes on the same tokens, for a table and a plot.
 
-    python -m benchmarks.scaling                 # not part of the graph: three trainings, the last as long as `pretrain`'s
+    python -m benchmarks.scaling        # three trainings, the last as long as `pretrain`'s
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
-out  metrics/speed/scaling.json: {width_<n>: {val_bits_per_byte, parameters, active_parameters, tokens}}, metrics/speed/scaling.png
+out  metrics/speed/scaling.json: {width_<n>: {val_bits_per_byte, parameters, active_parameters,
+     tokens}}, metrics/speed/scaling.png
 
-Width and heads take a quarter, a half and all of the profile's size, with depth, head size, data, order and learning rate the same.
+Width and heads take a quarter, a half and all of the profile's size. Depth, head size, data, order
+and learning rate stay.
 Kaplan et al. 2020, https://arxiv.org/abs/2001.08361.
 """
 
@@ -21,7 +23,7 @@ SHARES = (0.25, 0.5, 1.0)
 
 
 def sizes(model: dict, share: float) -> dict:
-    """The sizes that change: a share of the width, of the heads (at least one) and of the experts' width."""
+    """Return what changes: a share of the width, of the heads (at least one), of the experts."""
     heads = max(1, round(share * model["num_heads"]))
     return {
         "hidden_size": round(share * model["hidden_size"]),
@@ -56,16 +58,19 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="steps of each size (those of the profile)")
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     params = read_params(ROOT / "params.yaml")
     profile = getattr(params.profiles, params.profile)
     model, results = profile.models.gpt_oss.model_dump(), {}
     for share in SHARES:
         changed = sizes(model, share)
         row = pretrained(
-            "gpt_oss", words.steps or profile.pretrain.max_steps, words.threads, sizes=changed
+            "gpt_oss",
+            arguments.steps or profile.pretrain.max_steps,
+            arguments.threads,
+            sizes=changed,
         )
-        results[f"width_{changed['width']}"] = row
+        results[f"width_{changed['hidden_size']}"] = row
         print(changed, row, flush=True)
     write_report("scaling", results)
     plot(results)

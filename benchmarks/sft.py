@@ -1,12 +1,15 @@
-"""SFT's step in TRL's trainer beside a bare loop: the same padded batches, the same LoRA, the same numbers, in one run.
+"""Measure SFT's step in TRL's trainer and in a bare loop, on the same batches with the same LoRA.
 
-    python -m benchmarks.sft            # on models/base and data/sft; `--steps 1 --rows 1` tries whether it runs
+    python -m benchmarks.sft            # on models/base and data/sft
+    python -m benchmarks.sft --steps 1 --rows 1     # only to see whether it runs
 
-out  metrics/speed/sft.json: {sft: {trl_seconds, bare_seconds, times_bare, batch_tokens, rows, steps}}: the trainer has the settings of
-     stages/sft.py but for looks at validation, checkpoints and the schedule; the bare loop is transformers' model with PEFT's adapters,
-     its own loss, backward, clipping and AdamW
-The two take turns, step by step on one batch after another, so that a busy moment of the machine hits both; the median step counts.
-To the trainer's step belongs all that it does between two steps: fetching and padding rows, counting tokens, accuracy and entropy.
+out  metrics/speed/sft.json: {sft: {trl_seconds, bare_seconds, times_bare, batch_tokens, rows,
+     steps}}
+
+The trainer has the settings of stages/sft.py without validation, checkpoints and schedule. The bare
+loop is transformers' model with PEFT's adapters, its own loss, backward, clipping and AdamW. Both
+take turns, so that a busy machine slows both, and the median step counts. The trainer's time
+includes fetching and padding rows, and counting tokens, accuracy and entropy.
 """
 
 import argparse
@@ -38,8 +41,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft")
 INPUTS = ("input_ids", "attention_mask", "labels")
 
 
-class Seen(SFTTrainer):
-    """The trainer, which keeps the batch that it was given last."""
+class RememberingTrainer(SFTTrainer):
+    """A trainer that keeps its last batch."""
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict, *words: object, **named: object
@@ -49,7 +52,10 @@ class Seen(SFTTrainer):
 
 
 class Turns(TrainerCallback):
-    """After each of the trainer's steps one of the bare loop, on the same batch. seconds: of the trainer's and of the bare ones."""
+    """Runs a step of the bare loop after each of the trainer's, on the same batch.
+
+    seconds: of the trainer's steps, and of the bare ones.
+    """
 
     def __init__(self, bare: PeftModel, learning_rate: float, clip: float, device: Device):
         self.bare, self.clip, self.device = bare.train(), clip, device
@@ -87,15 +93,19 @@ class Turns(TrainerCallback):
 def measure(
     stage: Stage, steps: int, rows: int
 ) -> tuple[dict[str, float | int], list[tuple[float, float]]]:
-    """Median seconds of a step of each over `steps` steps of `rows` rows, after one that does not count; and the losses of both, step by
-    step. Raises UserError without a base model."""
+    """Return median seconds per step of each, and both losses of each step.
+
+    One more step at the start does not count. rows: of a step. Raises UserError without a base
+    model.
+    """
     if not Path("models/base").is_dir():
         raise UserError("models/base is missing. `dvc repro midtrain` makes it.")
     sft, profile, seed = stage.params.sft, stage.params.profile, stage.params.seed
     device = open_device(profile.device, profile.dtype, profile.threads, seed)
     if device.kind != "cpu":
         raise UserError(
-            "This is about a CPU; `python -m benchmarks.gpu --section sft` measures a card. Set `profile: cpu`."
+            "This benchmark is for a CPU: set `profile: cpu`. "
+            "`python -m benchmarks.gpu --section sft` measures a GPU."
         )
     model, tokenizer = open_model("models/base", device)
     bare = get_peft_model(open_model("models/base", device)[0], lora(sft.lora_rank, sft.lora_alpha))
@@ -126,7 +136,7 @@ def measure(
             disable_tqdm=True,
         )
         turns = Turns(bare, sft.learning_rate, arguments.max_grad_norm, device)
-        turns.trainer = Seen(
+        turns.trainer = RememberingTrainer(
             model,
             args=arguments,
             processing_class=tokenizer,
@@ -159,14 +169,16 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, help="rows of a step, those of the profile if not given"
     )
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         stage = Stage("sft")
-        found, _ = measure(stage, words.steps, words.rows or stage.params.profile.sft.batch_size)
+        result, _ = measure(
+            stage, arguments.steps, arguments.rows or stage.params.profile.sft.batch_size
+        )
     except UserError as problem:
         sys.exit(f"benchmarks.sft: {problem}")
-    print(found)
-    write_report("sft", {"sft": found}, PACKAGES)
+    print(result)
+    write_report("sft", {"sft": result}, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""tinyshakespeare, letter by letter, with the budget of nanoGPT's CPU setting: our five models beside a plain GPT-2.
+"""Train our five models and a plain GPT-2 on tinyshakespeare with nanoGPT's budget for a CPU.
 
-    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt                    # all five
-    python -m benchmarks.shakespeare ../shared/data/text/tinyshakespeare.txt --models gpt_oss   # beside the reference alone
+    python -m benchmarks.shakespeare tinyshakespeare.txt                    # all five
+    python -m benchmarks.shakespeare tinyshakespeare.txt --models gpt_oss   # and the reference
 
-out  metrics/speed/shakespeare.json: {model: {val_nats, learning_rate, seconds, milliseconds_per_step, times_reference, parameters,
-     measured_on}}; times_reference: the seconds of the reference in the same call over the model's. Rows measured earlier stay.
+out  metrics/speed/shakespeare.json: {model: {val_nats, learning_rate, seconds,
+     milliseconds_per_step, times_reference, parameters, measured_on}}. times_reference: seconds of
+     the reference in the same call over the model's. Rows measured earlier stay.
 
-Context 64, batch 12, 2,000 steps, float32, AdamW with warmup and a cosine, the last tenth of the text held out, all of it read for
-the result. Recurrent models carry their state as in stages/pretrain.py. The reference is GPT-2 as torch.nn gives it (4 layers, 4
-heads, width 128, GELU, LayerNorm, learned positions, tied head), at nanoGPT's learning rate for this setting. Each of ours has a rate
-from the same few, tried on 300 steps and judged by the last fiftieth of the training part, which those steps do not read.
+Letter by letter, context 64, batch 12, 2,000 steps, float32, AdamW with warmup and a cosine. The
+last tenth of the text is held out. Recurrent models carry their state as in stages/pretrain.py.
+The reference is GPT-2 from torch.nn (4 layers, 4 heads, width 128, GELU, LayerNorm, learned
+positions, tied head) at nanoGPT's learning rate. Each of ours tries the same rates for 300 steps;
+the last fiftieth of the training text, which those steps do not read, decides.
 https://github.com/karpathy/nanoGPT, README, "I only have a macbook".
 """
 
@@ -38,7 +40,7 @@ SIZES = {
     "rnn": RECURRENT,
     "lstm": RECURRENT,
     "gru": RECURRENT,
-    # As many layers, heads and as wide as the reference; two of four experts of half its inner width do as much arithmetic.
+    # As deep and wide as the reference. Two of four experts do as much arithmetic as its layer.
     "gpt_oss": {
         "num_layers": 4,
         "hidden_size": 128,
@@ -60,10 +62,8 @@ SIZES = {
 class Gpt2(nn.Module):
     def __init__(self, vocabulary: int, width: int = 128, layers: int = 4, heads: int = 4):
         super().__init__()
-        self.embedding, self.position = (
-            nn.Embedding(vocabulary, width),
-            nn.Parameter(torch.empty(CONTEXT, width).normal_(0, 0.02)),
-        )
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.empty(CONTEXT, width).normal_(0, 0.02))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
@@ -90,7 +90,7 @@ class Gpt2(nn.Module):
 
 @torch.no_grad()
 def validation(model: nn.Module, text: np.ndarray) -> float:
-    """Mean nats a letter over the whole text, each predicted once."""
+    """Return mean nats per letter over the whole text, each predicted once."""
     nats, state = 0.0, None
     for inputs, targets in eval_batches(text, 64, CONTEXT):
         loss, state = model.loss(inputs, targets, state)
@@ -99,16 +99,11 @@ def validation(model: nn.Module, text: np.ndarray) -> float:
 
 
 class Run:
-    """One model in training: a step of it at a time, so that several take turns and a busy moment of the machine hits all."""
+    """One model in training, step by step: models take turns, so a busy machine slows all alike."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, peak: float):
-        self.model, self.optimizer, self.peak, self.state, self.seconds = (
-            model,
-            optimizer,
-            peak,
-            None,
-            0.0,
-        )
+        self.model, self.optimizer, self.peak = model, optimizer, peak
+        self.state, self.seconds = None, 0.0
 
     def step(self, text: np.ndarray, step: int, steps: int) -> None:
         started = time.perf_counter()
@@ -146,7 +141,7 @@ def ours(name: str, vocabulary: int, peak: float) -> Run:
 
 
 def best_rate(name: str, vocabulary: int, text: np.ndarray, steps: int) -> float:
-    """The rate of RATES that does best on the end of the text after so many steps on what is before it."""
+    """Return the rate that does best on the end of the text after so many steps before it."""
     judged = len(text) // 50
     runs = [ours(name, vocabulary, rate) for rate in RATES]
     train(runs, text[:-judged], steps)
@@ -168,25 +163,25 @@ def main() -> None:
         help="of ours (all)",
     )
     parser.add_argument("--threads", type=int, default=2)
-    words = parser.parse_args()
-    torch.set_num_threads(words.threads)
-    letters, numbers = np.unique(list(Path(words.text).read_text()), return_inverse=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    letters, numbers = np.unique(list(Path(arguments.text).read_text()), return_inverse=True)
     vocabulary, held_out = len(letters), len(numbers) // 10
     text = numbers.astype(np.uint16)
     train_text, val_text = text[:-held_out], text[-held_out:]
 
     runs = {"gpt2_torch": reference(vocabulary)}
-    for name in words.models:
-        peak = best_rate(name, vocabulary, train_text, max(1, round(TRIAL_SHARE * words.steps)))
+    for name in arguments.models:
+        peak = best_rate(name, vocabulary, train_text, max(1, round(TRIAL_SHARE * arguments.steps)))
         runs[name] = ours(name, vocabulary, peak)
         print(f"{name}: learning rate {peak}", flush=True)
-    train(list(runs.values()), train_text, words.steps)
+    train(list(runs.values()), train_text, arguments.steps)
     results = {
         name: {
             "val_nats": validation(run.model, val_text),
             "learning_rate": run.peak,
             "seconds": run.seconds,
-            "milliseconds_per_step": 1000 * run.seconds / words.steps,
+            "milliseconds_per_step": 1000 * run.seconds / arguments.steps,
             "times_reference": runs["gpt2_torch"].seconds / run.seconds,
             "parameters": sum(p.numel() for p in run.model.parameters()),
         }

@@ -1,14 +1,15 @@
-"""Find each model's learning rate with the same budget for all five, by the very program that trains them.
+"""Find each model's learning rate, with the same budget for all five, by running `pretrain`.
 
     python -m benchmarks.tune                   # all five
     python -m benchmarks.tune mlp gru           # some of them
 
 in   data/tokens, data/tokenizer (`dvc repro encode`), params.yaml
-out  metrics/speed/tune.json: {model: {short_steps, short: {learning rate: bits per byte on validation}, steps, whole: the same, best,
-     threads}}
+out  metrics/speed/tune.json: {model: {short_steps, short: {learning rate: validation bits per
+     byte}, steps, whole: the same, best, threads}}
 
-Every rate is tried in a short run whose rate rises and falls as in a long one. What that can not show is that a high rate learns the
-corpus by heart later on, so the best one and the half of it are tried once more as long as the profile trains, and these decide.
+Every rate is tried in a short run with the whole schedule. A short run does not show that a high
+rate learns the corpus by heart later. So the best rate and half of it run once more for as long as
+the profile trains, and these decide.
 """
 
 import argparse
@@ -34,11 +35,13 @@ ROOT = Path(__file__).parent.parent
 def pretrained(
     model: str, steps: int, threads: int, rate: float | None = None, sizes: dict | None = None
 ) -> dict | None:
-    """The metrics that `python -m stages.pretrain` writes with this learning rate and these sizes in place of those in
-    params.yaml; None if the loss was not finite."""
+    """Return the metrics of `python -m stages.pretrain` with another learning rate and other sizes.
+
+    None if the loss was not finite.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("stages", "dvc.yaml", "requirements.txt"):
+        for name in ("stages", "crawl2cart", "dvc.yaml", "requirements.txt"):
             (root / name).symlink_to(ROOT / name)
         (root / "data").mkdir()
         for name in ("tokens", "tokenizer"):
@@ -48,26 +51,26 @@ def pretrained(
         if rate is not None:
             params["pretrain"][model]["learning_rate"] = rate
         profile = params["profiles"][params["profile"]]
-        profile.update(threads=threads, processes=1)
-        profile["pretrain"].update(steps=steps, eval_interval=steps)
+        profile.update(threads=threads, num_processes=1)
+        profile["pretrain"].update(max_steps=steps, eval_interval=steps)
         profile["models"][model].update(sizes or {})
         yaml.dump(params, root / "params.yaml")
-        said = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "stages.pretrain", model],
             cwd=root,
             capture_output=True,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "DVC_ROOT"},
         )
-        if "The loss of step" in said.stderr:
+        if "The loss of step" in result.stderr:
             return None
-        if said.returncode:
-            sys.exit(said.stderr)
+        if result.returncode:
+            sys.exit(result.stderr)
         return read_json(root / "metrics" / "pretrain" / f"{model}.json")[model]
 
 
 def tried(model: str, rates: Sequence[float], steps: int, threads: int) -> dict[str, float | None]:
-    """Bits per byte with each rate; None where the loss was not finite."""
+    """Return bits per byte with each rate; None where the loss was not finite."""
     reached: dict[str, float | None] = {}
     for rate in rates:
         metrics = pretrained(model, steps, threads, rate)
@@ -97,20 +100,20 @@ def main() -> None:
         help="mlp, rnn, lstm, gru, gpt_oss (all)",
     )
     parser.add_argument("--threads", type=int, default=2, help="of each run (%(default)s)")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     params = read_params(ROOT / "params.yaml")
-    steps = getattr(params.profiles, params.profile).pretrain.steps
+    steps = getattr(params.profiles, params.profile).pretrain.max_steps
     kept = measured_before("tune")
-    for model in words.models:
-        short = tried(model, RATES, SHORT_STEPS, words.threads)
-        whole = tried(model, (best(short), best(short) / 2), steps, words.threads)
+    for model in arguments.models:
+        short = tried(model, RATES, SHORT_STEPS, arguments.threads)
+        whole = tried(model, (best(short), best(short) / 2), steps, arguments.threads)
         kept[model] = {
             "short_steps": SHORT_STEPS,
             "short": short,
             "steps": steps,
             "whole": whole,
             "best": best(whole),
-            "threads": words.threads,
+            "threads": arguments.threads,
         }
         write_report("tune", {name: kept[name] for name in MODELS if name in kept})
 

@@ -11,15 +11,14 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from crawl2cart.agent.hf_writer import Answerer, answer_turns
-from crawl2cart.agent.local_writer import OwnWriter, open_folder
+from crawl2cart.agent.local_writer import LocalWriter, answer_turns, open_folder
 from crawl2cart.core.device import open_device
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_jsonl, write_jsonl
 from crawl2cart.core.metrics import write_metrics
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.dialogues.sft_examples import to_examples
-from crawl2cart.lm.training.distributed import ProcessGroup, open_world
+from crawl2cart.lm.training.distributed import ProcessGroup, open_process_group
 from crawl2cart.preferences.card import ORIGINS, card
 from crawl2cart.preferences.from_feedback import feedback_slots, read_feedback
 from crawl2cart.preferences.llm_judge import PairJudge, judged
@@ -89,7 +88,7 @@ def choose_prompts(rows: list[dict], fresh: dict[str, int], count: int, seed: in
 
 def sample(
     rows: list[dict],
-    writer: OwnWriter | Answerer,
+    writer: LocalWriter,
     tone: ToneScorer,
     samples: int,
     batch: int,
@@ -165,7 +164,7 @@ def main(stage: Stage) -> None:
     situations = [row for row in read_jsonl("data/store/tone.jsonl") if row["split"] == "train"]
     tone, accuracy = fit_with_accuracy(situations)
     rows, scores, prompts = {}, {}, Counter()
-    with open_world(device.kind, profile.num_processes, stage.program) as world:
+    with open_process_group(device.kind, profile.num_processes, stage.program) as world:
         counts = {
             "train": profile.build_prefs.prompts,
             "validation": max(2, profile.build_prefs.prompts // VALIDATION_PART),

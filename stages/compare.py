@@ -3,7 +3,7 @@
 in   metrics/pretrain/{mlp,rnn,lstm,gru,gpt_oss}.json
 out  metrics/pretrain.json: {model: {val_bits_per_byte, parameters, active_parameters, tokens}}
 
-All saw the same tokens in the same order, and bits per byte do not depend on the tokenizer.
+All saw the same tokens in the same order. Bits per byte do not depend on the tokenizer.
 """
 
 from pathlib import Path
@@ -12,10 +12,10 @@ from crawl2cart.core.files import read_json
 from crawl2cart.core.metrics import write_metrics
 from crawl2cart.core.stage import Stage, run
 
-# By name, not whatever lies in the folder: a model left over from another version must not be counted.
+# By name: a file left over from another version must not count.
 MODELS = ("mlp", "rnn", "lstm", "gru", "gpt_oss")
 FOLDER, TABLE = Path("metrics/pretrain"), Path("metrics/pretrain.json")
-# What `dvc metrics` shows of the metrics.
+# The part that `dvc metrics show` prints.
 HEADLINES = ("*.val_bits_per_byte",)
 
 
@@ -26,8 +26,8 @@ def main(stage: Stage) -> None:
     for name in sorted(table, key=lambda name: table[name]["val_bits_per_byte"]):
         row = table[name]
         print(
-            f"{name:8} {row['val_bits_per_byte']:9.3f} {row['parameters']:11,} {row['active_parameters']:11,} "
-            f"{row['tokens']:11,}"
+            f"{name:8} {row['val_bits_per_byte']:9.3f} {row['parameters']:11,} "
+            f"{row['active_parameters']:11,} {row['tokens']:11,}"
         )
 
 

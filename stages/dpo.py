@@ -17,8 +17,7 @@ import torch
 from transformers import PretrainedConfig
 from trl import DPOConfig, DPOTrainer
 
-from crawl2cart.agent.hf_writer import LOOK_BATCH, LOOK_TOKENS, answer_turns
-from crawl2cart.agent.local_writer import writer_of
+from crawl2cart.agent.local_writer import EVAL_BATCH, EVAL_TOKENS, answer_turns, writer_of
 from crawl2cart.core.device import Device, open_device
 from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
@@ -144,8 +143,8 @@ def main(stage: Stage) -> None:
     )
 
     def evaluate(judged, name: str) -> dict:
-        writer = writer_of(judged, tokenizer, device, LOOK_TOKENS)
-        return measure(turns, answer_turns(writer, turns, LOOK_BATCH, name), dialogues, shops, tone)
+        writer = writer_of(judged, tokenizer, device, EVAL_TOKENS)
+        return measure(turns, answer_turns(writer, turns, EVAL_BATCH, name), dialogues, shops, tone)
 
     before = evaluate(model, "SFT on validation")
     with open_checkpoint(stage) as checkpoint:

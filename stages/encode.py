@@ -1,10 +1,11 @@
 """Turn the corpus into token files.
 
 in   data/corpus/{train,val}/*.parquet (column `text`), data/ranks/o200k_4096.tiktoken
-out  data/tokens/{train,val}.bin (ids, each document followed by <|endoftext|>), data/tokens/meta.json, data/tokenizer/
+out  data/tokens/{train,val}.bin (ids, each document followed by <|endoftext|>),
+     data/tokens/meta.json, data/tokenizer/
 
-Byte-pair encoding with the first ranks of o200k_base (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909); text that looks
-like a special token is encoded as plain text.
+Byte-pair encoding with the first ranks of o200k_base (Sennrich et al. 2016, arXiv 1508.07909). Text
+that looks like a special token is encoded as plain text.
 """
 
 from collections.abc import Iterator
@@ -30,30 +31,31 @@ THREADS = 2
 
 
 def texts(folder: Path) -> Iterator[list[str]]:
-    """Documents of a split in the order of file names and rows, some at a time. Raises UserError if there are none."""
+    """Yield the documents of a split, some at a time, in the order of file names and rows.
+
+    Raises UserError if there are none.
+    """
     files = sorted(folder.glob("*.parquet"))
-    rows = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
-    if rows == 0:
+    if not sum(pq.ParquetFile(file).metadata.num_rows for file in files):
         raise UserError(
-            f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, metrics/filter.json says "
-            "which rule removed how many pages."
+            f"{folder} holds no document. Run `dvc repro filter`; if it kept nothing, "
+            "metrics/filter.json says which rule removed how many pages."
         )
-    batches = (
-        batch
-        for file in files
-        for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"])
-    )
-    for batch in batches:
-        yield batch.column("text").to_pylist()
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(DOCUMENTS_AT_ONCE, columns=["text"]):
+            yield batch.column("text").to_pylist()
 
 
 def encode_split(
     folder: Path, file: Path, tokenizer: tiktoken.Encoding, dtype: np.dtype
 ) -> dict[str, int]:
-    """Writes the ids of a split and returns its counts: documents, tokens (separators too), bytes of text in UTF-8."""
+    """Write the ids of a split and return its counts.
+
+    documents, tokens (separators too), text_bytes (of UTF-8).
+    """
     end = tokenizer.encode_single_token(END_OF_TEXT)
     counts = {"documents": 0, "tokens": 0, "text_bytes": 0}
-    # Arrays of 4 bytes an id; as Python numbers in lists they take 36.
+    # An array takes 4 bytes an id, a list of Python numbers 36.
     as_plain_text = partial(tokenizer.encode_to_numpy, disallowed_special=())
     with file.open("wb") as out, ThreadPoolExecutor(THREADS) as threads:
         for batch in texts(folder):
@@ -71,10 +73,11 @@ def main(stage: Stage) -> None:
     meta: dict = {"dtype": dtype.name, "vocabulary": tokenizer.n_vocab}
     with atomic_directory(TOKENS) as folder:
         for split in progress(SPLITS, "encode", "split"):
-            meta[split] = encode_split(CORPUS / split, folder / f"{split}.bin", tokenizer, dtype)
+            counts = encode_split(CORPUS / split, folder / f"{split}.bin", tokenizer, dtype)
+            meta[split] = counts
             print(
-                f"{split}: {meta[split]['documents']:,} documents, {meta[split]['tokens']:,} tokens, "
-                f"{meta[split]['text_bytes'] / meta[split]['tokens']:.2f} bytes a token",
+                f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+                f"{counts['text_bytes'] / counts['tokens']:.2f} bytes a token",
                 flush=True,
             )
         write_json(folder / "meta.json", meta)

@@ -18,8 +18,7 @@ from itertools import zip_longest
 from openai import OpenAIError
 
 from crawl2cart.agent.agent import EpisodeResult, Writer, open_writer
-from crawl2cart.agent.hf_writer import answer_turns
-from crawl2cart.agent.local_writer import open_folder
+from crawl2cart.agent.local_writer import answer_turns, open_folder
 from crawl2cart.core.device import Device, open_device
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json, read_jsonl, write_jsonl
@@ -31,7 +30,7 @@ from crawl2cart.evaluation.rollouts import share, trials
 from crawl2cart.evaluation.turn_metrics import summarize_turns
 from crawl2cart.evaluation.win_rate import compare
 from crawl2cart.lm.formats import harmony
-from crawl2cart.lm.training.distributed import open_world
+from crawl2cart.lm.training.distributed import open_process_group
 from crawl2cart.preferences.style_classifier import ToneScorer
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.shop.env import ShopSessions
@@ -262,7 +261,7 @@ def main(stage: Stage) -> None:
         if place
     }
     found, answers, plays = {}, {}, {}
-    with open_world(device.kind, profile.num_processes, stage.program) as world:
+    with open_process_group(device.kind, profile.num_processes, stage.program) as world:
         for name, place in places.items():
             started = time.monotonic()
             try:

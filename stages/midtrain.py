@@ -1,17 +1,14 @@
-"""Let the pretrained gpt_oss practise calls and copying on dialogues, with some web text, before TRL takes over.
+"""Teach the pretrained gpt_oss to call tools and to copy values, before TRL takes over.
 
 in   models/pretrain/gpt_oss, data/sft/{train.jsonl,tools.json,lexicon.json}, data/tokens/train.bin
 out  models/base (weights, tokenizer and chat template for transformers), metrics/midtrain.tsv
 
-What a small model lacks for calls is to copy, and a laptop has no time to wait until it learns that by itself. So it gets induction
-heads to start with (lm/models/induction_head_init.py), names that are new in every dialogue and can only be copied (dialogues/entity_randomization.py), and is told where
-to look for what it repeats, for what it decides, and for how a reply begins (lm/training/attention_supervision.py, dialogues/tokenized.py).
-Every dialogue begins with the same instructions and tools: a step reads them once, without a gradient, and trains on rows that go on from
-there, one dialogue each, or of a dialogue the beginning up to the assistant's first turn. The first steps train on the shortest beginnings
-of all, up to the first decision: in the same tokens ten times as many words of customers are read, and what follows is learnt by a model
-that knows what they ask for. The loss covers all of a row: what the assistant writes counts more, and most of all its decisions, which
-tool or none, since they are few tokens among many. Several processes share a step. Where the profile names a model of the hub, it is
-taken as it is and only a pointer is written.
+The model starts with induction heads (lm/models/induction_head_init.py). Names are new in every
+dialogue (dialogues/entity_randomization.py), and attention is supervised where the right place is
+known (lm/training/attention_supervision.py). The first steps train on first decisions alone, later
+ones on dialogues, on beginnings of dialogues, and on web text. All dialogues begin with the same
+instructions and tools, which a step reads once, without a gradient. Where the profile names a model
+of the hub, only a pointer to it is written.
 The name and the idea: OLMo 2, https://arxiv.org/abs/2501.00656
 """
 
@@ -43,7 +40,7 @@ from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.induction_head_init import add_induction_heads
 from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
 from crawl2cart.lm.training.data import open_tokens
-from crawl2cart.lm.training.distributed import ProcessGroup, open_world, wrap_distributed
+from crawl2cart.lm.training.distributed import ProcessGroup, open_process_group, wrap_distributed
 from crawl2cart.lm.training.flops import flops_of_rows
 from crawl2cart.lm.training.losses import IGNORE
 from crawl2cart.lm.training.optim import (
@@ -54,25 +51,23 @@ from crawl2cart.lm.training.optim import (
 )
 from crawl2cart.shop.grounding import ShopVocabulary
 
-POOL = 256  # dialogues that are sorted by length, so that those of a step need little padding
+POOL = 256  # dialogues sorted by length together, so that a step needs little padding
 WEB_ROW = 512  # tokens in a row of web text
-FITTED_ROWS, FITTED_LENGTH = 64, 256  # text of dialogues on which the induction heads are fitted
+FITTED_ROWS, FITTED_LENGTH = 64, 256  # dialogue text on which the induction heads are fitted
 
 
 def rows_of(
     stage: Stage, tokenizer: Encoding, family: list[int]
 ) -> tuple[list[int], list[Example], list[Example]]:
-    """The ids of the prefix that all dialogues have; first decisions and dialogues behind it, as many as their steps need.
+    """Return the ids of the common prefix, first decisions, and dialogues, as many as steps need.
 
-    After a whole dialogue come `truncated_per_full` others of which only the beginning is taken. Names are new each time that one is used.
+    After a whole dialogue come `truncated_per_full` beginnings of others. Names are new each time.
     """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
     tools, dialogues = read_json("data/sft/tools.json"), read_jsonl("data/sft/train.jsonl")
     pieces = [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]
-    renamer, before = (
-        EntityRandomizer(ShopVocabulary.read("data/sft/lexicon.json"), pieces),
-        harmony.prefix(tools),
-    )
+    renamer = EntityRandomizer(ShopVocabulary.read("data/sft/lexicon.json"), pieces)
+    before = harmony.prefix(tools)
 
     def row(dialogue: dict, random: Random, whole: bool) -> Example:
         messages = dialogue["messages"] if whole else beginning(dialogue["messages"])
@@ -95,16 +90,17 @@ def rows_of(
 
     def decisions() -> Iterator[Example]:
         for number in itertools.count():
-            yield row(
-                dialogues[number % len(dialogues)], Random(f"{seed}:decision:{number}"), whole=False
-            ).until_tool_choice()
+            dialogue, random = (
+                dialogues[number % len(dialogues)],
+                Random(f"{seed}:decision:{number}"),
+            )
+            yield row(dialogue, random, whole=False).until_tool_choice()
 
     def parts() -> Iterator[Example]:
         for number in itertools.count():
             again, which = divmod(number, len(dialogues))
-            whole = (number + again) % (
-                1 + midtrain.truncated_per_full
-            ) == 0  # in another round a dialogue has another part
+            # In another round a dialogue has another part.
+            whole = (number + again) % (1 + midtrain.truncated_per_full) == 0
             yield row(dialogues[which], Random(f"{seed}:{number}"), whole)
 
     first = decision_steps(stage)
@@ -116,15 +112,13 @@ def rows_of(
 
 
 def decision_steps(stage: Stage) -> int:
-    """How many of the steps, the first ones, train on first decisions alone."""
+    """Return how many of the first steps train on first decisions alone."""
     return round(stage.params.midtrain.curriculum_ratio * stage.params.profile.midtrain.max_steps)
 
 
 def beginning(messages: list[dict]) -> list[dict]:
-    """The messages up to the assistant's first one."""
-    first = next(
-        number for number, message in enumerate(messages) if message["role"] == "assistant"
-    )
+    """Return the messages up to the assistant's first one."""
+    first = [message["role"] for message in messages].index("assistant")
     return messages[: first + 1]
 
 
@@ -137,17 +131,18 @@ def plan_batches(
     replay_ratio: float,
     random: np.random.Generator,
 ) -> list[list[list[int]]]:
-    """For each step a batch of rows for each process, none where all read web text. numbers: of the rows. lengths: of each in tokens.
+    """Return for each step a batch of rows for each process, an empty one where all read web text.
 
-    The rows of a batch, padded to its longest, hold at most `tokens` tokens; batches of one step about the same, so that no process waits
-    long. All rows are used once, in random order, before one is used again (but for the few of a step that is not full). A row that is
-    longer than a batch is a UserError.
+    numbers: of the rows. lengths: of each in tokens. The rows of a batch, padded to its longest,
+    hold at most `tokens` tokens, and batches of one step about the same number, so that no process
+    waits long. All rows are used once, in random order, before one is used again, but for the few
+    of a step that is not full. Raises UserError if a row is longer than a batch.
     """
     longest = max((lengths[number] for number in numbers), default=0)
     if longest > tokens:
         raise UserError(
-            f"The longest dialogue has {longest} tokens, but midtrain.batch_tokens leaves each process {tokens}. Raise it in "
-            "the profile."
+            f"The longest dialogue has {longest} tokens, but midtrain.batch_tokens leaves each "
+            f"process {tokens}. Raise it in the profile."
         )
     planned: list[list[list[int]]] = []
     batches: list[list[int]] = []
@@ -175,7 +170,7 @@ def plan_batches(
 
 
 def collate(rows: list[Example], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) inputs, targets and what each of these counts; padded at the right, where targets are IGNORE.
+    """Return inputs, targets and the targets' weights (B, T), padded at the right with IGNORE.
 
     weights: of CONTEXT, REPLY, ARGUMENTS and TOOL_CHOICE.
     """
@@ -188,27 +183,21 @@ def collate(rows: list[Example], weights: Sequence[float]) -> tuple[Tensor, Tens
 def web_rows(
     tokens: np.ndarray, count: int, length: int, random: np.random.Generator
 ) -> list[Example]:
-    """`count` rows of web text, `length` inputs long, from random places."""
+    """Return `count` rows of web text, `length` inputs long, from random places."""
     starts = random.integers(0, max(1, len(tokens) - length - 1), count)
-    return [
-        Example(
-            ids := tokens[start : start + length + 1].tolist(),
-            [CONTEXT] * len(ids),
-            Places({}, {}, []),
-        )
-        for start in starts
-    ]
+    ids = [tokens[start : start + length + 1].tolist() for start in starts]
+    return [Example(row, [CONTEXT] * len(row), Places({}, {}, [])) for row in ids]
 
 
 def stack_rows(rows: list[Example], count: int, length: int) -> Tensor:
-    """(count, length) tokens of the first dialogues, one behind the other; fewer rows where there is less."""
+    """Return the first tokens of the dialogues, one behind the other, as (≤ count, length)."""
     tokens = list(itertools.islice((token for row in rows for token in row.ids), count * length))
     return torch.tensor(tokens[: len(tokens) // length * length]).view(-1, length)
 
 
 def practise(
     stage: Stage,
-    world: ProcessGroup,
+    group: ProcessGroup,
     model: GptOss,
     prefix: list[int],
     decisions: list[Example],
@@ -217,33 +206,29 @@ def practise(
     device: Device,
     checkpoint: Checkpoint,
 ) -> list[dict]:
-    """Trains on first decisions, then on dialogues and web text; returns the curve. Resumes where it was killed.
+    """Train on first decisions, then on dialogues and web text; return the curve.
 
-    prefix: ids that stand before each decision and dialogue.
+    Resumes where it was killed. prefix: ids that stand before each decision and dialogue.
     """
     midtrain, scale, seed = stage.params.midtrain, stage.params.profile.midtrain, stage.params.seed
-    shared, tokens = torch.tensor([prefix], device=device.kind), scale.batch_tokens // world.size
-    weights = (
-        1.0,
-        midtrain.loss_weights.reply,
-        midtrain.loss_weights.arguments,
-        midtrain.loss_weights.tool_choice,
-    )
+    shared, tokens = torch.tensor([prefix], device=device.kind), scale.batch_tokens // group.size
+    of_part = midtrain.loss_weights
+    weights = (1.0, of_part.reply, of_part.arguments, of_part.tool_choice)
     rows, first, random = decisions + dialogues, decision_steps(stage), np.random.default_rng(seed)
     lengths = [len(row.ids) for row in rows]
-    planned = plan_batches(range(len(decisions)), lengths, first, tokens, world.size, 0.0, random)
+    planned = plan_batches(range(len(decisions)), lengths, first, tokens, group.size, 0.0, random)
     planned += plan_batches(
         range(len(decisions), len(rows)),
         lengths,
         scale.max_steps - first,
         tokens,
-        world.size,
+        group.size,
         midtrain.replay_ratio,
         random,
     )
-    loss_of, guided = wrap_distributed(model, world, sharded=False), GuidedHeads(model)
-    optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, world)
-    start, curve, losses, seen, operations = 0, [], [], 0, 0.0
+    loss_of, guided = wrap_distributed(model, group, sharded=False), GuidedHeads(model)
+    optimizers = muon_and_adamw(model, midtrain.weight_decay, 0.9, 0.95, group)
+    start, curve, losses, tokens_read, operations = 0, [], [], 0, 0.0
     if saved := checkpoint.load():
         tensors, state = saved
         model.load_state_dict(
@@ -256,7 +241,7 @@ def practise(
         load_optimizers(tensors, *optimizers)
         start, curve = state["step"], state["curve"]
         print(f"going on at step {start}", flush=True)
-    world.barrier()  # all have read before the first may write
+    group.barrier()  # all have read before the first may write
     for step in progress(
         range(start, scale.max_steps), "midtrain", "step", total=scale.max_steps, first=start
     ):
@@ -267,11 +252,11 @@ def practise(
             midtrain.warmup_ratio,
             midtrain.min_lr_ratio,
         )
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
-        chosen = planned[step][world.rank]
+        for options in (options for optimizer in optimizers for options in optimizer.param_groups):
+            options["lr"] = rate
+        chosen = planned[step][group.rank]
         batch = [rows[number] for number in chosen] or web_rows(
-            web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, world.rank])
+            web, max(1, tokens // WEB_ROW), WEB_ROW, np.random.default_rng([seed, step, group.rank])
         )
         inputs, targets, importance = (part.to(device.kind) for part in collate(batch, weights))
         with device.autocast():
@@ -281,7 +266,7 @@ def practise(
             guide = midtrain.guide_weight * guided.loss(
                 [row.places for row in batch], midtrain.idle_weight
             )
-        losses.append(world.mean(loss.detach().clone()).item())
+        losses.append(group.mean(loss.detach().clone()).item())
         if not np.isfinite(losses[-1]):
             read = (
                 f"{', '.join(rows[number].dialogue for number in chosen)} of data/sft/train.jsonl"
@@ -289,10 +274,10 @@ def practise(
                 else "web text"
             )
             raise UserError(
-                f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process read. "
-                "Lower midtrain.learning_rate."
+                f"The loss is {losses[-1]} at step {step}, on {read}, or on what another process "
+                "read. Lower midtrain.learning_rate."
             )
-        seen += inputs.numel()
+        tokens_read += inputs.numel()
         operations += flops_of_rows(
             model, [inputs.size(1)] * len(batch), len(prefix) if chosen else 0
         )
@@ -305,19 +290,17 @@ def practise(
         if done % scale.eval_interval == 0 or done == scale.max_steps:
             curve.append({"step": done, "loss": float(np.mean(losses))})
             losses = []
-            if world.is_main:
+            if group.is_main:
                 tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
                 checkpoint.save(
                     tensors | optimizer_tensors(*optimizers), {"step": done, "curve": curve}
                 )
-    stage.log_cost(
-        *(world.size * number for number in (seen, operations))
-    )  # of all processes, which have the same to do
+    stage.log_cost(group.size * tokens_read, group.size * operations)  # all do the same amount
     return curve
 
 
 def add_template(folder: Path) -> None:
-    """Puts the chat template where transformers and its server look for it."""
+    """Put the chat template where transformers and its server look for it."""
     (folder / "chat_template.jinja").write_text(harmony.TEMPLATE)
 
 
@@ -326,9 +309,8 @@ def main(stage: Stage) -> None:
     scale, pretrained = profile.midtrain, Path("models/pretrain/gpt_oss")
     if scale.base_model != "pretrained":
         with atomic_directory("models/base") as folder:
-            write_json(
-                folder / "pointer.json", {"hub_id": scale.base_model, "revision": scale.revision}
-            )
+            pointer = {"hub_id": scale.base_model, "revision": scale.revision}
+            write_json(folder / "pointer.json", pointer)
             add_template(folder)
         write_curve("metrics/midtrain.tsv", [{"step": 0, "loss": 0.0}])
         return
@@ -336,33 +318,22 @@ def main(stage: Stage) -> None:
         profile.device, profile.dtype, profile.threads // profile.num_processes, stage.params.seed
     )
     model, tokenizer = load_gpt_oss(pretrained), tokenizers.load(pretrained)
-    web, family = (
-        open_tokens("data/tokens", "train"),
-        token_classes(tokenizer, len(model.embedding)),
-    )
-    with open_world(device.kind, profile.num_processes, stage.program) as world:
+    web = open_tokens("data/tokens", "train")
+    family = token_classes(tokenizer, len(model.embedding))
+    with open_process_group(device.kind, profile.num_processes, stage.program) as group:
         prefix, decisions, dialogues = rows_of(stage, tokenizer, family.tolist())
         add_induction_heads(
             model, stack_rows(dialogues, FITTED_ROWS, FITTED_LENGTH), family, stage.params.seed
         )
-        with (
-            open_checkpoint(stage)
-            if world.is_main
-            else contextlib.nullcontext(Checkpoint(stage)) as checkpoint
-        ):
-            curve = practise(
-                stage,
-                world,
-                model.to(device.kind),
-                prefix,
-                decisions,
-                dialogues,
-                web,
-                device,
-                checkpoint,
-            )
-            world.barrier()
-        if not world.is_main:
+        opened = open_checkpoint(stage)
+        if not group.is_main:
+            opened = contextlib.nullcontext(Checkpoint(stage))
+        model.to(device.kind)
+        rows = prefix, decisions, dialogues
+        with opened as checkpoint:
+            curve = practise(stage, group, model, *rows, web, device, checkpoint)
+            group.barrier()
+        if not group.is_main:
             return
     with atomic_directory("models/base") as folder:
         save_model(model, folder, tokenizer)

@@ -15,8 +15,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PretrainedConfig
 from trl import SFTConfig, SFTTrainer
 
-from crawl2cart.agent.hf_writer import LOOK_BATCH, LOOK_TOKENS, answer_turns
-from crawl2cart.agent.local_writer import writer_of
+from crawl2cart.agent.local_writer import EVAL_BATCH, EVAL_TOKENS, answer_turns, writer_of
 from crawl2cart.core.device import Device, open_device
 from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
@@ -148,7 +147,7 @@ def main(stage: Stage) -> None:
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
         answers = answer_turns(
-            writer_of(merged, tokenizer, device, LOOK_TOKENS), held_out, LOOK_BATCH
+            writer_of(merged, tokenizer, device, EVAL_TOKENS), held_out, EVAL_BATCH
         )
 
     write_curve("metrics/sft.tsv", rows)

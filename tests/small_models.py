@@ -40,11 +40,12 @@ def small_tokenizer() -> Encoding:
 
 
 def make(name: str, **changes) -> nn.Module:
+    assert not changes.keys() - SIZES[name].keys(), "a config key that the model does not have"
     return initialise(MODELS[name]({**SIZES[name], **changes}, VOCABULARY), seed=1)
 
 
 def shaken(model: nn.Module, deviation: float = 0.3) -> nn.Module:
-    """The model with every parameter far from its start, biases and sinks too: what is zero hides what is wrong."""
+    """Move every parameter far from its start, zeros too, which would hide errors."""
     torch.manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,5 +54,5 @@ def shaken(model: nn.Module, deviation: float = 0.3) -> nn.Module:
 
 
 def some_tokens(rows: int, length: int, seed: int = 3) -> torch.Tensor:
-    """Random ids without <|endoftext|>, whose embedding transformers gives no gradient since it pads with it."""
+    """Return random ids, none of them <|endoftext|>, which transformers gives no gradient."""
     return torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -353,10 +353,10 @@ def open_writer(place: str) -> Writer:
             f"{place} holds one of the baselines, which write no calls. Take a GPT-OSS, such as models/released."
         )
     # Here, because torch and transformers take seconds to import, and an endpoint needs neither.
-    from crawl2cart.agent.hf_writer import Answerer
-    from crawl2cart.agent.local_writer import open_folder
+    from crawl2cart.agent.local_writer import LocalWriter, open_folder
     from crawl2cart.core.device import open_device
     from crawl2cart.core.params import read_params
+    from crawl2cart.lm.inference.hf_engine import HfEngine
     from crawl2cart.lm.training.trl_utils import open_model
 
     params = read_params(Path("params.yaml"))
@@ -366,8 +366,8 @@ def open_writer(place: str) -> Writer:
         from crawl2cart.agent.constrained import Guide
 
         model, tokenizer = open_model(place, device)
-        writer = Answerer(
-            model,
+        writer = LocalWriter(
+            HfEngine(model, tokenizer.pad_token_id),
             tokenizer,
             device,
             params.evaluate.max_new_tokens,

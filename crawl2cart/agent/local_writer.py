@@ -1,8 +1,8 @@
-"""Writes the turns of many conversations at once with our own GPT-OSS; with Hugging Face where a folder holds another model.
+"""Write the assistant's turns with a model on this machine.
 
-All conversations begin with the tools, which are half of a prompt: their keys and values are computed once. A batch is padded at
-the left, rows that have ended leave it. In float32 it writes what `generate` of transformers writes, in a fraction of the time
-(benchmarks/answers.py).
+Our own GPT-OSS decodes with our Engine, any other model and anything on a card with Hugging Face's
+`generate`. Both get the same prompts and return the same kind of text. In float32 on a CPU they
+write the same, ours in a fraction of the time (benchmarks/answers.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,156 +10,124 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from crawl2cart.agent.hf_writer import Answerer, whole_characters
 from crawl2cart.core.device import Device
 from crawl2cart.core.files import read_json
+from crawl2cart.core.progress import progress
 from crawl2cart.lm.formats import harmony
-from crawl2cart.lm.formats.from_hf import foreign, imported, load_gpt_oss
-from crawl2cart.lm.inference.sampling import head_of, sample_token
-from crawl2cart.lm.models.attention import SPARE
-from crawl2cart.lm.models.gpt_oss import GptOss, State
+from crawl2cart.lm.formats.from_hf import imported, load_gpt_oss, unsupported
+from crawl2cart.lm.inference.engine import Engine, Prefix
+from crawl2cart.lm.inference.hf_engine import HfEngine
+from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.training.trl_utils import POINTER, open_model
 
-# Left in float32 under autocast too: what norms, the residual stream and the sinks are made of.
+# Turns answered at once, and new tokens at most, where training looks at validation.
+EVAL_BATCH, EVAL_TOKENS = 16, 120
+# Stay in float32 under autocast: what norms, the residual stream and the sinks are made of.
 PRECISE = ("attention_norm", "expert_norm", "norm", "embedding", "sinks")
-# A batch is made smaller when less than this share of its rows goes on.
-LEAST_RUNNING = 0.8
+# Makes what constrains a batch of so many rows to calls of these tools (constrained.py).
+Guide = Callable[[Sequence[dict], int], LogitsProcessor]
 
 
-class OwnWriter:
-    """The assistant's next turn after each list of messages; like `Answerer`, but for our own GPT-OSS.
+class LocalWriter:
+    """The assistant's next turn after each of several conversations.
 
-    temperature 0 means greedy; otherwise what is drawn, of the likeliest that together have the probability top_p, follows from `seed`
-    and from what was drawn before. A turn ends with one of harmony.STOPS, or after max_new_tokens.
+    temperature 0: always the likeliest token. Otherwise tokens are drawn from the likeliest that
+    together have the probability top_p. With our own engine the draws follow from seed and from
+    what was drawn before. A turn ends with one of harmony.STOPS or after max_new_tokens.
+    guide: only for HfEngine.
     """
 
     def __init__(
         self,
-        model: GptOss,
+        engine: Engine | HfEngine,
         tokenizer: PreTrainedTokenizerBase,
         device: Device,
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
         top_p: float = 1.0,
+        seed: int = 0,
+        guide: Guide | None = None,
     ):
-        self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
+        self.engine, self.tokenizer, self.device, self.guide = engine, tokenizer, device, guide
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
-        self.stops = set(tokenizer.convert_tokens_to_ids(list(harmony.STOPS)))
-        self.draws = torch.Generator().manual_seed(seed)
-        self._begun: dict[str, tuple[list[int], State]] = {}
-        for (
-            name,
-            parameter,
-        ) in model.named_parameters():  # autocast would cast each of them in every step
-            if name.rpartition(".")[2] not in PRECISE:
-                parameter.data = parameter.data.to(device.dtype)
+        self.stops = tokenizer.convert_tokens_to_ids(list(harmony.STOPS))
+        self.generator = torch.Generator().manual_seed(seed)
+        self._prefixes: dict[str, Prefix] = {}
 
-    @torch.inference_mode()
     def __call__(
         self,
-        prompts: Sequence[list[dict]],
+        conversations: Sequence[list[dict]],
         tools: list[dict],
-        hear: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """The raw text of one turn for each prompt, with its channel markers and its stop token.
+        """Return the raw text of one turn for each, with channel markers and its stop token.
 
-        hear: told the text so far, token by token; for a single prompt.
+        A conversation that is longer than our model takes gets an empty text.
+        on_text gets the text so far, token by token; for a single conversation.
         """
-        rows = self._ids(
-            [harmony.render(prompt, tools, add_generation_prompt=True) for prompt in prompts]
-        )
+        prompts = self._encode([harmony.render(turns, tools, True) for turns in conversations])
+        limit = getattr(self.engine, "limit", None)
+        fitting = [i for i, ids in enumerate(prompts) if not limit or len(ids) <= limit]
+        texts = [""] * len(prompts)
+        if not fitting:
+            return texts
         with self.device.autocast():
-            written = self._write(rows, *self._prefix(tools), hear)
-        return [self.tokenizer.decode(ids) for ids in written]
+            new_ids = self.engine.generate(
+                [prompts[i] for i in fitting],
+                self.max_new_tokens,
+                self.stops,
+                self.temperature,
+                top_p=self.top_p,
+                on_ids=on_text
+                and (lambda ids: on_text(whole_characters(self.tokenizer.decode(ids)))),
+                **self._options(tools, len(fitting)),
+            )
+        for i, ids in zip(fitting, new_ids, strict=True):
+            texts[i] = self.tokenizer.decode(ids)
+        return texts
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _prefix(self, tools: list[dict]) -> tuple[list[int], State]:
-        """What every prompt with these tools begins with, and the state behind it. It ends with a special token, so that no
-        token reaches beyond it."""
+    def _options(self, tools: list[dict], rows: int) -> dict:
+        """Return the arguments that only one of the engines takes."""
+        if isinstance(self.engine, HfEngine):
+            return {"processors": [self.guide(tools, rows)] if self.guide else []}
+        return {"prefix": self._prefix(tools), "draws": self._draw}
+
+    def _prefix(self, tools: list[dict]) -> Prefix:
+        """Return the common start of all prompts with these tools, half of a prompt, read once.
+
+        It ends with a special token, so that no token reaches beyond it.
+        """
         text = harmony.prefix(tools)
-        if text not in self._begun:
-            (ids,) = self._ids([text])
-            _, state = self.model(torch.tensor([ids]), self.model.init_state(1))
-            self._begun[text] = ids, state
-        return self._begun[text]
+        if text not in self._prefixes:
+            self._prefixes[text] = self.engine.prefix(self._encode([text])[0])
+        return self._prefixes[text]
 
-    def _write(
-        self,
-        rows: list[list[int]],
-        prefix: list[int],
-        begun: State,
-        hear: Callable[[str], None] | None,
-    ) -> list[list[int]]:
-        """New ids of each row, the stop that ended it included."""
-        longest, known = max(map(len, rows)), len(prefix)
-        assert all(row[:known] == prefix for row in rows), "every prompt begins with its tools"
-        state = self._start(begun, known, longest, [longest - len(row) for row in rows])
-        # Columns that the prefix fills are not computed again; of a shorter row they hold padding and a part of the prefix.
-        tokens = torch.tensor([([0] * (longest - len(row)) + row)[known:] for row in rows])
-        written: list[list[int]] = [[] for _ in rows]
-        head = head_of(self.model)
-        running = list(range(len(rows)))  # which rows those of the batch are
-        for _ in range(self.max_new_tokens):
-            hidden, state = self.model(tokens, state)
-            ids = self._choose(hidden[:, -1] @ head)
-            for row, number in zip(running, ids.tolist(), strict=True):
-                if not self._ended(written[row]):
-                    written[row].append(number)
-            if hear:
-                hear(whole_characters(self.tokenizer.decode(written[0])))
-            goes_on = [place for place, row in enumerate(running) if not self._ended(written[row])]
-            if not goes_on:
-                break
-            if len(goes_on) < LEAST_RUNNING * len(running):
-                keep(state, torch.tensor(goes_on))
-                ids, running = ids[goes_on], [running[place] for place in goes_on]
-            tokens = ids[:, None]
-        return written
-
-    def _ended(self, ids: list[int]) -> bool:
-        return bool(ids) and ids[-1] in self.stops
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        if not self.temperature:
-            return logits.argmax(-1)
-        return sample_token(
-            logits,
-            self.temperature,
-            None,
-            self.top_p,
-            torch.rand(len(logits), generator=self.draws),
-        )
-
-    def _start(self, begun: State, known: int, longest: int, padding: list[int]) -> State:
-        """A state in which each row has `known` columns: its padding, then as much of the prefix as there is room for."""
-        state = self.model.init_state(len(padding), torch.tensor(padding))
-        state.columns = known
-        for layer, first in zip(state.layers, begun.layers, strict=True):
-            _, _, heads, _, size = first.buffer.shape
-            layer.buffer, layer.end = (
-                first.buffer.new_zeros(2, len(padding), heads, longest + SPARE, size),
-                known,
-            )
-            for row, empty in enumerate(min(pad, known) for pad in padding):
-                layer.buffer[:, row, :, empty:known] = first.buffer[:, 0, :, : known - empty]
-        return state
+    def _draw(self, _: int, rows: Sequence[int]) -> Tensor:
+        return torch.rand(len(rows), generator=self.generator)
 
 
-def keep(state: State, rows: Tensor) -> None:
-    """Leaves only these rows in a state."""
-    state.padding = state.padding[rows]
-    for layer in state.layers:
-        layer.buffer = layer.buffer[:, rows]
+def whole_characters(text: str) -> str:
+    """Return the text without the half of a character that its last token may have brought."""
+    return text.rstrip("\ufffd")
+
+
+def own_engine(model: GptOss, device: Device) -> Engine:
+    """Return an engine with weights in the device's dtype: autocast would cast them each step."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] not in PRECISE:
+            parameter.data = parameter.data.to(device.dtype)
+    return Engine(model)
 
 
 def is_ours(config: dict, device: Device) -> bool:
-    """Whether our own model can write what a model of transformers does."""
-    return device.kind == "cpu" and config.get("model_type") == "gpt_oss" and not foreign(config)
+    """Return whether our own model can write what this model of transformers does."""
+    is_cpu = device.kind == "cpu"
+    return is_cpu and config.get("model_type") == "gpt_oss" and not unsupported(config)
 
 
 def open_folder(
@@ -169,22 +137,42 @@ def open_folder(
     temperature: float = 0.0,
     seed: int = 0,
     top_p: float = 1.0,
-) -> OwnWriter | Answerer:
-    """A writer for a model folder: our own for a GPT-OSS on a CPU, Hugging Face's for any other model and on a card."""
-    folder = Path(folder)
-    if not (folder / POINTER).is_file() and is_ours(read_json(folder / "config.json"), device):
+) -> LocalWriter:
+    """Return a writer for a model folder, or for the hub's model that a pointer in it names."""
+    folder, sampling = Path(folder), (max_new_tokens, temperature, top_p, seed)
+    is_pointer = (folder / POINTER).is_file()
+    if not is_pointer and is_ours(read_json(folder / "config.json"), device):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return OwnWriter(
-            load_gpt_oss(folder), tokenizer, device, max_new_tokens, temperature, seed, top_p
-        )
+        return LocalWriter(own_engine(load_gpt_oss(folder), device), tokenizer, device, *sampling)
     torch.manual_seed(seed)
-    return Answerer(*open_model(folder, device), device, max_new_tokens, temperature, top_p)
+    model, tokenizer = open_model(folder, device)
+    return LocalWriter(HfEngine(model, tokenizer.pad_token_id), tokenizer, device, *sampling)
 
 
 def writer_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device, max_new_tokens: int
-) -> OwnWriter | Answerer:
-    """As `open_folder`, for a model of transformers in memory. A copy of it writes, where it is our own."""
+) -> LocalWriter:
+    """Return a greedy writer for a model in memory; a copy of it writes where it is our own."""
     if is_ours(model.config.to_dict(), device):
-        return OwnWriter(imported(model, len(tokenizer)), tokenizer, device, max_new_tokens)
-    return Answerer(model, tokenizer, device, max_new_tokens)
+        engine = own_engine(imported(model, len(tokenizer)), device)
+    else:
+        engine = HfEngine(model, tokenizer.pad_token_id)
+    return LocalWriter(engine, tokenizer, device, max_new_tokens)
+
+
+def answer_turns(
+    writer: LocalWriter, rows: Sequence[dict], batch: int, name: str = "answers"
+) -> list[str]:
+    """Return one text for each row of `to_examples`, in their order.
+
+    Prompts of similar length go together, so that little is padding.
+    """
+    lengths = [sum(len(str(message)) for message in row["prompt"]) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    texts = [""] * len(rows)
+    for start in progress(range(0, len(order), batch), name, "batch"):
+        chosen = order[start : start + batch]
+        answers = writer([rows[i]["prompt"] for i in chosen], rows[chosen[0]]["tools"])
+        for i, text in zip(chosen, answers, strict=True):
+            texts[i] = text
+    return texts

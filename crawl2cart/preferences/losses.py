@@ -29,10 +29,13 @@ def preference_loss(
     ipo           (h_chosen − h_rejected − 1 / 2β)², h a token Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17
     sigmoid_norm  sigmoid with h a token                       Lambert et al. 2024, https://arxiv.org/abs/2411.15124, eq. 6
 
-    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind.
+    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind,
+    and for ipo and sigmoid_norm without counts.
     """
     better, worse = chosen - reference_chosen, rejected - reference_rejected  # (B,) each
     if kind in ("ipo", "sigmoid_norm"):
+        if chosen_tokens is None or rejected_tokens is None:
+            raise ValueError(f"{kind} is a loss per token: give chosen_tokens and rejected_tokens.")
         better, worse = better / chosen_tokens.clamp(min=1), worse / rejected_tokens.clamp(min=1)
     match kind:
         case "sigmoid" | "sigmoid_norm":
@@ -47,8 +50,11 @@ def preference_loss(
 def mean_divergence(logits: Tensor, reference: Tensor, counted: Tensor) -> Tensor:
     """Mean over the counted tokens of KL(policy ‖ reference), in nats a token, exact over the vocabulary.
 
-    logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool.
+    logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool. Raises
+    ValueError if no token counts.
     """
+    if not counted[:, 1:].any():
+        raise ValueError("There is no counted token to take a mean over.")
     log_p, log_q = (
         part[:, :-1][counted[:, 1:]].log_softmax(-1, dtype=torch.float32)
         for part in (logits, reference)

@@ -16,6 +16,7 @@ import pytest
 from crawl2cart.core.stage import Stage
 from stages import download
 from tests.conftest import ROOT, wait_for
+from tests.encoded_project import encoded, losses, outs  # noqa: F401
 from tests.unit.crawl.test_filter import (
     digest,
     page,
@@ -24,7 +25,6 @@ from tests.unit.crawl.test_filter import (
     take_files,
 )  # noqa: F401
 from tests.unit.crawl.test_warc import members
-from tests.unit.lm.test_pretrain import encoded, losses, outs  # noqa: F401
 
 pytestmark = pytest.mark.slow
 FILES, PAGES = 6, 150

@@ -1,4 +1,4 @@
-"""A GPT-OSS of ours from a folder of transformers' GptOssForCausalLM: a renaming, since the tensors have the same layout."""
+"""Read transformers' GptOssForCausalLM into our GPT-OSS: the same tensors under other names."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.model_folder import WEIGHTS, check_model
 from crawl2cart.lm.formats.from_openai import mxfp4
-from crawl2cart.lm.models.attention import FAST_TURNS, SLOW_TURNS, THETA
-from crawl2cart.lm.models.gpt_oss import EPSILON, GptOss
-from crawl2cart.lm.models.moe import LIMIT
+from crawl2cart.lm.models.gpt_oss import DEFAULTS, GptOss
 
-# Ours -> Hugging Face's, whole model and one block.
+# Our name -> Hugging Face's, of the whole model and of one block.
 WHOLE = {
     "embedding": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
@@ -48,42 +46,37 @@ def exported_name(name: str) -> str:
     return f"model.layers.{layer}.{BLOCK[word]}"
 
 
-def rope_of(config: dict) -> dict:
-    """rope_scaling and rope_theta are the names of transformers before 5, and of openai's own files on the hub."""
-    return config.get("rope_parameters") or {
-        **config["rope_scaling"],
-        "rope_theta": config["rope_theta"],
-    }
+def rope_parameters(config: dict) -> dict:
+    """Return the rotary parameters under the names of transformers 5.
+
+    Before, and in openai's own files on the hub, they stand in rope_scaling and rope_theta.
+    """
+    old = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
+    return config.get("rope_parameters") or old
 
 
-def foreign(config: dict) -> dict:
-    """What of a GptOssForCausalLM's config our model does not do, with the values that it has there."""
+def unsupported(config: dict) -> dict:
+    """Return the entries of a GptOssForCausalLM's config that our model has no place for."""
+    layers = range(config["num_hidden_layers"])
     expected = {
-        "swiglu_limit": LIMIT,
-        "rms_norm_eps": EPSILON,
         "tie_word_embeddings": False,
         "attention_bias": True,
-        "rope_theta": THETA,
         "rope_type": "yarn",
         "truncate": False,
-        "beta_fast": FAST_TURNS,
-        "beta_slow": SLOW_TURNS,
-        "layer_types": [
-            "full_attention" if layer % 2 else "sliding_attention"
-            for layer in range(config["num_hidden_layers"])
-        ],
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in layers],
     }
-    found = {**config, **rope_of(config)}
-    return {key: found.get(key) for key in expected if found.get(key) != expected[key]}
+    values = {**config, **rope_parameters(config)}
+    return {key: values.get(key) for key in expected if values.get(key) != expected[key]}
 
 
 def imported_config(config: dict) -> dict:
-    """Our config from a GptOssForCausalLM's. Raises UserError on what our model has no place for."""
-    if wrong := foreign(config):
+    """Return our config for a GptOssForCausalLM's. Raises UserError on what ours can not do."""
+    if wrong := unsupported(config):
         raise UserError(
-            f"This GPT-OSS has {wrong}, which the model here does not do. Load it with transformers instead."
+            f"This GPT-OSS has {wrong}, which our model does not support. "
+            "Load it with transformers instead."
         )
-    rope = rope_of(config)
+    rope = rope_parameters(config)
     return {
         "num_layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
@@ -96,31 +89,36 @@ def imported_config(config: dict) -> dict:
         "sliding_window": config["sliding_window"],
         "max_position_embeddings": config["max_position_embeddings"],
         "rope_factor": rope["factor"],
-        # transformers has no z-loss; ours is kept in its config, where it is ignored.
+        "rope_theta": rope["rope_theta"],
+        "rope_beta_fast": rope.get("beta_fast", DEFAULTS["rope_beta_fast"]),
+        "rope_beta_slow": rope.get("beta_slow", DEFAULTS["rope_beta_slow"]),
+        "swiglu_alpha": config.get("swiglu_alpha", DEFAULTS["swiglu_alpha"]),
+        "swiglu_limit": config["swiglu_limit"],
+        "rms_norm_eps": config["rms_norm_eps"],
         "router_aux_loss_coef": config["router_aux_loss_coef"],
+        # transformers has no z-loss. We keep ours in its config, where it is ignored.
         "router_z_loss_coef": config.get("router_z_loss_coef", 0.0),
     }
 
 
 def load_gpt_oss(folder: Path | str, device: str = "cpu") -> GptOss:
-    """A GPT-OSS from a GptOssForCausalLM folder, float32. Raises UserError if files are missing or damaged, and on another model."""
+    """Return a GPT-OSS from a GptOssForCausalLM folder, in float32.
+
+    Raises UserError if files are missing or damaged, and on another model.
+    """
     config = check_model(folder)
     if config.get("model_type") != "gpt_oss":
-        raise UserError(
-            f"{folder} holds a {config.get('model', config.get('model_type'))}, where a GPT-OSS is needed."
-        )
+        kind = config.get("model", config.get("model_type"))
+        raise UserError(f"{folder} holds a model of type {kind}, where a GPT-OSS is needed.")
     model = GptOss(imported_config(config), used_ids(folder))
     tensors = read_weights(folder)
-    load_weights(
-        model,
-        {name: tensors.pop(exported_name(name)) for name in model.state_dict()} | tensors,
-        folder,
-    )
+    ours = {name: tensors.pop(exported_name(name)) for name in model.state_dict()}
+    load_weights(model, ours | tensors, folder)
     return model.to(device).eval()
 
 
 def imported(model: nn.Module, vocabulary: int) -> GptOss:
-    """A copy of a GptOssForCausalLM, float32. vocabulary: how many ids are in use."""
+    """Return a copy of a GptOssForCausalLM, in float32. vocabulary: how many ids are in use."""
     own = GptOss(imported_config(model.config.to_dict()), vocabulary)
     tensors = model.state_dict()
     own.load_state_dict({name: tensors[exported_name(name)].float() for name in own.state_dict()})
@@ -128,23 +126,25 @@ def imported(model: nn.Module, vocabulary: int) -> GptOss:
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
-    """All tensors of a folder, from one file or several; experts in MXFP4 (as the hub's openai/gpt-oss-20b has them) unpacked."""
+    """Return all tensors of a folder, from one file or several.
+
+    Experts in MXFP4, as in the hub's openai/gpt-oss-20b, are unpacked.
+    """
     tensors = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)
     for blocks in [name for name in tensors if name.endswith("_blocks")]:
         name = blocks.removesuffix("_blocks")
-        tensors[name] = mxfp4(
-            tensors.pop(blocks), tensors.pop(f"{name}_scales")
-        ).mT.contiguous()  # (E, out, in) -> (E, in, out)
+        weight = mxfp4(tensors.pop(blocks), tensors.pop(f"{name}_scales"))  # (E, out, in)
+        tensors[name] = weight.mT.contiguous()  # (E, in, out)
     return tensors
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path | str) -> None:
+    """Fill a model, all its parameters. Raises UserError if names or shapes do not fit."""
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     try:
-        model.load_state_dict(
-            {name: tensor.float() for name, tensor in tensors.items()}, strict=True
-        )
+        model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UserError(
             f"{Path(folder) / WEIGHTS} does not fit its config.json: {error}"
@@ -152,8 +152,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path | st
 
 
 def used_ids(folder: Path | str) -> int:
-    """How many ids the tokenizer of a folder has; the embedding's rows above are padding."""
+    """Return how many ids the tokenizer of a folder has; rows of the embedding above pad it."""
     table = json.loads((Path(folder) / "tokenizer.json").read_text())
-    return 1 + max(
-        [*table["model"]["vocab"].values(), *(token["id"] for token in table["added_tokens"])]
-    )
+    added = [token["id"] for token in table["added_tokens"]]
+    return 1 + max([*table["model"]["vocab"].values(), *added])

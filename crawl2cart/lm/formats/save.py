@@ -1,9 +1,10 @@
 """Model folders: weights, config and tokenizer of one model, written and read.
 
-A GPT-OSS folder is what transformers' GptOssForCausalLM reads and writes, so TRL, vLLM and others run it unchanged; the mapping
-is in hugging_face.py. A baseline's folder has a config.json of ours.
+A GPT-OSS folder is what transformers' GptOssForCausalLM reads and writes, so TRL, vLLM and others
+run it unchanged (from_hf.py has the names). A baseline's folder has a config.json of our own.
 """
 
+from functools import partial
 from pathlib import Path
 
 import tiktoken
@@ -14,28 +15,36 @@ from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import write_json
 from crawl2cart.core.model_folder import WEIGHTS, check_model
 from crawl2cart.lm.formats.from_hf import exported_name, load_gpt_oss, load_weights, read_weights
-from crawl2cart.lm.models.attention import FAST_TURNS, SLOW_TURNS, THETA
-from crawl2cart.lm.models.gpt_oss import EPSILON, GptOss
+from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.gru import Gru
 from crawl2cart.lm.models.init import pad_vocab
 from crawl2cart.lm.models.lstm import Lstm
 from crawl2cart.lm.models.mlp import Mlp
-from crawl2cart.lm.models.moe import GAIN, LIMIT
-from crawl2cart.lm.models.rnn import Rnn
+from crawl2cart.lm.models.recurrent import RecurrentLM
+from crawl2cart.lm.models.rnn import Elman
 from crawl2cart.lm.tokenizer import END_OF_TEXT, save_tokenizer
 
-MODELS = {"mlp": Mlp, "rnn": Rnn, "lstm": Lstm, "gru": Gru, "gpt_oss": GptOss}
+# By name, a function of config and vocabulary that makes an uninitialised model.
+MODELS = {
+    "mlp": Mlp,
+    "rnn": partial(RecurrentLM, Elman),
+    "lstm": partial(RecurrentLM, Lstm),
+    "gru": partial(RecurrentLM, Gru),
+    "gpt_oss": GptOss,
+}
+# Where generation of transformers stops: config.json has room for one of them.
+STOPS = ("<|return|>", "<|call|>", END_OF_TEXT)
 
 
 def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
-    """config.json of GptOssForCausalLM with every field written out: readers differ in their defaults."""
+    """Return GptOssForCausalLM's config with every field: readers differ in their defaults."""
     from transformers import GptOssConfig
 
     config = model.config
-    ids = {
-        token: tokenizer.encode_single_token(token)
+    start, end, padding = (
+        tokenizer.encode_single_token(token)
         for token in ("<|startoftext|>", "<|return|>", END_OF_TEXT)
-    }
+    )
     return GptOssConfig(
         architectures=["GptOssForCausalLM"],
         dtype="float32",
@@ -56,17 +65,17 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
         attention_bias=True,
         attention_dropout=0.0,
         hidden_act="silu",
-        swiglu_alpha=GAIN,
-        swiglu_limit=LIMIT,
-        rms_norm_eps=EPSILON,
+        swiglu_alpha=config["swiglu_alpha"],
+        swiglu_limit=config["swiglu_limit"],
+        rms_norm_eps=config["rms_norm_eps"],
         max_position_embeddings=config["max_position_embeddings"],
-        # YaRN with factor 1 is plain RoPE; servers that read its keys without asking find them.
+        # YaRN with factor 1 is plain RoPE. Some servers read its keys without asking.
         rope_parameters={
             "rope_type": "yarn",
-            "rope_theta": THETA,
+            "rope_theta": config["rope_theta"],
             "factor": config["rope_factor"],
-            "beta_fast": FAST_TURNS,
-            "beta_slow": SLOW_TURNS,
+            "beta_fast": config["rope_beta_fast"],
+            "beta_slow": config["rope_beta_slow"],
             "truncate": False,
             "original_max_position_embeddings": round(
                 config["max_position_embeddings"] / config["rope_factor"]
@@ -76,14 +85,14 @@ def exported_config(model: GptOss, tokenizer: tiktoken.Encoding) -> dict:
         router_z_loss_coef=config["router_z_loss_coef"],
         output_router_logits=False,
         use_cache=True,
-        bos_token_id=ids["<|startoftext|>"],
-        eos_token_id=ids["<|return|>"],
-        pad_token_id=ids[END_OF_TEXT],
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=padding,
     ).to_dict()
 
 
 def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encoding) -> None:
-    """Writes a model of this package and its tokenizer into an existing folder, in float32."""
+    """Write a model of this package and its tokenizer into an existing folder, in float32."""
     folder = Path(folder)
     tensors = {
         name: tensor.detach().float().cpu().contiguous()
@@ -92,29 +101,25 @@ def save_model(model: nn.Module, folder: Path | str, tokenizer: tiktoken.Encodin
     if isinstance(model, GptOss):
         tensors = {exported_name(name): tensor for name, tensor in tensors.items()}
         config = exported_config(model, tokenizer)
-        stops = [
-            tokenizer.encode_single_token(token)
-            for token in ("<|return|>", "<|call|>", END_OF_TEXT)
-        ]
-        write_json(
-            folder / "generation_config.json",
-            {
-                "bos_token_id": config["bos_token_id"],
-                "pad_token_id": config["pad_token_id"],
-                "eos_token_id": stops,
-                "transformers_version": config["transformers_version"],
-            },
-        )
+        generation = {
+            "bos_token_id": config["bos_token_id"],
+            "pad_token_id": config["pad_token_id"],
+            "eos_token_id": [tokenizer.encode_single_token(token) for token in STOPS],
+            "transformers_version": config["transformers_version"],
+        }
+        write_json(folder / "generation_config.json", generation)
     else:
-        name = next(name for name, kind in MODELS.items() if isinstance(model, kind))
-        config = {**model.config, "model": name, "vocabulary": model.vocabulary}
+        config = {**model.config, "model": model.name, "vocabulary": model.vocabulary}
     write_json(folder / "config.json", config)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     save_tokenizer(tokenizer, folder)
 
 
 def load_model(folder: Path | str, device: str = "cpu") -> nn.Module:
-    """Any of the five models from its folder, float32. Raises UserError if files are missing or damaged, or do not fit."""
+    """Return any of the five models from its folder, in float32.
+
+    Raises UserError if files are missing or damaged, or do not fit each other.
+    """
     config = check_model(folder)
     if config.get("model_type") == "gpt_oss":
         return load_gpt_oss(folder, device)
@@ -123,6 +128,9 @@ def load_model(folder: Path | str, device: str = "cpu") -> nn.Module:
             f"{folder}/config.json names no model of this project ({', '.join(MODELS)})."
         )
     sizes = {key: value for key, value in config.items() if key not in ("model", "vocabulary")}
-    model = MODELS[config["model"]](sizes, config["vocabulary"])
+    try:
+        model = MODELS[config["model"]](sizes, config["vocabulary"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder}/config.json is not complete: {error}") from error
     load_weights(model, read_weights(folder), folder)
     return model.to(device).eval()

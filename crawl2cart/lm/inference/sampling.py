@@ -1,16 +1,17 @@
-"""From a hidden state to the next token: the head as decoding reads it, temperature, top-k, top-p."""
+"""From hidden states to the next token: head, temperature, top-k, top-p."""
 
 import torch
 from torch import Tensor, nn
 
 
 def sample_token(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float, draw: Tensor | None
 ) -> Tensor:
-    """One id for each row of logits (B, V); draw (B,) in [0, 1) decides. temperature 0: the likeliest.
+    """Return one id (B,) for each row of logits (B, V).
 
-    top_k keeps the k likeliest; top_p the likeliest that together have at least that probability (Holtzman et al. 2019,
-    https://arxiv.org/abs/1904.09751).
+    draw (B,) in [0, 1) decides. temperature 0: the likeliest id, without a draw. top_k: only the k
+    likeliest. top_p: only the likeliest that together have at least this probability (Holtzman et
+    al. 2019, https://arxiv.org/abs/1904.09751).
     """
     logits = logits.float()  # argmax too: four times as fast as in bfloat16
     if temperature == 0:
@@ -26,7 +27,9 @@ def sample_token(
 
 
 def head_of(model: nn.Module) -> Tensor:
-    """What makes logits of a hidden state, (D, vocabulary), without the rows that pad the table; for a CPU laid out so that the product
-    with one row in float32 takes about three quarters of the time."""
+    """Return the matrix (D, vocabulary) that makes logits of hidden states, without padding ids.
+
+    On a CPU it is contiguous: the product with one row takes three quarters of the time.
+    """
     head = model.head[: model.vocabulary].T
     return head.contiguous() if head.device.type == "cpu" else head

@@ -1,7 +1,8 @@
-"""What the spelling of tokens says before anything is learnt: `F` and ` F` begin alike, and a capital, a digit, a sign are known as such.
+"""Embeddings that start alike for tokens that are spelled alike.
 
-In a cut table every letter and most short pieces of words stand twice, with a space before them and without, and many again with a capital.
-To copy a name from a sentence (` F`, `en`, …) into a call (`"`, `F`, `en`, …) a model must know that they are one.
+Most short pieces of words stand in the table twice, with a space before them and without. To copy a
+name from a sentence (` F`, `en`, …) into a call (`"`, `F`, `en`, …), a model must know that they
+are the same.
 """
 
 import torch
@@ -10,16 +11,17 @@ from torch import Tensor
 
 from crawl2cart.lm.tokenizer import rank_bytes
 
-# Parts of an embedding's variance: what tokens share that differ in the space before them, or in that and in case; and a token's own.
+# Parts of the variance: shared by tokens that differ in a space, or in space and case; and own.
 LETTERS, CASELESS, OWN = 0.35, 0.35, 0.30
 # Size of what tokens share that begin with a space, a capital, a digit, a sign.
 MARK = 0.3
 
 
 def token_classes(tokenizer: Encoding, rows: int, caseless: bool = False) -> Tensor:
-    """(rows,) The number of each id's family: tokens spelled alike but for a space before them, and with `caseless` for case.
+    """Return the number of each id's family, (rows,).
 
-    Special tokens, and ids that stand for nothing, are families of one.
+    Tokens of a family differ in a space before them and, with caseless, in case. Special tokens and
+    padding ids are families of one.
     """
     numbers: dict[bytes | int, int] = {}
     letters: list[bytes | int] = [word.lstrip(b" ") or word for word in rank_bytes(tokenizer)]
@@ -29,7 +31,7 @@ def token_classes(tokenizer: Encoding, rows: int, caseless: bool = False) -> Ten
 
 
 def spelling_embeddings(tokenizer: Encoding, rows: int, width: int, seed: int) -> Tensor:
-    """(rows, width) Embeddings to start from, of deviation 1: random, and the more alike the more their spellings are."""
+    """Return embeddings to start from (rows, width), of deviation 1, alike where spellings are."""
     spellings = [*rank_bytes(tokenizer), *[b""] * (rows - len(rank_bytes(tokenizer)))]
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,15 +1,14 @@
 """Give a trained gpt_oss induction heads: what followed the last time is what follows now.
 
-Such a head looks for the place where the last tokens stood before and says what came next there. In training they appear by themselves,
-but after billions of tokens (Olsson et al. 2022, https://arxiv.org/abs/2209.11895), where a laptop reads one million; and
-without them an agent cannot copy a name into a call. So they are fitted into a model that has none. Which tokens stand here and before
-can be read off the stream of the model by linear maps, which `least_squares` finds on some text; training goes on from there.
+Such heads appear by themselves after billions of tokens (Olsson et al. 2022, arXiv 2209.11895).
+Here they are fitted: which tokens stand here and before can be read off the model's stream by
+linear maps, which `least_squares` finds on some text. Training goes on from there.
 
 Of the first group of heads of three layers:
-- the writer, which sees a window: two heads look one and two places back, and write down what stands there.
-- the readers, which see all: a query says which tokens stand here and before, a key which stood one and two before its own place, so that
-  they meet where the same two stood. The value is the token there, the output raises it in the head.
-The readers' other heads get such values and outputs too, and are left to learn for themselves where to look.
+- the writer, in a window layer: two heads look one and two places back and write what is there.
+- the readers, which see all: queries of the token here and the one before meet keys of the tokens
+  one and two before. The value is the token there; the output raises it in the head.
+The readers' other heads get such values and outputs too, and learn where to look.
 """
 
 import torch
@@ -18,10 +17,9 @@ from torch import Tensor
 from crawl2cart.core.errors import UserError
 from crawl2cart.lm.models.gpt_oss import GptOss, previous_token_rotation, rms_norm
 
-# Sizes, picked by hand on text that is read twice, where a head finds or does not find what stood there before; no search was made.
-# The head's part that says tokens by what they look like (at 0.12 more of the copied tokens are right after midtrain than at 0.06), the
-# outputs of readers and of their other heads, the writer's output in units of the stream, the score of two tokens that are found again,
-# and of both kinds of heads the sink's.
+# Sizes picked by hand on text that is read twice: the head's part that tells tokens by their look,
+# outputs of readers and of their other heads, the writer's output in units of the stream, the score
+# of a match, and the sinks of both kinds of heads.
 NAMED, READ, FREE, WRITTEN, SCORE, SINK, FREE_SINK = 0.12, 3.0, 4.5, 0.7, 9.0, 4.0, 6.0
 # How much a reader's two heads make of the token here and of the one before it.
 ATTENTION_TO = ((1.4, 0.5), (1.0, 1.0))
@@ -29,7 +27,7 @@ RIDGE = 0.01
 
 
 def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The map y = x @ weight.T + bias that is nearest to x (n, D), y (n, k); of y's deviation, not of the smaller one that is nearest."""
+    """Return the map y = x @ weight.T + bias nearest to x (n, D), y (n, k), with y's deviation."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     weight = torch.linalg.solve(x.T @ x + RIDGE * len(x) * torch.eye(x.size(1)), x.T @ y).T
@@ -38,7 +36,7 @@ def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def input_of(model: GptOss, number: int, tokens: Tensor) -> tuple[Tensor, float]:
-    """What attention of a block reads of `tokens` (B, T), (B, T, D), and the size of the stream there before its norm."""
+    """Return the attention input of a block (B, T, D) for tokens (B, T), and the stream's size."""
     found = []
     hook = model.blocks[number].register_forward_pre_hook(
         lambda block, given: found.append(given[0])
@@ -55,7 +53,7 @@ def orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def layers(model: GptOss) -> tuple[int, list[int]]:
-    """The writer and its readers: a window layer, not the first one if there is another, and the layers behind it that see all."""
+    """Return the writer, a window layer, and its readers, the later layers that see all."""
     writer = max(
         number
         for number in range(min(3, len(model.blocks)))
@@ -72,18 +70,19 @@ def layers(model: GptOss) -> tuple[int, list[int]]:
 def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int) -> None:
     """Puts induction heads into a model, in place.
 
-    tokens (B, T): text to fit on. family (V,): tokens of one number are taken for the same word (spelling.families).
+    tokens (B, T): text to fit on. family (V,): tokens of one number count as the same word
+    (embedding_init.token_classes).
     Raises UserError if the model is too narrow or has one head to a group.
     """
     generator = torch.Generator().manual_seed(seed)
     width, d = model.embedding.size(1), model.blocks[0].head_dim
     if width < 2 * d or len(model.blocks[0].query) < 2 * len(model.blocks[0].key):
         raise UserError(
-            f"Induction heads need a width of two heads ({2 * d}, it is {width}) and two heads to each group of keys. Change "
-            "profiles.<name>.models.gpt_oss."
+            f"Induction heads need a hidden_size of two heads ({2 * d}, it is {width}) and two "
+            "heads to each group of keys. Change profiles.<name>.models.gpt_oss."
         )
     reach = 2  # how far back the writer looks
-    # What stands for a token, deviation 1: the mean of its family's embeddings, seen from a few directions.
+    # What stands for a token, deviation 1: the mean of its family's embeddings, projected.
     means = torch.zeros(int(family.max()) + 1, width).index_add_(0, family, model.embedding)
     words = (means / family.bincount()[:, None])[family]
     words = (words - words.mean(0)) / words.std()
@@ -91,7 +90,7 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     said = orthogonal(width, width, generator)  # turns a word into what raises it in the head
 
     def stands(table: Tensor, back: int) -> Tensor:
-        """(n, k) rows of the table for the tokens `back` places before each."""
+        """Return rows of the table (n, k) for the tokens `back` places before each."""
         return table[tokens[:, reach - back : tokens.size(1) - back]].flatten(0, 1)
 
     def stream(number: int) -> tuple[Tensor, float]:
@@ -109,7 +108,7 @@ def add_induction_heads(model: GptOss, tokens: Tensor, family: Tensor, seed: int
     block.value[:d], block.value_bias[:d] = least_squares(read, stands(code, 0))
     block.output[:, : 2 * d] = WRITTEN * size * orthogonal(width, 2 * d, generator)
 
-    # Rotary positions leave the slow half of the pairs nearly as they are: every other one for each of the two tokens that have to meet.
+    # Rotary positions hardly turn the slow half of the pairs: every other one for each token.
     one = torch.cat([torch.arange(d // 4, d // 2, 2), torch.arange(d - d // 4, d, 2)])
     two = one + 1
     for number in readers:

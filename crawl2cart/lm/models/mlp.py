@@ -11,13 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crawl2cart.lm.models.config import complete_config
 from crawl2cart.lm.models.init import ParamSpec, constant, fan_in, normal, pad_vocab
-from crawl2cart.lm.training.losses import cross_entropy
+from crawl2cart.lm.training.losses import linear_cross_entropy
 
 
 class Mlp(nn.Module):
-    """config: context_size (tokens), embedding_size, hidden_size."""
+    """A window of embeddings, one hidden layer, a softmax.
 
+    config: context_size (tokens), embedding_size, hidden_size. vocabulary: number of token ids.
+    Raises ValueError if a key is missing.
+    Parameters are uninitialised memory until `initialise` or a state dict fills them.
+    """
+
+    name = "mlp"
     PARAMS = {
         "embedding": ParamSpec(normal(1.0), decay=False),
         "input": ParamSpec(fan_in(), decay=True),
@@ -27,39 +34,39 @@ class Mlp(nn.Module):
 
     def __init__(self, config: Mapping, vocabulary: int):
         super().__init__()
-        self.config, self.vocabulary = dict(config), vocabulary
-        self.window, width, hidden = (
-            config["context_size"],
-            config["embedding_size"],
-            config["hidden_size"],
-        )
+        required = ("context_size", "embedding_size", "hidden_size")
+        self.config = complete_config(self.name, config, required)
+        self.vocabulary = vocabulary
+        self.context_size, width, hidden = (self.config[key] for key in required)
         self.embedding = nn.Parameter(torch.empty(pad_vocab(vocabulary), width))
-        self.input = nn.Parameter(torch.empty(hidden, self.window * width))
+        self.input = nn.Parameter(torch.empty(hidden, self.context_size * width))
         self.bias = nn.Parameter(torch.empty(hidden))
         self.head = nn.Parameter(torch.empty(pad_vocab(vocabulary), hidden))
 
     def init_state(self, batch: int) -> Tensor:
-        """The embeddings of the tokens before the window's end, (batch, window - 1, width): zeros, nothing was said yet."""
-        return self.embedding.new_zeros(batch, self.window - 1, self.embedding.size(1))
+        """Return the embeddings before the first token, zeros (batch, context_size - 1, width)."""
+        return self.embedding.new_zeros(batch, self.context_size - 1, self.embedding.size(1))
 
     def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """tokens (B, T) -> hidden (B, T, hidden) and the state after them."""
+        """tokens (B, T) -> hidden (B, T, hidden_size) and the state after them."""
         B, T = tokens.shape
         before = self.init_state(B) if state is None else state
-        seen = torch.cat(
-            [before, F.embedding(tokens, self.embedding)], 1
-        )  # (B, window - 1 + T, width)
-        windows = torch.cat(
-            [seen[:, i : i + T] for i in range(self.window)], -1
-        )  # (B, T, window · width), oldest first
-        return F.linear(windows, self.input, self.bias).tanh(), seen[:, T:]
+        # (B, context_size - 1 + T, width)
+        embedded = torch.cat([before, F.embedding(tokens, self.embedding)], 1)
+        # (B, T, context_size · width), the oldest token first
+        windows = torch.cat([embedded[:, i : i + T] for i in range(self.context_size)], -1)
+        return F.linear(windows, self.input, self.bias).tanh(), embedded[:, T:]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head)
+        """hidden (…, hidden_size) -> (…, vocabulary), without the ids that only pad the table."""
+        return F.linear(hidden, self.head[: self.vocabulary])
 
     def loss(
         self, tokens: Tensor, targets: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean nats per target, and the state cut off from the graph."""
+        """Return mean nats per target, and the state cut off from the graph.
+
+        Ids that pad the table count in the softmax.
+        """
         hidden, state = self(tokens, state)
-        return cross_entropy(hidden, self.head, targets), state.detach()
+        return linear_cross_entropy(hidden, self.head, targets), state.detach()

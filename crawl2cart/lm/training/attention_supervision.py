@@ -1,7 +1,7 @@
-"""Tell heads where to look: the weight that their attention gives to known places, as a part of the loss.
+"""Supervise attention: a loss on the weight that heads give to known places.
 
-Attention learns where to look from what it sees there, and of a place that it gives a thousandth of its weight it sees as much. Where the
-right place is known, since the words to be said stand there, one can say so. Mi et al. 2016, https://arxiv.org/abs/1608.00112.
+The gradient to a position scales with its attention weight, so heads find a right place slowly.
+Where the place is known, the loss can name it. Mi et al. 2016, https://arxiv.org/abs/1608.00112.
 """
 
 import math
@@ -19,10 +19,10 @@ from crawl2cart.lm.models.induction_head_init import layers
 
 @dataclass(frozen=True)
 class Places:
-    """Where one row of tokens is to be looked at, as position of a query -> the positions it should see.
+    """Where queries of one row should look, as position of a query -> positions to see.
 
-    copied: of tokens that repeat what stands there. decided: of tokens that hang on all that stands there. idle: positions of queries that
-    should see nothing, which gives their weight to the sink.
+    copied: of tokens that repeat what stands there. decided: of tokens that depend on all that
+    stands there. idle: queries that should see nothing, so that the sink gets their weight.
     """
 
     copied: dict[int, list[int]]
@@ -34,7 +34,7 @@ class Places:
         return self.copied | self.decided
 
     def until(self, end: int) -> "Places":
-        """Those of the queries before the position `end`."""
+        """Return the places of queries before the position `end`."""
         copied, decided = (
             {query: seen for query, seen in places.items() if query < end}
             for places in (self.copied, self.decided)
@@ -43,7 +43,7 @@ class Places:
 
 
 class GuidedHeads:
-    """The heads that induction.py leaves free in its readers. Remembers what these blocks read."""
+    """The heads that induction_head_init leaves free in its readers, and what these blocks read."""
 
     def __init__(self, model: GptOss):
         self.blocks = [model.blocks[number] for number in layers(model)[1]]
@@ -56,15 +56,15 @@ class GuidedHeads:
             block.register_forward_pre_hook(self.read.__setitem__)
 
     def loss(self, rows: list[Places], idle_weight: float) -> Tensor:
-        """-log of the weight on the right places, mean over queries and heads; and the same for the sink, idle_weight times.
+        """Return -log of the weight on the right places, mean over queries and heads.
 
-        rows: one for each row of the last batch. 0 where there is nothing to look at.
+        The same for the sink, idle_weight times, is added. rows: of the last batch. 0 where there
+        is nothing to look at.
         """
         x = self.read[self.blocks[0]][0]
         places = [row.seen for row in rows]
-        asked = [
-            [*seen, *row.idle] for seen, row in zip(places, rows, strict=True)
-        ]  # few of all queries: of a dialogue four in ten
+        # Few of all queries: of a dialogue four in ten.
+        asked = [[*seen, *row.idle] for seen, row in zip(places, rows, strict=True)]
         known = [(row, number) for row, seen in enumerate(places) for number in range(len(seen))]
         idle = [
             (row, number)
@@ -98,8 +98,11 @@ class GuidedHeads:
         idle: Tensor,
         idle_weight: float,
     ) -> Iterator[Tensor]:
-        """The loss of each head of a block. queries (B, Q): positions. known (2, n), idle (2, m): a row and which of its queries.
-        wrong (n, T): where not to look."""
+        """Yield the loss of each head of a block.
+
+        queries (B, Q): positions. known (2, n), idle (2, m): a row and which of its queries.
+        wrong (n, T): where not to look.
+        """
         stream, turn, past, _ = self.read[block]
         x, d = rms_norm(stream, block.attention_norm), block.head_dim
         later = torch.arange(x.size(1), device=x.device) > queries[..., None]

@@ -1,7 +1,8 @@
 """Token files and the batches cut from them.
 
-A batch is a function of the step and the seed alone, so a run that is killed and repeated needs no memory of the data.
-Rows are streams: row r reads on where it stopped, and a recurrent model carries its state from batch to batch.
+A batch is a function of step and seed alone, so a run that is killed and repeated needs no state of
+the data. Row r of a batch goes on where row r of the batch before stopped, and a recurrent model
+carries its state along.
 """
 
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json
 from crawl2cart.lm.training.losses import IGNORE
 
-# Steps through which a row's state is carried before it starts anew.
+# Steps through which a row's state is carried before it starts again from zeros.
 STEPS_CARRIED = 16
 
 
 def open_tokens(folder: Path | str, split: str) -> np.memmap:
-    """The ids of one split (`train` or `val`) of a folder written by `encode`, read from disk as they are used.
+    """Return the ids of a split (`train` or `val`) in a folder of `encode`, read from disk on use.
 
     Raises UserError if the file is missing or its size is not what meta.json says.
     """
@@ -31,8 +32,8 @@ def open_tokens(folder: Path | str, split: str) -> np.memmap:
     tokens = np.memmap(path, np.dtype(meta["dtype"]), "r")
     if len(tokens) != meta[split]["tokens"]:
         raise UserError(
-            f"{path} holds {len(tokens):,} tokens, but meta.json says {meta[split]['tokens']:,}. "
-            "Run `dvc repro encode` again."
+            f"{path} holds {len(tokens):,} tokens, but meta.json says "
+            f"{meta[split]['tokens']:,}. Run `dvc repro encode` again."
         )
     return tokens
 
@@ -40,10 +41,11 @@ def open_tokens(folder: Path | str, split: str) -> np.memmap:
 def batch(
     tokens: np.ndarray, step: int, rows: int, context: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (rows, context) of one step, int64.
+    """Return inputs and targets (rows, context) of one step, int64.
 
-    The file is read as a ring from a random start. Rows start evenly spread over it and each goes on where it stopped,
-    so every token is a target once before any is twice (but for the remainder of a division).
+    The file is read as a ring from a random start. Rows start evenly spread over it, and each goes
+    on where it stopped: every token is a target once before any is twice, but for the remainder of
+    a division.
     """
     first = np.random.default_rng(seed).integers(len(tokens)) + step * context
     starts = first + np.arange(rows) * len(tokens) // rows
@@ -51,22 +53,21 @@ def batch(
 
 
 def carry_state(state: Tensor | None, step: int, rows: slice) -> Tensor | None:
-    """The state (rows, …) that a recurrent model carries into a step: zeros for the rows whose turn it is to start anew.
+    """Return the state (rows, …) with zeros for the rows whose turn it is to start again.
 
-    An Elman network latches: rows whose state was carried from the first step on live in states that no fresh start reaches,
-    the weights fit those, and validation, which starts from zeros, ended at 3.72 bits per byte where it now ends at 2.81
-    (60 steps of 1,024 tokens, learning rate 0.005; the training loss is the same 5.15).
+    rows: which rows of the step these are. Without fresh starts an Elman network learns only the
+    states of endless text, and fails in validation, which starts from zeros.
     """
     if state is None:
         return None
-    stays = (torch.arange(rows.start, rows.stop, device=state.device) + step) % STEPS_CARRIED != 0
-    return state * stays.view(-1, *[1] * (state.dim() - 1))
+    carried = (torch.arange(rows.start, rows.stop, device=state.device) + step) % STEPS_CARRIED != 0
+    return state * carried.view(-1, *[1] * (state.dim() - 1))
 
 
 def eval_batches(tokens: np.ndarray, rows: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (rows, ≤ context) in which each token of the file is a target exactly once; the rest is IGNORE.
+    """Yield batches (rows, ≤ context) in which each token of the file is a target exactly once.
 
-    The first token follows the last, which is a separator.
+    Other targets are IGNORE. The first token follows the last one, a separator.
     """
     length = -(-len(tokens) // rows)
     starts = np.arange(rows) * length
@@ -78,7 +79,7 @@ def eval_batches(tokens: np.ndarray, rows: int, context: int) -> Iterator[tuple[
 
 
 def slice_windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[Tensor, Tensor]:
-    """context tokens from each start, and the same one further on, around the end of the file."""
+    """Return `context` tokens from each start, and the same one token later, in a ring."""
     places = (starts[:, None] + np.arange(context + 1)) % len(tokens)
     piece = torch.from_numpy(tokens[places].astype(np.int64))
     return piece[:, :-1], piece[:, 1:]

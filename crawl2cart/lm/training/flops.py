@@ -1,4 +1,4 @@
-"""How fast a training run is, and what share of the machine's products it uses."""
+"""Count floating-point operations of training, and measure what a machine can do."""
 
 import time
 from collections import Counter
@@ -10,11 +10,11 @@ from torch import nn
 from crawl2cart.core.memory import peak_memory_bytes
 from crawl2cart.lm.models.init import param_spec
 
-PRODUCT_SIZE, PRODUCTS = 2048, 4
+PRODUCT_SIZE, PRODUCTS = 2048, 4  # of the matrix products that `product_rate` measures
 
 
 def matrix_parameters(model: nn.Module) -> float:
-    """Weights by which a token is multiplied: matrices, the head included, and of the experts only those it is sent to."""
+    """Return how many weights multiply a token: matrices, with the head and its own experts."""
     used = {"gate_up", "down"} & set(model.PARAMS)
     share = model.config["experts_per_token"] / model.config["num_experts"] if used else 1.0
     return sum(
@@ -25,11 +25,11 @@ def matrix_parameters(model: nn.Module) -> float:
 
 
 def flops_per_token(model: nn.Module, context: int) -> float:
-    """Floating-point operations of one token in training, forward and backward.
+    """Return the floating-point operations of one token in training, forward and backward.
 
-    6 for each weight that multiplies it, and 12 · heads · head size for each key it looks at, min(context, window) of them in
-    a layer, without halving for causality. Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B. The lookup of an
-    embedding, norms and activations are not counted.
+    6 for each weight that multiplies it, and 12 · heads · head_dim for each key it sees, which are
+    min(context, window) in a layer, not halved for causality. Embedding lookup, norms and
+    activations do not count. Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B.
     """
     attention = 0
     if hasattr(model, "blocks"):
@@ -39,10 +39,11 @@ def flops_per_token(model: nn.Module, context: int) -> float:
 
 
 def flops_of_rows(model: nn.Module, lengths: Sequence[int], prefix: int = 0) -> float:
-    """Floating-point operations of training on rows of so many tokens each, behind a prefix of so many that they share.
+    """Return the floating-point operations of training on rows behind a prefix that they share.
 
-    Counted as in flops_per_token, where a row's tokens look at the prefix as well. The prefix is read once, without a backward pass,
-    which is two thirds, and without the head.
+    lengths: tokens of each row. prefix: tokens of the prefix. Counted as in `flops_per_token`; a
+    row's tokens see the prefix as well. The prefix is read once, without a backward pass, which is
+    two thirds of the work, and without the head.
     """
     reading = prefix * (flops_per_token(model, prefix) / 3 - 2 * model.head.numel())
     return reading + sum(
@@ -52,7 +53,7 @@ def flops_of_rows(model: nn.Module, lengths: Sequence[int], prefix: int = 0) -> 
 
 
 def product_rate(kind: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of large matrix products on this device: the best of a few."""
+    """Return the operations per second of large matrix products on this device: the best of 4."""
     x = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype, device=kind)
     seconds = []
     for _ in range(PRODUCTS):
@@ -65,7 +66,7 @@ def product_rate(kind: str, dtype: torch.dtype) -> float:
 
 
 def peak_memory(kind: str) -> float:
-    """Most GiB held at once so far: on the GPU by tensors, on a CPU by the process."""
+    """Return the most GiB held at once so far: on a GPU by tensors, on a CPU by the process."""
     if kind == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return peak_memory_bytes() / 2**30

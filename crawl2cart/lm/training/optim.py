@@ -1,7 +1,8 @@
-"""AdamW, Muon for matrices as an option, and the learning rate over time."""
+"""AdamW, Muon for matrices, and the learning rate over time."""
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,18 @@ from torch.optim import Optimizer
 from crawl2cart.lm.models.init import param_spec
 from crawl2cart.lm.training.distributed import ALONE, ProcessGroup, distribute, full_tensor
 
-# Quintic Newton-Schulz steps that drive all singular values towards 1; Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+# Coefficients of a quintic Newton-Schulz step, which drives all singular values towards 1.
+# Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.775, 2.0315), 5
-# Share of the steps in which the rate of warmup-stable-decay falls. Hägele et al. 2024, https://arxiv.org/abs/2405.18392.
+# Last part of the steps, in which warmup-stable-decay falls. Hägele et al. 2024, arXiv 2405.18392.
 DECAY_SHARE = 0.2
 
 
 def adamw(model: nn.Module, weight_decay: float, beta1: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW over all parameters of a model, weight decay where its rules say so. The learning rate is set each step."""
+    """Return AdamW over all parameters of a model, with weight decay where its rules say so.
+
+    The learning rate is 0 until the training loop sets it.
+    """
     return adamw_over(model, model.named_parameters(), weight_decay, beta1, beta2)
 
 
@@ -28,40 +33,49 @@ def adamw_over(
     beta1: float,
     beta2: float,
 ) -> torch.optim.AdamW:
-    groups = {True: [], False: []}
+    """Return AdamW over some parameters of a model, given with their names."""
+    decayed, free = [], []
     for name, parameter in parameters:
-        groups[param_spec(model, name).decay].append(parameter)
-    # fused: one pass over memory for a step, on CPU too; capturable is not wanted, so steps are counted on the CPU.
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=0.0,
-        betas=(beta1, beta2),
-        fused=True,
-    )
+        (decayed if param_spec(model, name).decay else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    # fused: one pass over memory for a step, on a CPU too.
+    return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), fused=True)
 
 
 def muon_and_adamw(
-    model: nn.Module, weight_decay: float, beta1: float, beta2: float, world: ProcessGroup = ALONE
+    model: nn.Module, weight_decay: float, beta1: float, beta2: float, group: ProcessGroup = ALONE
 ) -> list[Optimizer]:
-    """Muon over the matrices within the model, AdamW over embedding, head, biases and norms. world: processes that share Muon's work."""
+    """Return Muon over the inner matrices of a model and AdamW over everything else.
+
+    group: processes that share Muon's work.
+    """
     named = dict(model.named_parameters())
     inner = [name for name in named if param_spec(model, name).decay and name != "head"]
     rest = [(name, parameter) for name, parameter in named.items() if name not in inner]
     return [
-        Muon([named[name] for name in inner], weight_decay, world=world),
+        Muon([named[name] for name in inner], weight_decay, group=group),
         adamw_over(model, rest, weight_decay, beta1, beta2),
     ]
 
 
-class Muon(Optimizer):
-    """Momentum whose step is made orthogonal, each matrix by itself: a parameter (E, in, out) is E matrices.
+def check_covered(model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Assert that every parameter of the model is in exactly one group of the optimizers."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    covered = sorted(id(parameter) for group in groups for parameter in group["params"])
+    wanted = sorted(id(parameter) for parameter in model.parameters())
+    assert covered == wanted, "a parameter is in no optimizer group or in two"
 
-    The step's size is brought to AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so learning rate and decay
-    mean the same for both. world: processes that hold the same gradients, or (FSDP2) parts of them, each of which makes a share of the
-    directions. These are bfloat16 before they are told, so that any number of processes takes the same step.
+
+class Muon(Optimizer):
+    """Momentum whose step is made orthogonal, each matrix by itself: (E, in, out) is E matrices.
+
+    The step has AdamW's size (Liu et al. 2025, https://arxiv.org/abs/2502.16982), so learning rate
+    and weight decay mean the same for both.
+    group: processes that hold the same gradients, or parts of them (FSDP2). Each makes a share of
+    the directions. These are sent as bfloat16, so any number of processes takes the same step.
     """
 
     def __init__(
@@ -69,39 +83,36 @@ class Muon(Optimizer):
         parameters: Sequence[Tensor],
         weight_decay: float,
         momentum: float = 0.95,
-        world: ProcessGroup = ALONE,
+        group: ProcessGroup = ALONE,
     ):
-        super().__init__(
-            parameters, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
-        )
-        self.world = world
+        defaults = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(parameters, defaults)
+        self.group = group
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            rate, beta = group["lr"], group["momentum"]
+        for options in self.param_groups:
+            rate, beta = options["lr"], options["momentum"]
             directions = []
-            for number, parameter in enumerate(group["params"]):
+            for number, parameter in enumerate(options["params"]):
                 state = self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - beta)
                 ahead = full_tensor(parameter.grad.lerp(momentum, beta))  # Nesterov's look ahead
-                # Each process makes every so many-th direction and hears the others'.
-                directions.append(
-                    self.world.async_broadcast(
-                        lambda ahead=ahead: orthogonalised(ahead), ahead, number
-                    )
-                )
-            for parameter, direction in zip(group["params"], directions, strict=True):
+                make = partial(orthogonalised, ahead)
+                directions.append(self.group.async_broadcast(make, ahead, number))
+            for parameter, direction in zip(options["params"], directions, strict=True):
                 size = 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.mul_(1 - rate * group["weight_decay"]).add_(
-                    distribute(direction(), parameter), alpha=-rate * size
-                )
+                step = distribute(direction(), parameter)
+                parameter.mul_(1 - rate * options["weight_decay"]).add_(step, alpha=-rate * size)
 
 
 def orthogonalised(x: Tensor) -> Tensor:
-    """U V' for each matrix U S V' of x (…, rows, columns), about: singular values end between 0.7 and 1.2. bfloat16."""
+    """Return U Vᵀ, roughly, of each matrix U S Vᵀ in x (…, rows, columns), computed in bfloat16.
+
+    Singular values end between 0.7 and 1.2.
+    """
     tall = x.size(-2) > x.size(-1)
     y = (x.mT if tall else x).bfloat16().reshape(-1, *sorted(x.shape[-2:]))
     y = y / y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -120,10 +131,11 @@ def learning_rate(
     min_lr_ratio: float,
     schedule: str = "cosine",
 ) -> float:
-    """Learning rate of a step (counted from 0): a straight line up to `peak`, and down to min_lr_ratio · peak.
+    """Return the learning rate of a step, counted from 0.
 
-    schedule: `cosine`, half a cosine over all that is left; `wsd` (warmup, stable, decay), `peak` until the last DECAY_SHARE
-    of the steps and then a straight line.
+    It rises in a line to `peak` in the first warmup_ratio of the steps, and falls to
+    min_lr_ratio · peak. schedule: `cosine` falls along half a cosine; `wsd` (warmup, stable, decay)
+    stays at `peak` and falls in a line in the last DECAY_SHARE of the steps.
     """
     warmup = max(1, round(warmup_ratio * steps))
     if step < warmup:
@@ -135,7 +147,7 @@ def learning_rate(
 
 
 def optimizer_tensors(*optimizers: Optimizer) -> dict[str, Tensor]:
-    """The optimizers' state as named tensors, for a checkpoint."""
+    """Return the optimizers' state as named tensors, for a checkpoint."""
     return {
         f"optimizer.{which}.{number}.{key}": full_tensor(value)
         for which, optimizer in enumerate(optimizers)
@@ -145,18 +157,15 @@ def optimizer_tensors(*optimizers: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizers(tensors: dict[str, Tensor], *optimizers: Optimizer) -> None:
-    """Puts what `optimizer_tensors` gave back; other names are left alone."""
+    """Restore what `optimizer_tensors` returned. Other names are ignored."""
     for which, optimizer in enumerate(optimizers):
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
+        groups = optimizer.state_dict()["param_groups"]
+        parameters = [p for options in optimizer.param_groups for p in options["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{which}."):
                 number, key = name.split(".")[2:]
-                # A count of steps has no dimension and is the same in every process.
+                # A step count has no dimension and is the same in every process.
                 value = distribute(tensor, parameters[int(number)]) if tensor.dim() else tensor
                 state.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict(
-            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
+        optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: opening a base model for TRL, LoRA on attention and experts, learning curves, merged weights."""
+"""What SFT and DPO share: a base model for TRL, LoRA, learning curves, merged weights."""
 
 import json
 import os
@@ -26,9 +26,14 @@ from crawl2cart.lm.formats import harmony
 POINTER, TEMPLATE = "pointer.json", "chat_template.jinja"
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 KEPT_CHECKPOINTS = 2
-USABLE = 0.9  # of a card's free memory; the rest is for what kernels need in passing
-# How a server of transformers reads a turn that our template wrote: goes into tokenizer_config.json, without which `transformers
-# serve` passes calls on as text. A recipient may stand on either side of the channel; what is no JSON stays text, for the client to see.
+USABLE = 0.9  # of a GPU's free memory; the rest is for kernels' own buffers
+CALL_PATTERN = (
+    r"to=functions\.(?P<name>[^\s<]+)(?:<\|channel\|>commentary)?"
+    r"\s*(?:<\|constrain\|>)?\s*(?:json)?<\|message\|>"
+)
+# How a server of transformers reads our turns. Goes into tokenizer_config.json; without it
+# `transformers serve` passes calls on as text. A recipient may stand on either side of the channel.
+# Arguments that are no JSON stay text, for the client to see.
 RESPONSE = {
     "defaults": {"role": "assistant"},
     "start_anchor": harmony.START,
@@ -44,7 +49,7 @@ RESPONSE = {
             "content": "text",
         },
         "tool_calls": {
-            "open_pattern": r"to=functions\.(?P<name>[^\s<]+)(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?\s*(?:json)?<\|message\|>",
+            "open_pattern": CALL_PATTERN,
             "close": list(harmony.STOPS),
             "repeats": True,
             "content": "json",
@@ -61,10 +66,10 @@ RESPONSE = {
 def open_model(
     folder: Path | str, device: Device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder, or of the hub model that its pointer.json names.
+    """Return model and tokenizer of a folder, or of the hub's model that its pointer.json names.
 
-    Weights are float32 on a CPU (matrix products run under autocast) and the profile's dtype on a card. Raises UserError
-    for a missing or damaged folder.
+    Weights are float32 on a CPU (autocast casts for products) and the profile's dtype on a GPU.
+    Raises UserError for a missing or damaged folder.
     """
     folder = Path(folder)
     if (folder / POINTER).is_file():
@@ -80,51 +85,46 @@ def open_model(
         )
         return model, hub_tokenizer(folder, pointer)
     check_model(folder)
-    dtype = (
-        torch.float32 if device.kind == "cpu" else device.dtype
-    )  # 20 billion weights in float32 fit no card
+    # 20 billion weights in float32 fit no GPU.
+    dtype = torch.float32 if device.kind == "cpu" else device.dtype
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.to(device.kind), AutoTokenizer.from_pretrained(folder)
 
 
 def hub_tokenizer(folder: Path, pointer: dict[str, str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the hub model that a pointer names, with the chat template that lies beside the pointer."""
+    """Return the tokenizer that a pointer names, with the chat template beside the pointer."""
     tokenizer = AutoTokenizer.from_pretrained(pointer["hub_id"], revision=pointer["revision"])
     tokenizer.chat_template = (folder / TEMPLATE).read_text()
     return tokenizer
 
 
 def row_bytes(config: PretrainedConfig, tokens: int) -> int:
-    """What one row takes on a card in a training step with gradient checkpointing, beside the weights: the input of every
-    layer and, of one layer, the scores of eager attention and the rows of the experts with their gradients.
+    """Estimate the bytes that one row takes on a GPU in a training step, beside the weights.
 
-    An estimate from shapes: 12 bytes a score, 4 for a number of an expert's rows. With the weights and adapters of gpt-oss-20b it gives
-    55 GiB for SFT of a row of 4,096 tokens, where 50.1 were measured, and 69 for a pair of DPO, where 58.8 were (metrics/speed/h200.json).
+    With gradient checkpointing: the input of every layer and, of one layer, the scores of eager
+    attention (12 bytes each) and the experts' rows with their gradients (4 bytes a number).
+    On gpt-oss-20b the estimate is 10 to 17 % above what was measured (metrics/speed/h200.json).
     """
     scores = 12 * config.num_attention_heads * tokens**2
-    experts = (
-        4
-        * tokens
-        * config.num_experts_per_tok
-        * (2 * config.hidden_size + 3 * config.intermediate_size)
-    )
+    expert_row = 2 * config.hidden_size + 3 * config.intermediate_size
+    experts = 4 * tokens * config.num_experts_per_tok * expert_row
     return scores + experts + 2 * tokens * config.num_hidden_layers * config.hidden_size
 
 
 def division(
     batch: int, rows_an_entry: int, max_length: int, config: PretrainedConfig, device: Device
 ) -> dict[str, int]:
-    """How a step's batch is shared by processes and, on a card, taken in parts that fit its free memory: the arguments of a
-    Trainer for it. The gradient is that of the whole batch all the same.
+    """Return a Trainer's arguments that share a batch by processes and by a GPU's free memory.
 
-    rows_an_entry: 2 for pairs. Raises UserError if the processes can not share the batch equally.
+    The gradient is that of the whole batch all the same. rows_an_entry: 2 for pairs. max_length: in
+    tokens. Raises UserError if the processes can not share the batch equally.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     own, rest = divmod(batch, processes)
     if rest or not own:
         raise UserError(
-            f"The batch of {batch} can not be shared equally by {processes} processes. Start a number that divides it, "
-            "or change batch in the profile."
+            f"The batch of {batch} can not be shared equally by {processes} processes. "
+            "Start a number that divides it, or change batch_size in the profile."
         )
     if device.kind == "cpu":
         return {
@@ -132,9 +132,8 @@ def division(
             "per_device_eval_batch_size": batch,
             "gradient_accumulation_steps": 1,
         }
-    fitting = (
-        torch.cuda.mem_get_info()[0] * USABLE // (rows_an_entry * row_bytes(config, max_length))
-    )
+    free = torch.cuda.mem_get_info()[0] * USABLE
+    fitting = free // (rows_an_entry * row_bytes(config, max_length))
     at_once = max(n for n in range(1, own + 1) if own % n == 0 and n <= max(1, fitting))
     return {
         "per_device_train_batch_size": at_once,
@@ -144,9 +143,10 @@ def division(
 
 
 def lora(rank: int, alpha: int) -> LoraConfig:
-    """LoRA on q, k, v, o of every layer and on both matrices of every expert; the router stays as it is.
+    """Return LoRA on q, k, v, o of every layer and both matrices of every expert, not the router.
 
-    `all-linear` reaches the attention only: experts are bare parameters and need naming, without dropout.
+    `all-linear` reaches only the attention: experts are bare parameters, which need naming and take
+    no dropout.
     """
     return LoraConfig(
         r=rank,
@@ -159,7 +159,7 @@ def lora(rank: int, alpha: int) -> LoraConfig:
 
 
 def check_trainable(model: torch.nn.Module) -> None:
-    """Raises AssertionError unless exactly the adapters of q, k, v, o and of both expert matrices train in each layer."""
+    """Assert that exactly the adapters of q, k, v, o and of the experts train."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names, "nothing trains"
     assert all("lora_" in name for name in names), f"more than adapters trains: {sorted(names)[:3]}"
@@ -168,9 +168,9 @@ def check_trainable(model: torch.nn.Module) -> None:
 
 
 def json_dataset(rows: list[dict]) -> Dataset:
-    """Rows of message lists as a data set whose messages stay as they are.
+    """Return rows of message lists as a data set whose messages stay as they are.
 
-    Plain Arrow would give every call the union of all arguments, `"order": null` among them, without a word.
+    Plain Arrow would silently give every call the union of all arguments, most of them null.
     """
     columns = {name: List(Json()) for name in rows[0]}
     return Dataset.from_list(rows, features=Features(columns))
@@ -179,61 +179,54 @@ def json_dataset(rows: list[dict]) -> Dataset:
 def check_lengths(
     rows: list[dict], tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...], max_length: int
 ) -> None:
-    """Raises UserError if a row has more than max_length tokens: a cut row loses its end, which is what is learnt."""
+    """Raise UserError if a row has more than max_length tokens.
+
+    A cut row would lose its end, which is what is learnt. keys: columns that continue the prompt.
+    """
     for number, row in enumerate(rows):
         for key in keys:
-            tokens = tokenizer.apply_chat_template(
-                row["prompt"] + row[key], tools=row["tools"], return_dict=False
-            )
+            messages = row["prompt"] + row[key]
+            tokens = tokenizer.apply_chat_template(messages, tools=row["tools"], return_dict=False)
             if len(tokens) > max_length:
                 raise UserError(
-                    f"Row {number} has {len(tokens)} tokens with its {key}, max_length is {max_length}. "
-                    "Raise max_length in the profile, or shorten the dialogues."
+                    f"Row {number} has {len(tokens)} tokens with its {key}, where max_length is "
+                    f"{max_length}. Raise max_length in the profile, or shorten the dialogues."
                 )
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint that a Trainer left in `folder`: trainer_state.json is what it writes last."""
-    whole = []
+    """Return the newest complete checkpoint that a Trainer left in `folder`, None if there is none.
+
+    trainer_state.json is what it writes last.
+    """
+    complete = []
     for checkpoint in folder.glob("checkpoint-*"):
         try:
-            whole.append(
-                (
-                    json.loads((checkpoint / "trainer_state.json").read_text())["global_step"],
-                    checkpoint,
-                )
-            )
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            complete.append((state["global_step"], checkpoint))
         except (OSError, json.JSONDecodeError, KeyError):
             continue
-    return str(max(whole)[1]) if whole else None
+    return str(max(complete)[1]) if complete else None
 
 
 def curve(log_history: list[dict], columns: dict[str, str]) -> list[dict]:
-    """Rows `step` plus the named columns from a Trainer's log, without its timings. columns: log key -> column."""
-    rows = []
-    for entry in log_history:
-        if all(key in entry for key in columns):
-            rows.append(
-                {"step": entry["step"]}
-                | {column: float(entry[key]) for key, column in columns.items()}
-            )
-    return rows
+    """Return `step` and the named columns of a Trainer's log. columns: log key -> column."""
+    return [
+        {"step": entry["step"], **{name: float(entry[key]) for key, name in columns.items()}}
+        for entry in log_history
+        if all(key in entry for key in columns)
+    ]
 
 
 def trained(trainer: Trainer, flops_a_weight: int) -> tuple[int, float]:
-    """Tokens that a Trainer went through, all processes together, and floating-point operations for them.
+    """Return the tokens that a Trainer went through in all processes, and the operations for them.
 
-    flops_a_weight: of each weight that multiplies a token: 2 forward, 2 for the gradient that passes through a frozen
-    weight. What gradient checkpointing computes again is not counted.
+    flops_a_weight: operations for each weight that multiplies a token: 2 forward, and 2 for the
+    gradient that passes through a frozen weight. Recomputation by gradient checkpointing does not
+    count.
     """
-    tokens = next(
-        (
-            entry["num_tokens"]
-            for entry in reversed(trainer.state.log_history)
-            if "num_tokens" in entry
-        ),
-        0,
-    )
+    counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
+    tokens = counts[-1] if counts else 0
     config = trainer.model.config
     share = config.num_experts_per_tok / config.num_local_experts
     weights = sum(
@@ -245,19 +238,17 @@ def trained(trainer: Trainer, flops_a_weight: int) -> tuple[int, float]:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes the adapter alone. PEFT keeps the names of its modules in a set, whose order differs from run to run."""
+    """Write the adapter alone, with its module names sorted: PEFT keeps them in a set."""
     model.save_pretrained(folder)
-    config = read_json(folder / "adapter_config.json")
-    write_json(
-        folder / "adapter_config.json",
-        config | {"target_modules": sorted(config["target_modules"])},
-    )
+    path = folder / "adapter_config.json"
+    config = read_json(path)
+    write_json(path, config | {"target_modules": sorted(config["target_modules"])})
 
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a merged model that AutoModelForCausalLM and `transformers serve` load as it is.
+    """Write a merged model that AutoModelForCausalLM and `transformers serve` load as it is.
 
-    output_router_logits would be saved as true by a trainer with a router loss, and batched `generate` then crashes.
+    A trainer with a router loss sets output_router_logits, with which batched `generate` crashes.
     """
     assert not model.config.output_router_logits, "the saved config must not ask for router logits"
     model.config.use_cache = True

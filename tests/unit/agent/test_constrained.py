@@ -10,10 +10,11 @@ import torch
 from transformers import AutoTokenizer
 
 from crawl2cart.agent.constrained import Guide
-from crawl2cart.agent.hf_writer import Answerer
+from crawl2cart.agent.local_writer import LocalWriter
 from crawl2cart.core.device import open_device
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
+from crawl2cart.lm.inference.hf_engine import HfEngine
 from crawl2cart.shop.tool_schemas import TOOLS, is_valid_call
 from tests.conftest import ROOT, dialogue_generator
 
@@ -106,8 +107,8 @@ def test_a_model_that_never_learnt_anything_writes_in_the_form(guide, tokenizer)
         for text in ("hello", "cancel TB-10984 please", "a kettle?", "who are you?")
     ]
     for constrained, right in ((guide, 4), (None, 0)):
-        answerer = Answerer(
-            model,
+        answerer = LocalWriter(
+            HfEngine(model, tokenizer.pad_token_id),
             tokenizer,
             open_device("cpu", "float32", 1, 0),
             max_new_tokens=12,

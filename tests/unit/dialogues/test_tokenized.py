@@ -1,4 +1,4 @@
-"""What midtrain gives a model so that calls can copy: induction heads, a look at the right place, new names."""
+"""What helps a small model to copy: induction heads, supervised attention, new names."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from crawl2cart.lm.models.gpt_oss import GptOss, rms_norm
 from crawl2cart.lm.models.induction_head_init import add_induction_heads
 from crawl2cart.lm.models.init import initialise
 from crawl2cart.lm.training.attention_supervision import GuidedHeads, Places
-from crawl2cart.lm.training.losses import IGNORE, cross_entropy
+from crawl2cart.lm.training.losses import IGNORE
 from crawl2cart.shop.tool_schemas import TOOLS
 from stages.midtrain import beginning, collate, plan_batches, rows_of, stack_rows
 from tests.conftest import ROOT, dialogue_generator
@@ -99,7 +99,10 @@ def test_tokens_that_differ_by_a_space_begin_alike(tokenizer):
         word: tokenizer.encode_single_token(word)
         for word in (b"F", b" F", b"f", b"7", b" the", b"the")
     }
-    alike = lambda a, b: torch.cosine_similarity(embedding[token[a]], embedding[token[b]], 0).item()  # noqa: E731
+
+    def alike(a: bytes, b: bytes) -> float:
+        return torch.cosine_similarity(embedding[token[a]], embedding[token[b]], 0).item()
+
     assert embedding.shape == (rows, 256) and embedding.std().item() == pytest.approx(1)
     assert family[token[b"F"]] == family[token[b" F"]] != family[token[b"f"]]
     assert (
@@ -188,22 +191,6 @@ def test_a_few_steps_of_guidance_turn_the_heads_there():
     assert values[-1] < 0.2 * values[0]
 
 
-def test_cross_entropy_counts_targets_as_much_as_it_is_told():
-    hidden, weight = (
-        torch.randn(40, 16, requires_grad=True),
-        torch.randn(30, 16, requires_grad=True),
-    )
-    targets, importance = torch.randint(0, 30, (40,)), torch.rand(40)
-    targets[::7] = -100
-    ours = torch.autograd.grad(cross_entropy(hidden, weight, targets, importance), (hidden, weight))
-    nats = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
-    theirs = torch.autograd.grad(
-        (nats * importance).sum() / importance[targets != -100].sum(), (hidden, weight)
-    )
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-
-
 def test_renamed_dialogues_say_one_thing_by_one_name(dialogues):
     lexicon, rows = dialogues
     renamer = EntityRandomizer(lexicon, ["ka", "ro", "lin", "est", ".", "_"])
@@ -236,12 +223,14 @@ def test_a_renamed_name_keeps_its_form():
     said = [
         {
             "role": "user",
-            "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. Not an oskar.",
+            "content": "osk piper, OSK Piper; two kettles, KET-1973, ada.l@quay.example. "
+            "Not an oskar.",
         }
     ]
     new = renamer.randomize(said, Random(1), kinds=True)[0]["content"]
     assert re.fullmatch(
-        r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, [\w.-]+@[\w.]+\. Not an oskar\.",
+        r"([a-z]+) ([a-z]+), ([A-Z]+) ([A-Z][a-z]+); two [a-z]+s, [A-Z]{3}-\d{4}, "
+        r"[\w.-]+@[\w.]+\. Not an oskar\.",
         new,
     )
     first, second, loud, capital = re.findall(r"[A-Za-z]+", new)[:4]
@@ -275,10 +264,8 @@ def test_beside_each_whole_dialogue_are_beginnings_of_others(
         "".join(json.dumps(dialogue) + "\n" for dialogue in made)
     )
     monkeypatch.chdir(tmp_path)
-    family, before = (
-        token_classes(tokenizer, tokenizer.n_vocab).tolist(),
-        len(harmony.prefix(TOOLS)),
-    )
+    family = token_classes(tokenizer, tokenizer.n_vocab).tolist()
+    before = len(harmony.prefix(TOOLS))
 
     def texts(truncated_per_full: int) -> list[str]:
         midtrain = SimpleNamespace(
@@ -371,7 +358,7 @@ def test_a_turn_decides_with_whom_it_speaks_to(tokenizer, dialogues):
 
 
 def said_before_turns(messages: list[dict]) -> Iterator[list[dict]]:
-    """For each of the assistant's turns as they are rendered, the messages between it and the one before."""
+    """Yield the messages between each rendered turn of the assistant and the one before."""
     between = []
     for message in messages:
         if message["role"] != "assistant":
@@ -527,6 +514,6 @@ def test_a_step_s_batches_are_within_bounds_and_about_as_large(processes):
     )  # of the rounds' steps some became web text or were not needed
     with pytest.raises(
         UserError,
-        match=r"longest dialogue has 1\d{3} tokens, but midtrain.batch_tokens leaves each process 1000",
+        match=r"dialogue has 1\d{3} tokens.*midtrain.batch_tokens leaves each process 1000",
     ):
         plan_batches(range(500), lengths, 120, 1000, processes, 0.1, random)

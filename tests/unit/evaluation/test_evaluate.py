@@ -12,8 +12,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, GptOssForCausalLM
 
 from crawl2cart.agent.agent import COULD_NOT, play_all
-from crawl2cart.agent.hf_writer import whole_characters
-from crawl2cart.agent.local_writer import OwnWriter, open_folder, writer_of
+from crawl2cart.agent.local_writer import open_folder, whole_characters, writer_of
 from crawl2cart.core.device import Device
 from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.sft_examples import to_examples
@@ -24,6 +23,7 @@ from crawl2cart.evaluation.win_rate import compare, length_controlled_win_rate, 
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import save_model
+from crawl2cart.lm.inference.engine import Engine
 from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.init import initialise
 from crawl2cart.router.local import Decision
@@ -339,7 +339,7 @@ def test_our_writer_writes_what_transformers_generates(folder, recorded):
     """Prompts of many lengths, in one batch, in float32: so with padding, kept prefix, and rows that leave the batch."""
     prompts = prompts_of(recorded, 4)
     writer = open_folder(folder, FLOAT32, 12)
-    assert isinstance(writer, OwnWriter)
+    assert isinstance(writer.engine, Engine)
     ours = writer(prompts, TOOLS)
     model, tokenizer = (
         GptOssForCausalLM.from_pretrained(folder, attn_implementation="eager"),
@@ -357,7 +357,7 @@ def test_our_writer_writes_what_transformers_generates(folder, recorded):
         new = model.generate(**ids, generation_config=stops)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(new) == text
     in_memory = writer_of(model, tokenizer, FLOAT32, 12)
-    assert isinstance(in_memory, OwnWriter) and in_memory(prompts, TOOLS) == ours
+    assert isinstance(in_memory.engine, Engine) and in_memory(prompts, TOOLS) == ours
 
 
 def test_what_a_conversation_gets_does_not_depend_on_those_beside_it(folder, recorded):

@@ -1,7 +1,6 @@
-"""The tokenizer against tiktoken's own and Hugging Face's, and token files against the corpus they came from."""
+"""The tokenizer against tiktoken's and Hugging Face's, and token files against their corpus."""
 
 import hashlib
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 from transformers import AutoTokenizer
 
@@ -32,8 +33,9 @@ TEXTS = [
     " ",
 ]
 DIALOGUE = (
-    "<|start|>user<|message|>Is LMP-2041 in stock?<|end|><|start|>assistant<|channel|>commentary to=functions.stock"
-    ' <|constrain|>json<|message|>{"ids": [1]}<|call|>'
+    "<|start|>user<|message|>Is LMP-2041 in stock?<|end|>"
+    "<|start|>assistant<|channel|>commentary to=functions.stock <|constrain|>json"
+    '<|message|>{"ids": [1]}<|call|>'
 )
 
 
@@ -58,21 +60,11 @@ def test_the_prefix_is_the_head_of_the_published_table(shared_data):
     assert RANKS.read_bytes().splitlines() == whole.splitlines()[:4096]
 
 
-def test_the_readme_of_the_ranks_names_their_hash():
-    assert (
-        hashlib.sha256(RANKS.read_bytes()).hexdigest() in (RANKS.parent / "README.md").read_text()
-    )
-
-
 def test_pattern_is_o200k_s_with_one_digit_a_token_and_e_mails_set_apart(monkeypatch):
-    monkeypatch.setattr(
-        openai_public, "load_tiktoken_bpe", lambda *_, **__: {}
-    )  # the pattern, without a download
-    published = openai_public.o200k_base()["pat_str"]
-    assert (
-        f"{tokenizers.BEFORE_EMAIL}|{published}".replace(r"\p{N}{1,3}", r"\p{N}")
-        == tokenizers.PATTERN
-    )
+    # The pattern, without a download.
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+    published = openai_public.o200k_base()["pat_str"].replace(r"\p{N}{1,3}", r"\p{N}")
+    assert f"{tokenizers.BEFORE_EMAIL}|{published}" == tokenizers.PATTERN
 
 
 def test_every_token_but_a_byte_is_made_of_two_earlier_ones():
@@ -85,34 +77,49 @@ def test_every_token_but_a_byte_is_made_of_two_earlier_ones():
     assert all(bytes([byte]) in ranks for byte in range(256))
 
 
-@pytest.mark.parametrize("text", [*TEXTS, DIALOGUE])
-def test_hugging_face_and_tiktoken_give_the_same_ids(tokenizer, folder, text):
-    fast = AutoTokenizer.from_pretrained(folder)
+@pytest.fixture(scope="module")
+def fast(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def check_both(tokenizer, fast, text: str) -> None:
+    """Assert that tiktoken and Hugging Face give the same ids, with the bytes of the text."""
     ids = tokenizer.encode(text, allowed_special="all")
     assert fast(text)["input_ids"] == ids
     assert fast.decode(ids) == tokenizer.decode(ids) == text
+    lengths = tokenizers.token_bytes(tokenizer)[ids]
+    assert (lengths[np.array(ids) >= 4096] == 0).all()
+    specials = [tokenizer.decode([number]) for number in ids if number >= 4096]
+    assert lengths.sum() + len("".join(specials).encode()) == len(text.encode())
 
 
-def test_hugging_face_and_tiktoken_agree_on_real_text(tokenizer, folder, shared_data):
-    fast = AutoTokenizer.from_pretrained(folder)
+@pytest.mark.parametrize("text", [*TEXTS, DIALOGUE])
+def test_hugging_face_and_tiktoken_give_the_same_ids(tokenizer, fast, text):
+    check_both(tokenizer, fast, text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_hugging_face_and_tiktoken_agree_on_any_text(tokenizer, fast, text):
+    ids = tokenizer.encode(text, disallowed_special=())
+    assert tokenizer.decode(ids) == text
+    assert tokenizers.token_bytes(tokenizer)[ids].sum() == len(text.encode())
+    assert fast(text)["input_ids"] == tokenizer.encode(text, allowed_special="all")
+
+
+def test_hugging_face_and_tiktoken_agree_on_real_text(tokenizer, fast, shared_data):
     for name in ("tinyshakespeare.txt", "wikitext2_test.txt"):
         text = (shared_data / "text" / name).read_text()[:100_000]
         assert fast(text)["input_ids"] == tokenizer.encode_ordinary(text)
 
 
-def test_special_tokens_follow_the_ranks_in_order(tokenizer, folder):
-    fast = AutoTokenizer.from_pretrained(folder)
-    for number, token in enumerate(tokenizers.SPECIAL_TOKENS):
-        assert (
-            tokenizer.encode_single_token(token)
-            == fast.convert_tokens_to_ids(token)
-            == 4096 + number
-        )
-    assert (fast.bos_token, fast.eos_token, fast.pad_token) == (
-        "<|startoftext|>",
-        "<|return|>",
-        "<|endoftext|>",
-    )
+def test_special_tokens_follow_the_ranks_in_order(tokenizer, fast):
+    tokens = tokenizers.SPECIAL_TOKENS
+    ids = list(range(4096, 4096 + len(tokens)))
+    assert [tokenizer.encode_single_token(token) for token in tokens] == ids
+    assert fast.convert_tokens_to_ids(list(tokens)) == ids
+    ends = fast.bos_token, fast.eos_token, fast.pad_token
+    assert ends == ("<|startoftext|>", "<|return|>", "<|endoftext|>")
     assert fast.padding_side == "right"
     assert len(fast) == tokenizer.n_vocab == 4105
 
@@ -121,45 +128,24 @@ def test_digits_stand_alone(tokenizer):
     assert [tokenizer.decode([number]) for number in tokenizer.encode("48213")] == list("48213")
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "",
-        "I am ",
-        "mail ",
-        "(",
-        "it's (",
-        "to:",
-        '{"email":"',
-        '{"order":"TB-10984","email":"',
-        "\n",
-        "<",
-    ],
-)
-@pytest.mark.parametrize(
-    "email", ["brask67@carrowmail.example", "jeannoel.ekenhjort@example.net", "a_b-c+d@example.org"]
-)
-def test_an_email_is_the_same_tokens_wherever_it_stands(tokenizer, folder, before, email):
+BEFORE = ["", "I am ", "mail ", "(", "it's (", "to:", '{"email":"', "\n", "<"]
+EMAILS = ["brask67@carrowmail.example", "jeannoel.ekenhjort@example.net", "a_b-c+d@example.org"]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("email", EMAILS)
+def test_an_email_is_the_same_tokens_wherever_it_stands(tokenizer, fast, before, email):
     text = f"{before}{email} please"
     alone, ids = tokenizer.encode_ordinary(email), tokenizer.encode_ordinary(text)
     start = len(tokenizer.encode_ordinary(before))
     assert ids[start : start + len(alone)] == alone
-    assert tokenizer.decode(ids) == text
-    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_token_bytes_add_up_to_the_text(tokenizer, text):
-    lengths = tokenizers.token_bytes(tokenizer)
-    assert lengths[tokenizer.encode_ordinary(text)].sum() == len(text.encode())
-    assert (lengths[4096:] == 0).all()
+    check_both(tokenizer, fast, text)
 
 
 def test_a_saved_tokenizer_is_the_same_when_loaded_and_saved_again(tokenizer, folder, tmp_path):
     loaded = tokenizers.load(folder)
-    assert loaded.encode(DIALOGUE, allowed_special="all") == tokenizer.encode(
-        DIALOGUE, allowed_special="all"
-    )
+    ids = tokenizer.encode(DIALOGUE, allowed_special="all")
+    assert loaded.encode(DIALOGUE, allowed_special="all") == ids
     tokenizers.save_tokenizer(loaded, tmp_path)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
@@ -169,12 +155,12 @@ def test_a_damaged_or_short_table_is_named_with_its_line(tmp_path):
     lines = RANKS.read_text().splitlines()
     table = tmp_path / "table.tiktoken"
     table.write_text("\n".join([*lines[:10], "not base64 at all", *lines[10:]]))
-    with pytest.raises(UserError, match=r"table\.tiktoken:11: not a line"):
+    with pytest.raises(UserError, match=r"table\.tiktoken:11:"):
         tokenizers.read_ranks(table)
     table.write_text("\n".join(lines[:10] + lines[11:]))
-    with pytest.raises(UserError, match=r":11: rank 11 where 10"):
+    with pytest.raises(UserError, match=r":11: rank 11"):
         tokenizers.read_ranks(table)
-    with pytest.raises(UserError, match="holds 4,096 ranks, but encode.vocab_size asks for 5,000"):
+    with pytest.raises(UserError, match=r"4,096 ranks.*encode\.vocab_size.*5,000"):
         tokenizers.read_ranks(RANKS, 5000)
 
 
@@ -194,9 +180,8 @@ def test_token_files_hold_the_documents_in_order(tokenizer, tmp_path):
     ids = np.fromfile(tmp_path / "train.bin", np.uint16)
     texts = ["<|endoftext|> is only text", "second 🐕", "third"]
     end = tokenizer.encode_single_token("<|endoftext|>")
-    assert [
-        tokenizer.decode(part[:-1]) for part in np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]
-    ] == texts
+    parts = np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]
+    assert [tokenizer.decode(part[:-1]) for part in parts] == texts
     assert counts == {
         "documents": 3,
         "tokens": len(ids),
@@ -206,8 +191,7 @@ def test_token_files_hold_the_documents_in_order(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("files", [{}, {"a.parquet": []}])
-def test_an_empty_corpus_is_said_in_words(tokenizer, tmp_path, files):
-    with pytest.raises(UserError, match=re.escape("holds no document. Run `dvc repro filter`")):
-        encode.encode_split(
-            corpus(tmp_path / "val", files), tmp_path / "val.bin", tokenizer, np.dtype(np.uint16)
-        )
+def test_an_empty_corpus_names_the_stage_to_run(tokenizer, tmp_path, files):
+    folder = corpus(tmp_path / "val", files)
+    with pytest.raises(UserError, match="dvc repro filter"):
+        encode.encode_split(folder, tmp_path / "val.bin", tokenizer, np.dtype(np.uint16))

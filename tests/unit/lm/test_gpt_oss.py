@@ -1,4 +1,4 @@
-"""GPT-OSS against transformers and openai's own checkpoints, with controls that must break the agreement."""
+"""GPT-OSS against transformers and openai's own checkpoints, with controls that must fail."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from crawl2cart.core.errors import UserError
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats.from_openai import load_openai, mxfp4
 from crawl2cart.lm.formats.save import exported_name, load_gpt_oss, save_model
-from crawl2cart.lm.inference.engine import generate
+from crawl2cart.lm.inference.engine import Engine
 from crawl2cart.lm.models import attention as attention_module
-from crawl2cart.lm.models import moe as experts_module
+from crawl2cart.lm.models import moe
 from crawl2cart.lm.models.gpt_oss import GptOss
-from crawl2cart.lm.models.init import pad_vocab
-from tests.small_models import VOCABULARY, make, shaken, small_tokenizer, some_tokens
+from crawl2cart.lm.models.init import initialise, pad_vocab
+from tests.small_models import SIZES, VOCABULARY, make, shaken, small_tokenizer, some_tokens
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,33 @@ def hugging_face(folder: Path) -> GptOssForCausalLM:
     return model
 
 
-@pytest.fixture(scope="module", params=[1.0, 32.0], ids=["plain RoPE", "YaRN 32"])
-def pair(request, tokenizer, tmp_path_factory) -> tuple[GptOss, GptOssForCausalLM]:
-    """Ours and transformers' with the same weights, as it reads them from our export."""
-    model = shaken(
-        make(
-            "gpt_oss", rope_factor=request.param, max_position_embeddings=int(4096 * request.param)
-        )
-    )
-    folder = tmp_path_factory.mktemp("gpt_oss")
+CONFIGS = {
+    "plain RoPE": {},
+    "YaRN 32": {"rope_factor": 32.0, "max_position_embeddings": 4096 * 32},
+}
+# Not gpt-oss-20b's values.
+OTHER_CONSTANTS = {
+    "rope_factor": 4.0,
+    "max_position_embeddings": 16384,
+    "rope_theta": 10_000.0,
+    "rope_beta_fast": 20.0,
+    "rope_beta_slow": 2.0,
+    "swiglu_alpha": 1.0,
+    "swiglu_limit": 2.0,
+    "rms_norm_eps": 1e-2,
+}
+
+
+def new_pair(folder: Path, tokenizer, **config) -> tuple[GptOss, GptOssForCausalLM]:
+    """Return ours and transformers' with the same weights, as it reads them from our export."""
+    model = shaken(initialise(GptOss({**SIZES["gpt_oss"], **config}, VOCABULARY), 1))
     save_model(model, folder, tokenizer)
     return model, hugging_face(folder)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request, tokenizer, tmp_path_factory) -> tuple[GptOss, GptOssForCausalLM]:
+    return new_pair(tmp_path_factory.mktemp("gpt_oss"), tokenizer, **CONFIGS[request.param])
 
 
 TOKENS = some_tokens(2, 150)  # longer than three windows of 8, and than one block of queries
@@ -58,11 +74,23 @@ TOKENS = some_tokens(2, 150)  # longer than three windows of 8, and than one blo
 def difference(pair, tokens=TOKENS) -> float:
     model, reference = pair
     with torch.no_grad():
-        return (model.logits(model(tokens)[0]) - reference(tokens).logits).abs().max().item()
+        theirs = reference(tokens).logits[..., :VOCABULARY]
+        return (model.logits(model(tokens)[0]) - theirs).abs().max().item()
 
 
 def test_logits_equal_transformers(pair):
     assert difference(pair) < 5e-4  # of logits around 10, through four layers of experts in float32
+
+
+def test_other_constants_than_gpt_oss_20b_s_are_passed_on_both_ways(tokenizer, tmp_path):
+    model, reference = new_pair(tmp_path, tokenizer, **OTHER_CONSTANTS)
+    assert difference((model, reference)) < 5e-4
+    assert load_gpt_oss(tmp_path).config == model.config
+    for key, value in OTHER_CONSTANTS.items():
+        if key not in ("rope_factor", "max_position_embeddings"):
+            changed = GptOss({**model.config, key: 1.1 * value + 0.1}, VOCABULARY)
+            changed.load_state_dict(model.state_dict())
+            assert difference((changed, reference)) > 5e-3, key
 
 
 def test_there_are_as_many_parameters_as_in_transformers(pair):
@@ -110,12 +138,12 @@ def untransposed_down(model, _):
 
 
 def halved_gates(_, monkeypatch):
-    def chunked(x):
+    def chunked(x, *_):
         gate, up = x.chunk(2, -1)
         gate, up = gate.clamp(max=7), up.clamp(-7, 7)
         return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
-    monkeypatch.setattr(experts_module, "swiglu", chunked)
+    monkeypatch.setattr(moe, "swiglu", chunked)
 
 
 def softmax_before_topk(_, monkeypatch):
@@ -128,11 +156,11 @@ def softmax_before_topk(_, monkeypatch):
 
 
 def lower_clamp_on_the_gate(_, monkeypatch):
-    def clamped(x):
+    def clamped(x, *_):
         gate, up = x[..., ::2].clamp(-1, 7), x[..., 1::2].clamp(-7, 7)
         return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
-    monkeypatch.setattr(experts_module, "swiglu", clamped)
+    monkeypatch.setattr(moe, "swiglu", clamped)
 
 
 def paired_rope(_, monkeypatch):
@@ -147,9 +175,9 @@ def paired_rope(_, monkeypatch):
 
 def swapped_query_groups(model, monkeypatch):
     def attention(q, k, v, *rest):
-        return attention_module.attention(q, k.flip(1), v.flip(1), *rest)
+        return attention_module.attention_with_sink_row(q, k.flip(1), v.flip(1), *rest)
 
-    monkeypatch.setattr("crawl2cart.lm.models.gpt_oss.attention", attention)
+    monkeypatch.setattr("crawl2cart.lm.models.gpt_oss.attention_with_sink_row", attention)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +219,9 @@ def test_wrong_yarn_is_noticed(pair, monkeypatch, wrong):
     right = attention_module.frequencies
     rounded = {"ceil": math.ceil, "floor": math.floor}
 
-    def frequencies(head_dim, factor, original_context):
+    def frequencies(head_dim, factor, original_context, **others):
         if wrong == "no concentration":
-            return right(head_dim, factor, original_context)[0], 1.0
+            return right(head_dim, factor, original_context, **others)[0], 1.0
         low, high = (
             head_dim / 2 * math.log(original_context / (turns * 2 * math.pi)) / math.log(150_000)
             for turns in (32, 1)
@@ -254,36 +282,36 @@ def test_an_export_s_config_has_every_field_that_transformers_knows(pair, tokeni
 
 ANSWER = """
 import json, sys
-sys.modules["stages"] = None   # to import anything of the project is an error
+sys.modules["crawl2cart"] = None   # to import anything of the project is an error
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt = sys.argv[1:]
-tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-asked = tokenizer(prompt, return_tensors="pt")
-unused = list(range(len(tokenizer), model.config.vocab_size))   # random weights may give the padding of the table a chance
-ids = model.generate(**asked, max_new_tokens=12, do_sample=False, suppress_tokens=unused)[0, asked.input_ids.size(1):]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer(prompt, return_tensors="pt")
+options = {"max_new_tokens": 12, "do_sample": False}
+# Random weights may choose an id that only pads the table.
+options["suppress_tokens"] = list(range(len(tokenizer), model.config.vocab_size))
+ids = model.generate(**inputs, **options)[0, inputs.input_ids.size(1):]
 print(json.dumps({"ids": ids.tolist(), "text": tokenizer.decode(ids)}))
 """
 
 
-def test_transformers_alone_loads_an_export_and_answers(pair, tokenizer, tmp_path):
-    model = pair[0]
+def test_transformers_alone_loads_an_export_and_answers(tokenizer, tmp_path):
+    model = shaken(make("gpt_oss"))
     folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
     folder.mkdir(), elsewhere.mkdir()
     save_model(model, folder, tokenizer)
-    said = subprocess.run(
-        [sys.executable, "-I", "-c", ANSWER, folder, "The kettle"],
-        cwd=elsewhere,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr
-    answer = json.loads(said.stdout)
+    command = [sys.executable, "-I", "-c", ANSWER, folder, "The kettle"]
+    result = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
     stops = [
         tokenizer.encode_single_token(token)
         for token in ("<|return|>", "<|call|>", "<|endoftext|>")
     ]
-    (ours,) = generate(model, [tokenizer.encode_ordinary("The kettle")], 12, stops, temperature=0)
+    prompt = tokenizer.encode_ordinary("The kettle")
+    (ours,) = Engine(model).generate([prompt], 12, stops, temperature=0)
     assert answer == {"ids": ours, "text": tokenizer.decode(ours)}
 
 
@@ -299,7 +327,7 @@ def test_a_gpt_oss_that_differs_is_refused_by_name(pair, tokenizer, tmp_path):
 def test_transformers_generates_what_we_do(pair):
     model, reference = pair
     prompt = TOKENS[:1, :40]
-    ours = generate(model, prompt.tolist(), 20, temperature=0)
+    ours = Engine(model).generate(prompt.tolist(), 20, temperature=0)
     theirs = reference.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -316,7 +344,10 @@ def test_transformers_generates_what_we_do(pair):
 
 
 def packed(weight: torch.Tensor, scale: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Blocks and scales of random MXFP4 in the shape of weight (…, n · 32), and what they mean by the format's definition."""
+    """Return random MXFP4 in the shape of weight (…, n · 32): blocks, scales, and the values meant.
+
+    The values follow the format's definition.
+    """
     random = torch.Generator().manual_seed(12)
     codes = torch.randint(0, 16, weight.shape, generator=random)
     scales = torch.randint(
@@ -341,12 +372,12 @@ def test_four_bit_blocks_are_read_by_the_equations():
 
 @pytest.fixture
 def openai_folder(tmp_path) -> tuple[Path, GptOss]:
-    """A folder as openai publishes it, made from a model of ours whose experts are whole MXFP4 values."""
+    """A folder as openai publishes it, and the model of ours with the same values."""
     model = shaken(
         make(
             "gpt_oss",
-            layers=2,
-            width=64,
+            num_layers=2,
+            hidden_size=64,
             intermediate_size=32,
             rope_factor=32.0,
             max_position_embeddings=131072,
@@ -418,21 +449,21 @@ def test_openai_s_own_checkpoint_is_read(openai_folder):
         assert torch.equal(back.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"rope_theta": 10000.0}, {"rope_ntk_alpha": 4}, {"rope_ntk_beta": 16}, {"swiglu_limit": 5.0}],
-)
-def test_an_openai_checkpoint_that_differs_is_refused_by_name(openai_folder, change):
+def test_constants_of_an_openai_checkpoint_are_read_or_those_of_gpt_oss(openai_folder):
     folder, model = openai_folder
     config = json.loads((folder / "config.json").read_text())
-    (name,) = change
-    (folder / "config.json").write_text(
-        json.dumps({key: value for key, value in config.items() if key != name})
-    )
-    assert load_openai(folder).config == model.config  # what is not said is as in gpt-oss
-    (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(UserError, match=name):
-        load_openai(folder)
+    names = {
+        "rope_theta": "rope_theta",
+        "rope_ntk_alpha": "rope_beta_slow",
+        "rope_ntk_beta": "rope_beta_fast",
+        "swiglu_limit": "swiglu_limit",
+    }
+    others = {key: 3 * config.pop(key) for key in names}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_openai(folder).config == model.config
+    (folder / "config.json").write_text(json.dumps(config | others))
+    read = load_openai(folder).config
+    assert {key: read[names[key]] for key in names} == others
 
 
 def test_a_checkpoint_that_is_not_whole_is_named(openai_folder):
