@@ -22,8 +22,8 @@ crawl2cart, profile `{profile}`, seed {seed}. `dvc.lock` has the hash of every i
 
 """
 LIMITS = (
-    "\n## Limits\n\n{limits} The model is for study. It knows an invented shop and an invented web, "
-    "in English. Nothing that it says about prices, orders or policies holds anywhere else.\n"
+    "\n## Limits\n\n{limits} The model is for study. It knows an invented shop and an invented "
+    "web, in English. Nothing that it says about prices, orders or policies holds anywhere else.\n"
 )
 SHOP_LIMITS = "It knows the tools of its own shop only. The table shows how often it errs."
 MEASURED = (

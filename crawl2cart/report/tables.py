@@ -115,9 +115,9 @@ def router_table(router: dict) -> Markup:
         "validation wordings": router["wordings_validation"],
         "test wordings": router["wordings_test"],
     }
-    return table(
-        [
-            {"": label(metric)} | {name: values[metric] for name, values in columns.items()}
-            for metric in router["local"]
-        ]
-    )
+    rows = []
+    for metric in router["local"]:
+        values = {name: column[metric] for name, column in columns.items()}
+        cells = {k: f"{v:.3f}" if isinstance(v, float) else f"{v:,}" for k, v in values.items()}
+        rows.append({"": label(metric)} | cells)
+    return table(rows)
