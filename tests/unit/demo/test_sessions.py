@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.demo.auth import MAX_BODY_BYTES, AccessControl
 from crawl2cart.demo.conversation import UNAVAILABLE, Conversation
-from crawl2cart.demo.feedback import Feedback
+from crawl2cart.demo.feedback import FEEDBACK, Feedback
 from crawl2cart.demo.render import chat_html
 from crawl2cart.demo.routes import follow, routes
 from crawl2cart.demo.sessions import (
@@ -383,6 +384,11 @@ def test_ratings_become_lines_and_can_be_changed_and_withdrawn(tmp_path):
         feedback.record_feedback(chat, turn, response, True)
     assert not list(folder.iterdir())
     sessions.close()
+
+
+def test_git_ignores_the_folder_of_ratings():
+    command = ["git", "check-ignore", "-q", f"{FEEDBACK}/x.jsonl"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 # Markup
