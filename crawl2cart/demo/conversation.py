@@ -50,8 +50,9 @@ class Answer:
 
 def sanitize(text: str) -> str:
     """Return the text without terminal control characters and without harmony markers."""
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
-    return kept.replace("<|", "< |")
+    controls = ("Cc", "Cs")  # Unicode categories: control characters and lone surrogates
+    printable = (c for c in text if c in "\n\t" or unicodedata.category(c) not in controls)
+    return "".join(printable).replace("<|", "< |")
 
 
 def fallback_text(calls: tuple[Call, ...]) -> str:
