@@ -128,7 +128,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium or one like it, without a window."""
     path = next(filter(None, map(shutil.which, BROWSERS)), None)

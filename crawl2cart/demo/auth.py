@@ -1,4 +1,4 @@
-"""What a request must be to reach the page: small, meant for this host, and with the token where other machines can come in."""
+"""Check every request before it reaches the page: its size, its host, and its token."""
 
 import hmac
 from http.cookies import CookieError, SimpleCookie
@@ -8,78 +8,79 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-MOST_BYTES = 64 * 1024  # of a request's body: the longest question, as JSON, and room
+MAX_BODY_BYTES = 64 * 1024  # the longest question as JSON, with room to spare
 COOKIE = "crawl2cart_token"
-LOCAL = ("127.0.0.1", "localhost", "::1")
-UPLOAD = "/upload"  # Gradio takes files there; this page has none
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+UPLOAD = "/upload"  # Gradio's route for files, which this page does not need
+REFUSALS = {
+    401: "Open the address with ?token= that the demonstration printed when it started.",
+    404: "There is nothing here.",
+    411: "The request lacks a Content-Length header.",
+    413: "The request is too large.",
+    421: "This page answers at 127.0.0.1 and localhost only.",
+}
 
 
-class Guard:
-    """token: what `?token=` in the first address, a cookie afterwards or a bearer header must hold. None: the page is bound to this
-    machine alone, and the host that a browser asks for must be it, so that no web site reaches the page by a name of its own.
+class AccessControl:
+    """ASGI middleware that refuses requests that are too large, misdirected or without the token.
+
+    token: required as `?token=` in the first address, as a cookie afterwards, or as a bearer
+    header. If it is None the page serves this machine alone. Then the Host header must be a
+    loopback name, so that no web site can reach the page by DNS rebinding.
     """
 
     def __init__(self, app: ASGIApp, token: str | None):
         self.app, self.token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await (
-                self.app(scope, receive, send)
-                if scope["type"] == "lifespan"
-                else send({"type": "websocket.close"})
-            )
-        await (self._answer(scope) or self.app)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close"})
+        else:
+            await (self._response(scope) or self.app)(scope, receive, send)
 
-    def _answer(self, scope: Scope) -> Response | None:
-        """What a request that goes no further is answered."""
+    def _response(self, scope: Scope) -> Response | None:
+        """Return the response to a request that must not reach the page, None for the others."""
         headers = Headers(scope=scope)
         if scope["path"].rstrip("/").endswith(UPLOAD):
             return refusal(404)
-        if "transfer-encoding" in headers:  # browsers say how long a question is
+        if "transfer-encoding" in headers:  # browsers send a length with every question
             return refusal(411)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MOST_BYTES:
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
             return refusal(413)
         if self.token is None:
-            host = (
-                headers.get("host", "").rpartition(":")[0]
-                if headers.get("host", "").count(":") == 1
-                else headers.get("host", "")
-            )
-            return None if host.strip("[]") in LOCAL or host.startswith("[::1]") else refusal(421)
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if self._is_token(given):
-            answer = RedirectResponse("/")  # without the token, which would stay in the history
-            answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
-            return answer
+            return None if is_loopback(headers.get("host", "")) else refusal(421)
+        token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if self._is_token(token):
+            response = RedirectResponse("/")  # an address without the token, for the history
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            return response
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        return (
-            None
-            if self._is_token(cookie(headers.get("cookie", ""))) or self._is_token(bearer)
-            else refusal(401)
-        )
+        if self._is_token(cookie_token(headers.get("cookie", ""))) or self._is_token(bearer):
+            return None
+        return refusal(401)
 
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.token.encode())
+    def _is_token(self, candidate: str) -> bool:
+        return hmac.compare_digest(candidate.encode(), self.token.encode())
 
 
-def cookie(header: str) -> str:
+def is_loopback(host: str) -> bool:
+    """Return whether a Host header, with or without a port, names this machine itself."""
+    name = host.rpartition(":")[0] if host.count(":") == 1 else host
+    return name.strip("[]") in LOOPBACK or host.startswith("[::1]")
+
+
+def cookie_token(header: str) -> str:
+    """Return the token in a Cookie header, empty if there is none."""
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        morsel = SimpleCookie(header).get(COOKIE)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return morsel.value if morsel else ""
 
 
 def refusal(status: int) -> Response:
-    return PlainTextResponse(
-        {
-            401: "Open the address with ?token= that the demonstration printed when it started.",
-            404: "There is nothing here.",
-            411: "The request does not say how long it is.",
-            413: "The request is too large.",
-            421: "This page answers at 127.0.0.1 and localhost.",
-        }[status],
-        status,
-    )
+    """Return a plain-text response with this error status."""
+    return PlainTextResponse(REFUSALS[status], status)

@@ -1,33 +1,42 @@
-"""One conversation of the demonstration: every query is classified first, then answered by whom it is for.
+"""Hold one conversation: route each query, then answer it by the agent, GPT-4 or a fixed sentence.
 
-Shopping goes to the released model and its tools, anything else to GPT-4 (a polite sentence without a key). An unclear
-query stays where the conversation is; at its beginning the customer is asked once.
+Shopping queries go to the released model and its tools. Other queries go to GPT-4, or get a polite
+sentence where there is no key. An unclear query stays where the conversation is; if it is the
+first one, the customer is asked once.
 """
 
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, Agent, Hear
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, Agent
 from crawl2cart.core.errors import UserError
+from crawl2cart.router.gpt4 import OnText
 from crawl2cart.router.policy import Route, Router
 from crawl2cart.shop.tool_schemas import WRITES
 from crawl2cart.shop.tools import Call
 
-POLITE = "I can only help with things of this shop: products, orders, returns and how we do things. What do you need?"
-DOWN = "Our shopping assistant is not available just now, so I can't look up products or orders. Please try again in a few minutes."
+OUT_OF_SCOPE = (
+    "I can only help with things of this shop: products, orders, returns and how we do things. "
+    "What do you need?"
+)
+UNAVAILABLE = (
+    "Our shopping assistant is not available just now, so I can't look up products or orders. "
+    "Please try again in a few minutes."
+)
 CLARIFY = "Is this about something in our shop: a product, an order, a return or how we do things?"
-# The local classifier sees one query at a time, and `yes` or `the second one` does not look like shopping. Within a shopping
-# conversation it must be this sure to leave it: at 0.5 it would lose two of ten later turns of data/store/plans.jsonl, at
-# 0.8 one. The opposite error costs less: the agent declines.
-SURE_TO_LEAVE = 0.8
+# Confidence at which the local classifier may move a conversation away from shopping. It sees one
+# query at a time, and `yes` or `the second one` does not look like shopping. The opposite error
+# costs less, because the agent declines.
+LEAVE_CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """by: `agent`, `gpt` or, for a fixed sentence, `shop`. calls: the tools that the agent used for it, in order.
+    """The answer to one query.
 
-    failed: the one whom the query is for could not answer it, and the text says so. problem: what was wrong with the agent, for
+    by: `agent`, `gpt`, or `shop` for a fixed sentence. calls: the agent's tool calls, in order.
+    failed: whoever should have answered could not; the text says so. problem: what went wrong, for
     whoever runs the shop.
     """
 
@@ -39,29 +48,29 @@ class Answer:
     problem: str | None = None
 
 
-def plain(text: str) -> str:
-    """The text without what steers a terminal (control characters) or a model (the markers of the harmony format)."""
-    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
-    return kept.replace("<|", "< |")
+def sanitize(text: str) -> str:
+    """Return the text without terminal control characters and without harmony markers."""
+    controls = ("Cc", "Cs")  # Unicode categories: control characters and lone surrogates
+    printable = (c for c in text if c in "\n\t" or unicodedata.category(c) not in controls)
+    return "".join(printable).replace("<|", "< |")
 
 
-def unanswered(calls: tuple[Call, ...]) -> str:
-    """What the customer is told where the agent ended without a reply: not that nothing is to be had once something is changed."""
-    return (
-        CHANGED
-        if any(call.name in WRITES and "error" not in call.result for call in calls)
-        else DOWN
-    )
+def fallback_text(calls: tuple[Call, ...]) -> str:
+    """Return what the customer reads if the agent failed, which must not deny a change it made."""
+    changed = any(call.name in WRITES and "error" not in call.result for call in calls)
+    return CHANGED if changed else UNAVAILABLE
 
 
-def failure(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
+    """Name a failure of the model without quoting its message, which may repeat private text."""
     return f"The shopping model failed ({type(error).__name__})."
 
 
 class Conversation:
-    """open_agent is called at the first shopping query: other ones are answered without the model.
+    """One customer's conversation; `conversation(query)` returns an Answer.
 
-    log: told of every decision: query, earlier queries, route, and where the query went (None: the customer was asked).
+    open_agent: called at the first shopping query. log: called with every decision: query, earlier
+    queries, route, and destination (None if the customer was asked to clarify).
     """
 
     def __init__(
@@ -71,77 +80,67 @@ class Conversation:
         log: Callable[[str, tuple[str, ...], Route, str | None], None] | None = None,
     ):
         self.router, self.open_agent, self.log = router, open_agent, log
-        self.route: Route | None = None  # of the last query: known before its answer is
+        self.route: Route | None = None  # of the last query, set before it is answered
         self.agent: Agent | None = None
         self.queries: list[str] = []
-        self.place: str | None = None  # where the conversation is: shopping or other
-        self.asked = False  # whether the customer was asked what it is about
-        self.other: list[
-            dict
-        ] = []  # what GPT-4 answers from: no shopping turns, which hold orders and addresses
+        self.destination: str | None = None  # of the last answered query: shopping or other
+        self.clarified = False  # whether the customer was asked what the conversation is about
+        # What GPT-4 answers from. It holds no shopping turns: those contain orders and addresses.
+        self.other_turns: list[dict] = []
 
     def open(self) -> None:
-        """Opens the agent now. Raises UserError if it cannot be."""
+        """Open the agent now. Raise UserError if that fails."""
         self.agent = self.agent or self.open_agent()
 
-    def __call__(self, query: str, hear: Hear | None = None) -> Answer:
-        """The answer to the customer's next turn. There is always one. hear: told its text as far as it is written."""
-        query, before = plain(query), tuple(self.queries)
+    def __call__(self, query: str, on_text: OnText | None = None) -> Answer:
+        """Answer the customer's next query. on_text: receives the text so far while it grows."""
+        query, before = sanitize(query), tuple(self.queries)
         self.route = route = self.router(query, before)
         self.queries.append(query)
-        place = self.goes_to(query, route)
+        destination = self.choose_destination(query, route)
         if self.log:
-            self.log(query, before, route, place)
-        if place is None:
-            self.asked = True
+            self.log(query, before, route, destination)
+        if destination is None:
+            self.clarified = True
             return Answer(CLARIFY, "shop", route)
-        self.place = place
-        return (
-            self._shopping(query, route, hear)
-            if place == "shopping"
-            else self._other(query, route, hear)
-        )
+        self.destination = destination
+        answer = self._answer_shopping if destination == "shopping" else self._answer_other
+        return answer(query, route, on_text)
 
-    def goes_to(self, query: str, route: Route) -> str | None:
-        """`shopping` or `other`; None if the customer must be asked, which happens once."""
+    def choose_destination(self, query: str, route: Route) -> str | None:
+        """Return `shopping` or `other`, or None to ask the customer, which happens once."""
         if route.label == "unclear":
-            return self.place or ("shopping" if self.asked else None)
-        if self.place == "shopping" and route.source == "local" and self.agent:
-            answers = "?" in self.agent.messages[-1]["content"] and "?" not in query
-            if answers or route.confidence < SURE_TO_LEAVE:
+            return self.destination or ("shopping" if self.clarified else None)
+        if self.destination == "shopping" and route.source == "local" and self.agent:
+            replies_to_question = "?" in self.agent.messages[-1]["content"] and "?" not in query
+            if replies_to_question or route.confidence < LEAVE_CONFIDENCE:
                 return "shopping"
         return route.label
 
-    def _shopping(self, query: str, route: Route, hear: Hear | None) -> Answer:
-        """The agent's answer, or that there is none: nobody else can see stock and orders, so nobody else may answer."""
+    def _answer_shopping(self, query: str, route: Route, on_text: OnText | None) -> Answer:
+        """Return the agent's answer or an apology. GPT-4 never steps in: it cannot see the shop."""
         try:
             self.open()
         except UserError as problem:
-            return Answer(DOWN, "shop", route, failed=True, problem=str(problem))
-        before = len(self.agent.session.calls)
+            return Answer(UNAVAILABLE, "shop", route, failed=True, problem=str(problem))
+        agent, before = self.agent, len(self.agent.session.calls)
         try:
-            text = self.agent(query, hear)
-        except (
-            Exception
-        ) as error:  # an endpoint may be gone or answer anything, torch be out of memory
-            calls = tuple(self.agent.session.calls[before:])
-            text = unanswered(calls)
-            self.agent.messages.append({"role": "assistant", "content": text})
-            self.agent.session.observe_assistant(text)
-            return Answer(text, "shop", route, calls, failed=True, problem=failure(error))
-        return Answer(
-            text,
-            "agent",
-            route,
-            tuple(self.agent.session.calls[before:]),
-            text in (COULD_NOT, TOO_LONG, CHANGED),
-            failure(self.agent.late) if self.agent.late else None,
-        )
+            text = agent(query, on_text)
+        except Exception as error:  # an endpoint may send anything; torch may run out of memory
+            calls = tuple(agent.session.calls[before:])
+            text = fallback_text(calls)
+            agent.messages.append({"role": "assistant", "content": text})
+            agent.session.observe_assistant(text)
+            return Answer(text, "shop", route, calls, failed=True, problem=describe_failure(error))
+        calls = tuple(agent.session.calls[before:])
+        failed = text in (COULD_NOT, TOO_LONG, CHANGED)
+        problem = describe_failure(agent.late) if agent.late else None
+        return Answer(text, "agent", route, calls, failed, problem)
 
-    def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
+    def _answer_other(self, query: str, route: Route, on_text: OnText | None) -> Answer:
         turn = {"role": "user", "content": query}
-        text = self.router.answer_other([*self.other, turn], hear)
+        text = self.router.answer_other([*self.other_turns, turn], on_text)
         if text is None:
-            return Answer(POLITE, "shop", route, failed=self.router.has_key)
-        self.other += [turn, {"role": "assistant", "content": text}]
+            return Answer(OUT_OF_SCOPE, "shop", route, failed=self.router.has_key)
+        self.other_turns += [turn, {"role": "assistant", "content": text}]
         return Answer(text, "gpt", route)

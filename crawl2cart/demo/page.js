@@ -1,16 +1,21 @@
-// A pane: its log, its box and its buttons. The server (routes.py) has the conversation, this tab only the key to it.
+// One pane: its log, its box and its buttons. The conversation itself is on the server (routes.py);
+// this tab only has the key to it.
 const log = element.querySelector(".log");
 const pane = element.closest(".pane");
 const box = () => pane.querySelector(".ask textarea");
 const key = () => sessionStorage.getItem(pane.id) || "";
-let stream = null;             // of the answers that are shown
+const UNREACHABLE = "The shop cannot be reached just now. Please try again in a moment.";
+const FORGOTTEN =
+  "This conversation is no longer known here. The next question begins a new one.";
+let stream = null;                // of the answers on display
 let asking = false;
-let last = Promise.resolve();  // what was done last: one request after the other, in the order of the customer's presses
+let queue = Promise.resolve();    // requests go out one after the other, in the order of presses
 
-// turns: the HTML of each. Only those that changed are set anew, so that what a reader has unfolded, and where the keyboard is,
-// stays while an answer is written.
+// turns: the HTML of each. Only turns that changed are replaced, so that unfolded details and the
+// keyboard focus survive while an answer is written.
 function show(turns) {
-  const atEnd = window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 120;
+  const page = document.documentElement;
+  const atEnd = window.innerHeight + window.scrollY > page.scrollHeight - 120;
   const grown = turns.length > log.children.length;
   turns.forEach((html, number) => {
     const node = log.children[number] || log.appendChild(document.createElement("div"));
@@ -20,35 +25,42 @@ function show(turns) {
     node.className = "turn";
     node.innerHTML = node.source = html;
     node.querySelectorAll("details").forEach((details, i) => { details.open = Boolean(open[i]); });
-    if (focused >= 0) node.querySelectorAll("summary, button")[focused]?.focus({ preventScroll: true });
+    const controls = node.querySelectorAll("summary, button");
+    if (focused >= 0) controls[focused]?.focus({ preventScroll: true });
   });
   while (log.children.length > turns.length) log.lastChild.remove();
-  if (turns.length > 1 && (atEnd || grown)) window.scrollTo(0, document.documentElement.scrollHeight);
+  if (turns.length > 1 && (atEnd || grown)) window.scrollTo(0, page.scrollHeight);
 }
 
-function tell(why) {
-  pane.querySelector(".refused").textContent = why;
+function showError(text) {
+  pane.querySelector(".refused").textContent = text;
 }
 
-function write(text) {
+function setBox(text) {
   box().value = text;
   box().dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-function inTurn(act) {
-  last = last.then(act).catch((error) => tell(error instanceof TypeError   // what fetch throws when nobody answers
-    ? "The shop cannot be reached just now. Please try again in a moment." : error.message));
+function enqueue(action) {
+  queue = queue.then(action).catch((error) =>
+    showError(error instanceof TypeError ? UNREACHABLE : error.message));  // fetch throws TypeError
 }
 
-async function post(what, fields) {
-  const answer = await fetch(`${pane.id}/${what}`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ key: key(), ...fields }) });
-  if (!answer.ok) throw new Error(answer.status < 500 && answer.headers.get("Content-Type")?.startsWith("text/plain") ? await answer.text()
-    : `The shop could not take that (error ${answer.status}). Please try again in a moment.`);   // guard.py refuses in words
-  return answer.json();
+async function post(path, fields) {
+  const response = await fetch(`${pane.id}/${path}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ key: key(), ...fields }),
+  });
+  if (response.ok) return response.json();
+  const isRefusal = response.status < 500  // auth.py gives its reason as plain text
+    && response.headers.get("Content-Type")?.startsWith("text/plain");
+  throw new Error(isRefusal ? await response.text()
+    : `The shop could not take that (error ${response.status}). Please try again in a moment.`);
 }
 
-// Shows the conversation of the key, to the end of the answer that is being written. A stream that is cut comes back by itself.
+// Shows the conversation of the key until the answer is complete. A stream that is cut reconnects
+// by itself.
 function follow() {
   stream?.close();
   if (!key()) return;
@@ -57,23 +69,23 @@ function follow() {
   stream.onmessage = ({ data }) => show(Object.assign(turns, JSON.parse(data)));
   stream.addEventListener("done", ({ target }) => target.close());
   stream.onerror = ({ target }) => {
-    if (target.readyState === EventSource.CLOSED && log.querySelector(".query"))
-      tell("This conversation is no longer known here. The next question begins a new one.");
+    const refused = target.readyState === EventSource.CLOSED;
+    if (refused && log.querySelector(".query")) showError(FORGOTTEN);
   };
 }
 
-// Asks what is in the box. It is taken out once the server has it.
+// Sends the question in the box. The box is emptied once the server has accepted it.
 function ask() {
   if (asking) return;  // pressed twice
   const query = box().value;
   asking = true;
-  tell("");
-  inTurn(async () => {
+  showError("");
+  enqueue(async () => {
     try {
-      const taken = await post("ask", { query });
-      sessionStorage.setItem(pane.id, taken.key);
-      if (taken.refused) return tell(taken.refused);
-      if (box().value === query) write("");
+      const reply = await post("ask", { query });
+      sessionStorage.setItem(pane.id, reply.key);
+      if (reply.refused) return showError(reply.refused);
+      if (box().value === query) setBox("");
       follow();
     } finally {
       asking = false;
@@ -81,20 +93,21 @@ function ask() {
   });
 }
 
-function judge({ turn, part, liked }) {
-  inTurn(async () => {
-    await post("judge", { turn: Number(turn), part: Number(part), liked: liked === "true" });
+function rate({ turn, response, liked }) {
+  enqueue(async () => {
+    const rating = { turn: Number(turn), response: Number(response), liked: liked === "true" };
+    await post("feedback", rating);
     follow();
   });
 }
 
 function startOver() {
-  inTurn(async () => {
+  enqueue(async () => {
     await post("forget");
     stream?.close();
     sessionStorage.removeItem(pane.id);
-    tell("");
-    write("");
+    showError("");
+    setBox("");
     show([props.value]);
   });
 }
@@ -103,16 +116,17 @@ pane.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   if (button.dataset.ask) {
-    write(button.dataset.ask);
+    setBox(button.dataset.ask);
     box().focus();
     ask();
-  } else if (button.dataset.liked) judge(button.dataset);
+  } else if (button.dataset.liked) rate(button.dataset);
   else if (button.matches(".send")) ask();
   else if (button.matches(".again")) startOver();
 });
 
 pane.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target !== box()) return;
+  const typed = event.shiftKey || event.isComposing || event.target !== box();
+  if (event.key !== "Enter" || typed) return;
   event.preventDefault();
   ask();
 });

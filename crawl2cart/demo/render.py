@@ -1,4 +1,7 @@
-"""The conversation as HTML, by turn.html.j2, which escapes every text of customers, models and tools. No other host is named."""
+"""Render a conversation as HTML with turn.html.j2.
+
+The template escapes every text of customers, models and tools, and names no other host.
+"""
 
 import json
 from pathlib import Path
@@ -8,10 +11,10 @@ from jinja2 import Environment, FileSystemLoader
 from crawl2cart.demo.sessions import Chat, Response, Turn
 from crawl2cart.shop.tools import Call
 
-BY = {"agent": "Shop assistant", "gpt": "GPT-4", "shop": "Shop"}
+AUTHORS = {"agent": "Shop assistant", "gpt": "GPT-4", "shop": "Shop"}
 LABELS = {"shopping": "Shopping", "other": "Not shopping", "unclear": "Unclear"}
 SOURCES = {"gpt": "GPT-4", "local": "local router"}
-DONE = {
+CHANGES = {
     "cancel_order": "Order cancelled",
     "return_items": "Return opened",
     "exchange_item": "Exchange made",
@@ -25,17 +28,21 @@ ENVIRONMENT = Environment(
 )
 
 
-def pretty(value: object) -> str:
+def pretty_json(value: object) -> str:
+    """Return indented JSON."""
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def brief(value: object) -> str:
-    """An argument in a line."""
+def argument_text(value: object) -> str:
+    """Return an argument's value on one line."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def call_view(call: Call) -> dict:
-    """What a call shows folded (name, arguments in a line, what came of it) and unfolded (both as JSON)."""
+    """Return what the page shows of a tool call.
+
+    Folded: name, arguments on one line, outcome. Unfolded: arguments and result as JSON.
+    """
     result = call.result
     if "error" in result:
         outcome = str(result["error"]).replace("_", " ")
@@ -43,76 +50,84 @@ def call_view(call: Call) -> dict:
         outcome = f"{len(result['results'])} found"
     else:
         outcome = "done"
+    arguments = [f"{name} {argument_text(value)}" for name, value in call.arguments.items()]
     return {
         "name": call.name,
-        "line": " · ".join(f"{name} {brief(value)}" for name, value in call.arguments.items()),
+        "line": " · ".join(arguments),
         "outcome": outcome,
         "failed": "error" in result,
-        "arguments": pretty(call.arguments),
-        "result": pretty(result),
+        "arguments": pretty_json(call.arguments),
+        "result": pretty_json(result),
     }
 
 
 def cards(calls: tuple[Call, ...]) -> list[dict]:
-    """What the tools found, to be looked at: products, orders, sections of policies, changes made. A later look replaces an
-    earlier one at the same product or order.
+    """Return the products, orders, policy sections and changes that the calls returned.
+
+    A later result about the same product or order replaces an earlier one.
     """
-    found: dict[tuple, dict] = {}
+    by_subject: dict[tuple, dict] = {}
     for call in calls:
         result = call.result
         if "error" in result:
             continue
         for product in [*result.get("results", ()), *result.get("products", ())]:
-            found["product", product["name"]] = {"kind": "product"} | product
+            by_subject["product", product["name"]] = {"kind": "product"} | product
         if call.name == "get_order":
-            found["order", result["order"]] = {"kind": "order"} | result
+            by_subject["order", result["order"]] = {"kind": "order"} | result
         elif call.name == "get_policy" and "text" in result:
-            found["policy", result["topic"], result["section"]] = {"kind": "policy"} | result
-        elif call.name in DONE:
-            found["change", result["order"]] = {"kind": "change", "done": DONE[call.name]} | result
-    return list(found.values())
+            section = {"kind": "policy"} | result
+            by_subject["policy", result["topic"], result["section"]] = section
+        elif call.name in CHANGES:
+            change = {"kind": "change", "done": CHANGES[call.name]} | result
+            by_subject["change", result["order"]] = change
+    return list(by_subject.values())
 
 
-def route_line(part: Response) -> str:
-    """Where the query went and why: `Shopping · GPT-4, 90 % sure · because of a parcel`."""
-    route = part.route
+def route_line(response: Response) -> str:
+    """Return where the query went and why: `Shopping · GPT-4, 90 % sure · a lost parcel`."""
+    route = response.route
     if route is None or route.source not in SOURCES:
         return ""
-    return f"{LABELS[route.label]} · {SOURCES[route.source]}, {round(100 * route.confidence)} % sure · {route.why}"
+    percent = round(100 * route.confidence)
+    return f"{LABELS[route.label]} · {SOURCES[route.source]}, {percent} % sure · {route.why}"
 
 
-def part_view(part: Response, compared: bool) -> dict:
-    answer, calls = part.answer, part.calls
+def response_view(response: Response, compared: bool) -> dict:
+    """Return what the page shows of a response. compared: it stands beside another model's."""
+    answer, route = response.answer, response.route
+    author = AUTHORS[answer.by] if answer else ""
     return {
-        "name": part.name if compared else BY[answer.by] if answer else "",
+        "name": response.name if compared else author,
         "by": answer.by if answer else "",
-        "text": part.text,
-        "route": route_line(part),
-        "went": part.route.label if part.route else "",
-        "calls": [call_view(call) for call in calls],
-        "cards": cards(calls),
+        "text": response.text,
+        "route": route_line(response),
+        "label": route.label if route else "",
+        "calls": [call_view(call) for call in response.calls],
+        "cards": cards(response.calls),
         "done": answer is not None,
         "failed": bool(answer and answer.failed),
         "problem": answer.problem if answer else None,
-        "seconds": part.seconds,
-        "judged": bool(part.prompt),
-        "liked": part.liked,
+        "seconds": response.seconds,
+        "can_be_rated": bool(response.prompt),
+        "liked": response.liked,
     }
 
 
 def turn_html(turn: Turn, number: int) -> str:
-    compared = len(turn.parts) > 1
-    return ENVIRONMENT.get_template("turn.html.j2").render(
-        number=number, query=turn.query, parts=[part_view(part, compared) for part in turn.parts]
-    )
+    """Return the HTML of one turn. number: its place in the chat, from 0."""
+    compared = len(turn.responses) > 1
+    responses = [response_view(response, compared) for response in turn.responses]
+    template = ENVIRONMENT.get_template("turn.html.j2")
+    return template.render(number=number, query=turn.query, responses=responses)
 
 
 def welcome_html(title: str, text: str, examples: tuple[str, ...]) -> str:
-    return ENVIRONMENT.get_template("welcome.html.j2").render(
-        title=title, text=text, examples=examples
-    )
+    """Return the HTML of an empty chat, with examples to press."""
+    template = ENVIRONMENT.get_template("welcome.html.j2")
+    return template.render(title=title, text=text, examples=examples)
 
 
-def chat_html(chat: Chat | None) -> list[str]:
-    """The HTML of each turn."""
-    return [turn_html(turn, number) for number, turn in enumerate(chat.turns)] if chat else []
+def chat_html(chat: Chat) -> list[str]:
+    """Return the HTML of each turn."""
+    return [turn_html(turn, number) for number, turn in enumerate(chat.turns)]

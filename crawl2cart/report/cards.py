@@ -1,6 +1,7 @@
-"""Model cards for the pretrained, SFT and DPO checkpoints, in the form of the Hugging Face hub, filled from the metrics.
+"""Write model cards for the pretrained, SFT and DPO checkpoints from the metrics.
 
-Mitchell et al. 2019, https://arxiv.org/abs/1810.03993
+The cards have the form of the Hugging Face hub. Mitchell et al. 2019,
+https://arxiv.org/abs/1810.03993
 """
 
 HEAD = """---
@@ -17,15 +18,14 @@ tags: [gpt-oss, {tags}]
 
 ## Made with
 
-Profile `{profile}` of crawl2cart, seed {seed}; `dvc.lock` has the hash of every input.
+crawl2cart, profile `{profile}`, seed {seed}. `dvc.lock` has the hash of every input.
 
 """
-LIMITS = """
-## Limits
-
-{limits} It is a model of an invented shop and web, in English, for study; nothing it says about prices, orders or policies holds
-anywhere else.
-"""
+LIMITS = (
+    "\n## Limits\n\n{limits} The model is for study. It knows an invented shop and an invented "
+    "web, in English. Nothing that it says about prices, orders or policies holds anywhere else.\n"
+)
+SHOP_LIMITS = "It knows the tools of its own shop only. The table shows how often it errs."
 MEASURED = (
     "tool_accuracy",
     "argument_exact_match",
@@ -39,107 +39,108 @@ MEASURED = (
     "out_of_scope_refusal_rate",
 )
 ORIGINS = {
-    "sampled": "both turns are the SFT model's own",
-    "gold": "the better turn is the recorded one, as all of the model's own were wrong",
-    "written": "both replies came with the shop, to teach tone",
-    "feedback": "replies that customers gave a thumb",
+    "sampled": "the SFT model wrote both turns",
+    "gold": "the better turn is the recorded one, because all of the model's were wrong",
+    "written": "both replies came with the shop, to teach style",
+    "feedback": "customers rated the replies",
 }
 
 
-def with_interval(values: dict, name: str) -> str:
-    """`0.812 (0.78 to 0.84)`, or the number alone where it has no interval; empty where it is missing."""
-    if name not in values:
+def with_interval(values: dict, metric: str) -> str:
+    """Return `0.812 (0.78 to 0.84)`, without the interval if there is none, empty if missing."""
+    if metric not in values:
         return ""
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    return f"{values[name]:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
+    low, high = values.get(f"{metric}_low"), values.get(f"{metric}_high")
+    return f"{values[metric]:.3f}" + (f" ({low:.2f} to {high:.2f})" if low is not None else "")
 
 
 def origins(pairs: dict[str, int]) -> str:
-    """How many pairs come from where, those of both splits: `41 sampled (both turns ...), 31 gold (...)`."""
+    """Return how many pairs of both splits have each origin: `41 sampled (…), 31 gold (…)`."""
     return ", ".join(
         f"{pairs[name]:,} {name} ({text})" for name, text in ORIGINS.items() if pairs[name]
     )
 
 
 def measured(values: dict) -> str:
-    """What was measured as a table in Markdown: value, 95 % interval, n."""
+    """Return an agent's metrics as a table in Markdown: value, 95 % interval, n."""
     rows = [
-        f"| {name.replace('_', ' ')} | {with_interval(values, name)} | {values[f'{name}_n']} |"
+        f"| {name.replace('_', ' ')} | {with_interval(values, name)} | {values[f'{name}_n']} |\n"
         for name in MEASURED
         if name in values
     ]
-    return "\n".join(
-        [
-            "## Measured on unseen products, wordings and plans",
-            "",
-            "| what | value (95 % interval) | n |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-        ]
+    return (
+        "## Measured on unseen products, wordings and plans\n\n"
+        "| metric | value (95 % interval) | n |\n| --- | --- | --- |\n" + "".join(rows)
     )
 
 
-def cards(
-    profile: str, seed: int, pretrained: dict, sft: dict, dpo: dict, prefs: dict, evaluated: dict
-) -> dict[str, str]:
-    """Text of each card by name. pretrained, sft, dpo, prefs, evaluated: the metrics of these stages."""
-
-    def head(title: str, tags: str, about: str) -> str:
-        return HEAD.format(title=title, tags=tags, about=about, profile=profile, seed=seed)
-
-    ours = pretrained["gpt_oss"]
+def pretrained_card(metrics: dict, profile: str, seed: int) -> str:
+    """Return the card of the GPT-OSS that was trained from scratch."""
+    values = metrics["pretrain"]["gpt_oss"]
     others = ", ".join(
-        f"{name} {values['val_bits_per_byte']:.3f}"
-        for name, values in pretrained.items()
+        f"{name} {other['val_bits_per_byte']:.3f}"
+        for name, other in metrics["pretrain"].items()
         if name != "gpt_oss"
     )
+    about = (
+        f"A mixture of experts with {values['parameters']:,} parameters, of which "
+        f"{values['active_parameters']:,} are active for a token. Attention has sinks and sliding "
+        f"windows. Trained on {values['tokens']:,} tokens of filtered web pages."
+    )
+    title = "A small GPT-OSS, trained from scratch"
+    head = HEAD.format(title=title, tags="pretrained", about=about, profile=profile, seed=seed)
+    results = (
+        f"## Measured\n\nBits per byte on held-out pages: {values['val_bits_per_byte']:.3f} "
+        f"(other models on the same tokens: {others}).\n"
+    )
+    limits = "It continues text. It follows no instructions and calls no tools."
+    return head + results + LIMITS.format(limits=limits)
+
+
+def sft_card(metrics: dict, profile: str, seed: int) -> str:
+    """Return the card of the model after SFT."""
+    about = (
+        f"Fine-tuned with LoRA on {metrics['sft']['sft']['rows']:,} assistant turns of shopping "
+        "dialogues, then merged. It reads and writes the harmony format; its chat template is "
+        "included."
+    )
+    title = "A shopping agent with ten tools (SFT)"
+    head = HEAD.format(title=title, tags="tool-use, sft", about=about, profile=profile, seed=seed)
+    return head + measured(metrics["evaluate"]["sft"]) + LIMITS.format(limits=SHOP_LIMITS)
+
+
+def dpo_card(metrics: dict, profile: str, seed: int) -> str:
+    """Return the card of the model after DPO."""
+    pairs, dpo = metrics["prefs"]["pairs"], metrics["dpo"]
     released = "DPO" if dpo["dpo"]["released_is_dpo"] else "SFT"
     failed = [name.replace("_", " ") for name, passed in dpo["guards"].items() if not passed]
-    compared = evaluated["dpo_vs_sft"]
+    reason = f" (failed release gates: {', '.join(failed)})" if failed else ""
+    about = (
+        f"The SFT model after DPO on {pairs['train']:,} pairs of a better and a worse turn. The "
+        f"origins of these and of {pairs['validation']:,} held-out pairs: {origins(pairs)}. "
+        f"Released model: {released}{reason}."
+    )
+    title = "A shopping agent with ten tools (DPO)"
+    head = HEAD.format(title=title, tags="tool-use, dpo", about=about, profile=profile, seed=seed)
+    compared = metrics["evaluate"]["dpo_vs_sft"]
+    against_sft = (
+        f"\nAgainst SFT on {compared['n']} held-out prompts: {compared['wins']} wins, "
+        f"{compared['ties']} ties, {compared['losses']} losses. Length-controlled win rate: "
+        f"{with_interval(compared, 'length_controlled_win_rate')}. "
+        f"Sign test: p = {compared['p']:.3g}.\n"
+    )
+    limits = f"The preferences are about style among right answers only. {SHOP_LIMITS}"
+    results = measured(metrics["evaluate"]["dpo"]) + against_sft
+    return head + results + LIMITS.format(limits=limits)
+
+
+def cards(profile: str, seed: int, metrics: dict) -> dict[str, str]:
+    """Return the text of each card by name.
+
+    metrics: the metrics of the stages pretrain, sft, prefs, dpo and evaluate.
+    """
     return {
-        "pretrained": head(
-            "A small GPT-OSS, trained from nothing",
-            "pretrained",
-            (
-                f"{ours['parameters']:,} parameters, of which {ours['active_parameters']:,} meet a token: attention with sinks and windows, "
-                f"experts. Trained on {ours['tokens']:,} tokens of filtered web pages."
-            ),
-        )
-        + (
-            f"## Measured\n\nBits per byte on held-out pages: {ours['val_bits_per_byte']:.3f} (on the same tokens: {others}).\n"
-        )
-        + LIMITS.format(
-            limits="It goes on with text; it follows no instructions and calls no tools."
-        ),
-        "sft": head(
-            "A shopping agent with ten tools (SFT)",
-            "tool-use, sft",
-            (
-                f"Fine-tuned with LoRA on {sft['sft']['rows']:,} assistant turns of shopping dialogues, then merged. It speaks the harmony "
-                "format, with its chat template."
-            ),
-        )
-        + measured(evaluated["sft"])
-        + LIMITS.format(
-            limits="It knows the tools of its own shop only, and errs as often as the table says."
-        ),
-        "dpo": head(
-            "A shopping agent with ten tools (DPO)",
-            "tool-use, dpo",
-            (
-                f"The SFT model after DPO on {prefs['pairs']['train']:,} pairs of a better and a worse turn; together with the "
-                f"{prefs['pairs']['validation']:,} held-out ones these are {origins(prefs['pairs'])}. Released by the guards: {released}"
-                f"{' (failed: ' + ', '.join(failed) + ')' if failed else ''}."
-            ),
-        )
-        + measured(evaluated["dpo"])
-        + (
-            f"\nAgainst SFT on {compared['n']} held-out prompts: {compared['wins']} wins, {compared['ties']} ties, "
-            f"{compared['losses']} losses; length-controlled win rate {with_interval(compared, 'length_controlled_win_rate')}, "
-            f"sign test p = {compared['p']:.3g}.\n"
-        )
-        + LIMITS.format(
-            limits="Tone was preferred among right answers only; it knows the tools of its own shop only."
-        ),
+        "pretrained": pretrained_card(metrics, profile, seed),
+        "sft": sft_card(metrics, profile, seed),
+        "dpo": dpo_card(metrics, profile, seed),
     }

@@ -1,8 +1,8 @@
-"""GPT-4 over the network: one client, one retry loop, one deadline, and a circuit that opens when the service is down.
+"""Ask GPT-4 over the network: one client, one retry, one deadline, and a circuit breaker.
 
-What goes wrong is one of two things: `Unreachable` (the service did not answer; counted by the circuit) or `Unusable` (it
-answered something that is no chat completion). Both say in our own words what happened, never in the server's, which may
-repeat the key or the customer's text.
+Two things can go wrong. `Unreachable`: the service did not answer; the circuit breaker counts
+these. `Unusable`: it answered with something that is no chat completion. Both describe the failure
+in our words, never in the server's, which may repeat the key or the customer's text.
 """
 
 import os
@@ -16,32 +16,30 @@ from functools import cached_property
 from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
 
-from crawl2cart.agent.agent import Hear
 from crawl2cart.core.deadline import Result, with_deadline
 from crawl2cart.core.retry_after import retry_after
 
-SECONDS_TO_CONNECT = 2.0
-LONGEST_RETRY_AFTER = (
-    2.0  # seconds; a server that asks for more patience than the customer has is not asked again
-)
-FAILURES_THAT_OPEN = 3
-SECONDS_OF_FAILURES = 30.0
-SECONDS_OPEN = 30.0
+CONNECT_SECONDS = 2.0
+MAX_RETRY_AFTER = 2.0  # seconds; a server that asks for a longer pause is not asked again
+MAX_FAILURES = 3  # within FAILURE_WINDOW seconds, which open the circuit for OPEN_SECONDS
+FAILURE_WINDOW = 30.0
+OPEN_SECONDS = 30.0
 
 Ask = Callable[..., str]
+OnText = Callable[[str], None]
 
 
 class Unreachable(Exception):
-    """The service did not answer: no connection, a status that is no success, or no time left."""
+    """The service did not answer: no connection, an error status, or no time left."""
 
 
 class Unusable(Exception):
-    """The service answered what is no answer."""
+    """The service answered, but not with a chat completion that can be used."""
 
 
 @dataclass
-class Spent:
-    """What one decision took: the time, and over all of its requests the tokens and their price in US dollars."""
+class Usage:
+    """What one decision cost: its time, and the tokens and US dollars of all its requests."""
 
     seconds: float = 0.0
     requests: int = 0
@@ -50,60 +48,62 @@ class Spent:
     dollars: float = 0.0
 
 
-class Circuit:
-    """Closed, it lets calls through; FAILURES_THAT_OPEN of them failing within SECONDS_OF_FAILURES open it for SECONDS_OPEN.
+class CircuitBreaker:
+    """Opens for OPEN_SECONDS after MAX_FAILURES failures within FAILURE_WINDOW seconds.
 
-    clock: seconds that only grow. Safe to share between threads.
+    clock: a monotonic clock in seconds. Safe to share between threads.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock = clock
-        self._failures: deque[float] = deque(maxlen=FAILURES_THAT_OPEN)
+        self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
         self._closes = float("-inf")
         self._lock = threading.Lock()
 
     @property
     def is_open(self) -> bool:
+        """Whether calls are refused at present."""
         return self.clock() < self._closes
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
+        """Count a failure, and open the circuit if there are too many."""
         with self._lock:
             now = self.clock()
             self._failures.append(now)
-            if (
-                len(self._failures) == FAILURES_THAT_OPEN
-                and now - self._failures[0] <= SECONDS_OF_FAILURES
-            ):
-                self._closes = now + SECONDS_OPEN
+            recent = now - self._failures[0] <= FAILURE_WINDOW
+            if len(self._failures) == MAX_FAILURES and recent:
+                self._closes = now + OPEN_SECONDS
                 self._failures.clear()
 
 
-def pause_before_retry(error: APIConnectionError | APIStatusError) -> float | None:
-    """Seconds until the request may be sent again, or None if it may not be."""
+def retry_pause(error: APIConnectionError | APIStatusError) -> float | None:
+    """Return the seconds until the request may be sent again, or None if it may not."""
     if isinstance(error, APIConnectionError):
         return 0.0
-    wait = retry_after(error.response.headers.get("retry-after"))
-    if error.status_code == 429:
-        return wait if wait is not None and wait <= LONGEST_RETRY_AFTER else None
-    if error.status_code >= 500:
-        return (wait or 0.0) if (wait or 0.0) <= LONGEST_RETRY_AFTER else None
+    pause = retry_after(error.response.headers.get("retry-after"))
+    if error.status_code >= 500 and pause is None:
+        return 0.0
+    if error.status_code == 429 or error.status_code >= 500:
+        return pause if pause is not None and pause <= MAX_RETRY_AFTER else None
     return None
 
 
-def in_words(error: APIConnectionError | APIStatusError) -> str:
+def describe(error: APIConnectionError | APIStatusError) -> str:
+    """Return the failure in our own words."""
     return f"status {error.status_code}" if isinstance(error, APIStatusError) else "no connection"
 
 
-def counted(usage: object, name: str) -> int:
-    """A number of tokens as the server states it, 0 if it states none: not every compatible server does."""
-    number = getattr(usage, name, None)
-    return number if isinstance(number, int) and number > 0 else 0
+def token_count(usage: object, name: str) -> int:
+    """Return a number of tokens, 0 if the server does not state it: compatible servers may not."""
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 class Gpt4:
-    """A key in OPENAI_API_KEY switches GPT-4 on; OPENAI_BASE_URL may name another server.
+    """A client of the chat completions API, active if OPENAI_API_KEY is set.
 
-    model: its name there. input_price, output_price: US dollars for a million tokens.
+    OPENAI_BASE_URL may name another server. model: its name there. input_price, output_price: US
+    dollars per million tokens.
     """
 
     def __init__(
@@ -111,86 +111,86 @@ class Gpt4:
         model: str,
         input_price: float = 0.0,
         output_price: float = 0.0,
-        circuit: Circuit | None = None,
+        circuit: CircuitBreaker | None = None,
     ):
         self.model, self.input_price, self.output_price = model, input_price, output_price
-        self.circuit = circuit or Circuit()
+        self.circuit = circuit or CircuitBreaker()
         self.has_key = bool(os.environ.get("OPENAI_API_KEY", "").strip())
 
     @cached_property
     def client(self) -> OpenAI:
-        return OpenAI(max_retries=0)  # the loop below is the only one
+        """The OpenAI client. It does not retry: `_ask` does."""
+        return OpenAI(max_retries=0)
 
     def __call__(self, seconds: float, use: Callable[[Ask], Result]) -> Result:
-        """use(ask) within the deadline, where ask(spent, hear, **request) is the text of a chat completion.
+        """Return `use(ask)`, or raise if it takes longer than `seconds`, retries included.
 
-        hear, if any, is told the text as far as it is written. Raises Unreachable or Unusable, and what `use` raises itself.
+        ask(usage, on_text, **request) returns the text of one chat completion and adds its cost to
+        `usage`. on_text, if given, receives the text so far while it streams. Raise Unreachable or
+        Unusable, and whatever `use` raises.
         """
         if self.circuit.is_open:
             raise Unreachable("it failed repeatedly just now")
-        ends = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
+
+        def ask(usage: Usage, on_text: OnText | None = None, **request: object) -> str:
+            return self._ask(deadline, usage, on_text, request)
+
         try:
-            return with_deadline(
-                seconds,
-                lambda: use(
-                    lambda spent, hear=None, **request: self._ask(ends, spent, hear, request)
-                ),
-            )
+            return with_deadline(seconds, lambda: use(ask))
         except TimeoutError as error:
-            self.circuit.failed()
+            self.circuit.record_failure()
             raise Unreachable(f"no answer within {seconds:g} s") from error
         except Unreachable:
-            self.circuit.failed()
+            self.circuit.record_failure()
             raise
 
-    def _ask(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> str:
+    def _ask(self, deadline: float, usage: Usage, on_text: OnText | None, request: dict) -> str:
+        """Send a request, and once more where a second try may help."""
         try:
-            return self._text(self._send(ends, spent, hear, request), spent)
+            return self._text(self._send(deadline, usage, on_text, request), usage)
         except (APIConnectionError, APIStatusError) as error:
-            pause = pause_before_retry(error)
-            if pause is None or time.monotonic() + pause >= ends:
-                raise Unreachable(in_words(error)) from error
+            pause = retry_pause(error)
+            if pause is None or time.monotonic() + pause >= deadline:
+                raise Unreachable(describe(error)) from error
             time.sleep(pause)
         try:
-            return self._text(self._send(ends, spent, hear, request), spent)
+            return self._text(self._send(deadline, usage, on_text, request), usage)
         except (APIConnectionError, APIStatusError) as error:
-            raise Unreachable(f"{in_words(error)}, twice") from error
+            raise Unreachable(f"{describe(error)}, twice") from error
 
-    def _send(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> object:
-        left = ends - time.monotonic()
+    def _send(self, deadline: float, usage: Usage, on_text: OnText | None, request: dict) -> object:
+        """Send one request and return the completion, streamed if `on_text` is given."""
+        left = deadline - time.monotonic()
         if left <= 0:
             raise Unreachable("no time left")
-        spent.requests += 1
-        request = request | {
-            "model": self.model,
-            "timeout": Timeout(left, connect=min(left, SECONDS_TO_CONNECT)),
-        }
+        usage.requests += 1
+        timeout = Timeout(left, connect=min(left, CONNECT_SECONDS))
+        request = request | {"model": self.model, "timeout": timeout}
+        completions = self.client.chat.completions
         try:
-            if hear is None:
-                return self.client.chat.completions.create(**request)
-            with self.client.chat.completions.stream(
-                **request, stream_options={"include_usage": True}
-            ) as events:
+            if on_text is None:
+                return completions.create(**request)
+            with completions.stream(**request, stream_options={"include_usage": True}) as events:
                 for event in events:
-                    if event.type == "content.delta" and time.monotonic() < ends:
-                        hear(event.snapshot)
+                    if event.type == "content.delta" and time.monotonic() < deadline:
+                        on_text(event.snapshot)
                 return events.current_completion_snapshot
         except (APIConnectionError, APIStatusError):
             raise
-        except (
-            Exception
-        ) as error:  # a server may send anything, and a key may be what no header can carry
+        except Exception as error:  # a server may send anything; a key may not fit into a header
             raise Unusable(type(error).__name__) from error
 
-    def _text(self, said: object, spent: Spent) -> str:
-        """The answer's text. Raises Unusable if there is none: a refusal, an empty one, a body that is something else."""
-        usage = getattr(said, "usage", None)
-        read, written = counted(usage, "prompt_tokens"), counted(usage, "completion_tokens")
-        spent.input_tokens += read
-        spent.output_tokens += written
-        spent.dollars += (read * self.input_price + written * self.output_price) / 1e6
+    def _text(self, completion: object, usage: Usage) -> str:
+        """Return a completion's text and add up its cost. Raise Unusable if it has no text."""
+        stated = getattr(completion, "usage", None)
+        read = token_count(stated, "prompt_tokens")
+        written = token_count(stated, "completion_tokens")
+        usage.input_tokens += read
+        usage.output_tokens += written
+        usage.dollars += (read * self.input_price + written * self.output_price) / 1e6
         try:
-            message = said.choices[0].message
+            message = completion.choices[0].message
             text = message.content
         except (AttributeError, IndexError, TypeError, KeyError) as error:
             raise Unusable("no chat completion") from error

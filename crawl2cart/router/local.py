@@ -1,10 +1,13 @@
-"""The local classifier: is a query about shopping or not? Used when GPT-4 is not to be had, in well under 5 ms.
+"""Classify a query as shopping or not, on this machine and without a network.
 
-TF-IDF over characters, words and forms with logistic regression, its score turned into a calibrated probability on queries
-about matters it has not seen (Platt 1999). Saved as vocabularies and arrays, so that loading runs no code from the file.
+The classifier answers where GPT-4 cannot. It is logistic regression on TF-IDF of characters, words
+and delexicalized queries. Platt scaling turns its score into a probability; it is fitted on topics
+that the training queries lack (Platt 1999). The model is saved as vocabularies and arrays, so
+loading it runs no code from the file.
 
-A form is the query with what only one matter talks about taken out: `is the <brand> <name> <thing> <shop> in <name>?`,
-`which <rare> has the most <rare>`. It carries over to matters that no training query is about, which their words do not.
+A delexicalized query has placeholders for what is specific to its topic:
+`is the <brand> <name> <thing> <shop> in <name> ?`, `which <rare> has the most <rare>`.
+It carries over to topics whose words no training query has.
 """
 
 import re
@@ -24,21 +27,23 @@ from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_json, write_json
 
 LABELS = ("other", "shopping")
-TOPICS_OF_A_COMMON_WORD = (
-    4  # at least; `how`, `much` and `bring` are common, `lake` and `kettle` are not
-)
-LONG = 4  # letters: shorter words are seldom about anything
-MEASURES_WEIGHT = 2.0  # of the four shares, beside TF-IDF rows of length 1
-PIECE = re.compile(
-    r"(?P<code>[A-Z]{1,5}-\d{2,8})|(?P<mail>\S+@\S+\w)|(?P<price>\$\d+(?:[.,]\d+)?)|(?P<number>\d+(?:[.,:]\d+)?)"
-    r"|(?P<word>[^\W\d_]+(?:'[a-z]+)?)|(?P<mark>[?!])",
+MIN_TOPICS = 4  # of a common word: `how` and `bring` are common, `lake` and `kettle` are not
+LONG_WORD = 4  # letters; shorter words are mostly function words
+STATISTICS_WEIGHT = 2.0  # of the four statistics beside TF-IDF rows of length 1
+TOKEN = re.compile(
+    r"(?P<code>[A-Z]{1,5}-\d{2,8})|(?P<mail>\S+@\S+\w)|(?P<price>\$\d+(?:[.,]\d+)?)"
+    r"|(?P<number>\d+(?:[.,:]\d+)?)|(?P<word>[^\W\d_]+(?:'[a-z]+)?)|(?P<mark>[?!])",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Decision:
-    """label: `shopping`, `other` or, when neither is likely enough, `unclear`. shopping: its calibrated probability."""
+    """What the classifier decides about one query.
+
+    label: `shopping`, `other`, or `unclear` where neither is likely enough.
+    shopping: the calibrated probability of shopping.
+    """
 
     label: str
     shopping: float
@@ -46,8 +51,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """The words of one shop, in small letters. things: of its categories; brands; used: of its descriptions, reviews and
-    policies; often: those of them that stand there five times.
+    """The words of one shop, in lower case.
+
+    things: words of category names. brands: words of brand names. used: words of descriptions,
+    reviews and policies. often: the frequent ones among `used`.
     """
 
     things: frozenset[str]
@@ -57,60 +64,67 @@ class Lexicon:
 
 
 def tokenize_words(text: str) -> list[str]:
-    return [piece["word"].casefold() for piece in PIECE.finditer(text) if piece["word"]]
+    """Return the words of a text in lower case, without numbers, codes and punctuation."""
+    return [match["word"].casefold() for match in TOKEN.finditer(text) if match["word"]]
 
 
 def common_words(rows: list[dict]) -> frozenset[str]:
-    """The words that queries about several topics use. Rows: `text` and `topic`."""
+    """Return the words that occur in queries of several topics. Rows have `text` and `topic`."""
     topics = defaultdict(set)
     for row in rows:
         for word in tokenize_words(row["text"]):
             topics[word].add(row["topic"])
-    return frozenset(
-        word for word, found in topics.items() if len(found) >= TOPICS_OF_A_COMMON_WORD
-    )
+    return frozenset(word for word, used_in in topics.items() if len(used_in) >= MIN_TOPICS)
 
 
-def form(text: str, lexicon: Lexicon, common: frozenset[str]) -> list[str]:
-    """The query's pieces, each as what kind of thing it is unless it is a common word."""
-    pieces = ["^"]
-    for found in PIECE.finditer(text):
-        kind, piece = found.lastgroup, found[0].casefold()
+def delexicalize(text: str, lexicon: Lexicon, common: frozenset[str]) -> list[str]:
+    """Replace every token that is not a common word by a placeholder for its kind."""
+    tokens = ["^"]
+    for match in TOKEN.finditer(text):
+        kind, token, capitalized = match.lastgroup, match[0].casefold(), match[0][0].isupper()
         if kind == "mark":
-            pieces.append(piece)
+            tokens.append(token)
         elif kind != "word":
-            pieces.append(f"<{kind}>")
-        elif piece in lexicon.brands and found[0][0].isupper():
-            pieces.append("<brand>")
-        elif piece in lexicon.things:
-            pieces.append("<thing>")
-        elif piece in common:
-            pieces.append(piece)
-        elif found[0][0].isupper() and len(pieces) > 1:
-            pieces.append("<name>")
+            tokens.append(f"<{kind}>")
+        elif token in lexicon.brands and capitalized:
+            tokens.append("<brand>")
+        elif token in lexicon.things:
+            tokens.append("<thing>")
+        elif token in common:
+            tokens.append(token)
+        elif capitalized and len(tokens) > 1:
+            tokens.append("<name>")
         else:
-            pieces.append("<shop>" if piece in lexicon.often else "<rare>")
-    return [*pieces, "$"]
+            tokens.append("<shop>" if token in lexicon.often else "<rare>")
+    return [*tokens, "$"]
 
 
-def measures(text: str, lexicon: Lexicon) -> list[float]:
-    """Of the long words the share that the shop never uses and that it often does, the share of its things, the length."""
-    found = tokenize_words(text)
-    long = [word for word in found if len(word) >= LONG]
+def word_statistics(text: str, lexicon: Lexicon) -> list[float]:
+    """Return four numbers: how far the query's words are the shop's, and its length.
+
+    They are the share of long words that the shop never uses, the share of long words that it
+    uses often, the share of category words, and the number of words (at most 60) over 20.
+    """
+    words = tokenize_words(text)
+    long = [word for word in words if len(word) >= LONG_WORD]
     return [
         sum(word not in lexicon.used for word in long) / max(1, len(long)),
         sum(word in lexicon.often for word in long) / max(1, len(long)),
-        sum(word in lexicon.things for word in found) / max(1, len(found)),
-        min(len(found), 60) / 20,
+        sum(word in lexicon.things for word in words) / max(1, len(words)),
+        min(len(words), 60) / 20,
     ]
 
 
-def vectorizers(lexicon: Lexicon, common: frozenset[str]) -> dict[str, TfidfVectorizer]:
-    """Characters within words (2 to 5) see through typing errors; words and pairs carry the meaning; forms how one asks."""
+def build_vectorizers(lexicon: Lexicon, common: frozenset[str]) -> dict[str, TfidfVectorizer]:
+    """Return the three TF-IDF vectorizers, not yet fitted.
 
-    def form_runs(text: str) -> list[str]:
-        pieces = form(text, lexicon, common)
-        return [" ".join(pieces[i : i + n]) for n in (1, 2, 3) for i in range(len(pieces) - n + 1)]
+    Characters (2 to 5, within words) tolerate typing errors. Words and pairs of words carry the
+    meaning. Forms, n-grams of the delexicalized query, carry how it is phrased.
+    """
+
+    def form_ngrams(text: str) -> list[str]:
+        tokens = delexicalize(text, lexicon, common)
+        return [" ".join(tokens[i : i + n]) for n in (1, 2, 3) for i in range(len(tokens) - n + 1)]
 
     return {
         "characters": TfidfVectorizer(
@@ -119,15 +133,18 @@ def vectorizers(lexicon: Lexicon, common: frozenset[str]) -> dict[str, TfidfVect
         "words": TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float32
         ),
-        "forms": TfidfVectorizer(analyzer=form_runs, sublinear_tf=True, min_df=2, dtype=np.float32),
+        "forms": TfidfVectorizer(
+            analyzer=form_ngrams, sublinear_tf=True, min_df=2, dtype=np.float32
+        ),
     }
 
 
 def platt(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Slope and offset that make sigmoid(slope * score + offset) a probability.
+    """Fit slope and offset so that sigmoid(slope * score + offset) is a probability.
 
-    scores, positive: one a query, `positive` of bool. The targets are (n+ + 1) / (n+ + 2) and 1 / (n- + 2) instead of 1
-    and 0, without which queries that the scores separate perfectly would make the slope infinite. Platt 1999, section 2.2.
+    scores: (n,) floats. positive: (n,) bools. The targets are (n+ + 1) / (n+ + 2) and 1 / (n- + 2)
+    instead of 1 and 0: otherwise scores that separate the classes perfectly would give an infinite
+    slope. Platt 1999, section 2.2.
     """
     target = np.where(
         positive, (positive.sum() + 1) / (positive.sum() + 2), 1 / ((~positive).sum() + 2)
@@ -140,23 +157,24 @@ def platt(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 
 
 class LocalRouter:
-    """weights (features,), bias: the regression. slope, offset: its calibration.
+    """The trained classifier; `router(text)` returns a Decision.
 
-    abstain_threshold: the least probability of the likelier label at which it is said.
+    weights: (features,), with bias the regression. slope, offset: the calibration.
+    abstain_threshold: below this probability of the likelier label the decision is `unclear`.
     """
 
     def __init__(
         self,
         lexicon: Lexicon,
         common: frozenset[str],
-        tables: dict[str, TfidfVectorizer],
+        vectorizers: dict[str, TfidfVectorizer],
         weights: np.ndarray,
         bias: float,
         slope: float,
         offset: float,
         abstain_threshold: float,
     ):
-        self.lexicon, self.common, self.tables = lexicon, common, tables
+        self.lexicon, self.common, self.vectorizers = lexicon, common, vectorizers
         self.weights, self.bias, self.slope, self.offset = weights, bias, slope, offset
         self.abstain_threshold = abstain_threshold
 
@@ -169,14 +187,17 @@ class LocalRouter:
         C: float,
         abstain_threshold: float,
     ) -> "LocalRouter":
-        """train fits the regression, validation its calibration. Rows: `text`, `label` and `topic`."""
+        """Fit the regression on `train` and its calibration on `validation`.
+
+        Rows have `text`, `label` and `topic`. C: the inverse of the L2 penalty.
+        """
         common = common_words(train)
-        tables, texts = vectorizers(lexicon, common), [row["text"] for row in train]
-        for table in tables.values():
-            table.fit(texts)
-        router = cls(
-            lexicon, common, tables, np.zeros(0, np.float32), 0.0, 1.0, 0.0, abstain_threshold
-        )
+        vectorizers = build_vectorizers(lexicon, common)
+        texts = [row["text"] for row in train]
+        for vectorizer in vectorizers.values():
+            vectorizer.fit(texts)
+        no_weights = np.zeros(0, np.float32)
+        router = cls(lexicon, common, vectorizers, no_weights, 0.0, 1.0, 0.0, abstain_threshold)
         model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
         model.fit(router.features(texts), [row["label"] == "shopping" for row in train])
         router.weights, router.bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])
@@ -187,83 +208,67 @@ class LocalRouter:
         return router
 
     def features(self, texts: list[str]) -> csr_matrix:
-        """(texts, features)"""
-        shares = MEASURES_WEIGHT * np.array(
-            [measures(text, self.lexicon) for text in texts], dtype=np.float32
+        """Return the feature matrix, (texts, features)."""
+        statistics = np.array(
+            [word_statistics(text, self.lexicon) for text in texts], dtype=np.float32
         )
-        return hstack(
-            [*(table.transform(texts) for table in self.tables.values()), csr_matrix(shares)]
-        ).tocsr()
+        tf_idf = [vectorizer.transform(texts) for vectorizer in self.vectorizers.values()]
+        return hstack([*tf_idf, csr_matrix(STATISTICS_WEIGHT * statistics)]).tocsr()
 
     def scores(self, texts: list[str]) -> np.ndarray:
-        """Distance from the boundary, positive on the side of shopping, one a text."""
+        """Return each text's signed distance from the boundary, positive for shopping."""
         return self.features(texts) @ self.weights + self.bias
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
-        """Calibrated probability of shopping, one a text."""
+        """Return each text's calibrated probability of shopping."""
         return expit(self.slope * self.scores(texts) + self.offset)
 
     def __call__(self, text: str) -> Decision:
+        """Decide about one query, or abstain with the label `unclear`."""
         shopping = float(self.probabilities([text])[0])
-        label = LABELS[shopping >= 0.5]
-        return Decision(
-            label if max(shopping, 1 - shopping) >= self.abstain_threshold else "unclear", shopping
-        )
+        sure = max(shopping, 1 - shopping) >= self.abstain_threshold
+        return Decision(LABELS[shopping >= 0.5] if sure else "unclear", shopping)
 
     def save(self, folder: Path) -> None:
-        said = {
-            name: sorted(table.vocabulary_, key=table.vocabulary_.get)
-            for name, table in self.tables.items()
+        """Write vocabulary.json and router.safetensors; equal classifiers give equal bytes."""
+        terms = {
+            name: sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.get)
+            for name, vectorizer in self.vectorizers.items()
         }
-        shop = {name: sorted(found) for name, found in vars(self.lexicon).items()}
-        write_json(
-            folder / "vocabulary.json",
-            {
-                "tables": said,
-                "lexicon": shop,
-                "common": sorted(self.common),
-                "abstain_threshold": self.abstain_threshold,
-            },
-        )
-        save_file(
-            {name: table.idf_ for name, table in self.tables.items()}
-            | {
-                "weights": self.weights,
-                "calibration": np.array([self.bias, self.slope, self.offset]),
-            },
-            folder / "router.safetensors",
-        )
+        lexicon = {name: sorted(words) for name, words in vars(self.lexicon).items()}
+        vocabulary = {
+            "tables": terms,
+            "lexicon": lexicon,
+            "common": sorted(self.common),
+            "abstain_threshold": self.abstain_threshold,
+        }
+        arrays = {name: vectorizer.idf_ for name, vectorizer in self.vectorizers.items()} | {
+            "weights": self.weights,
+            "calibration": np.array([self.bias, self.slope, self.offset]),
+        }
+        write_json(folder / "vocabulary.json", vocabulary)
+        save_file(arrays, folder / "router.safetensors")
 
     @classmethod
     def load(cls, folder: Path | str) -> "LocalRouter":
-        """Reads what `save` wrote. Raises UserError if it is not there or damaged."""
+        """Read what `save` wrote. Raise UserError if it is missing or damaged."""
         folder = Path(folder)
-        if not (folder / "router.safetensors").is_file():
-            raise UserError(f"{folder} holds no router. `dvc repro router` trains it.")
+        weights_file = folder / "router.safetensors"
+        if not weights_file.is_file():
+            raise UserError(f"{folder} holds no router. `dvc repro router` trains one.")
         try:
-            saved, arrays = (
-                read_json(folder / "vocabulary.json"),
-                load_file(folder / "router.safetensors"),
-            )
+            saved, arrays = read_json(folder / "vocabulary.json"), load_file(weights_file)
         except SafetensorError as error:
             raise UserError(
-                f"{folder / 'router.safetensors'} is damaged ({error}). Delete {folder} and run "
-                "`dvc repro router`."
+                f"{weights_file} is damaged ({error}). Delete {folder} and run `dvc repro router`."
             ) from error
-        lexicon = Lexicon(**{name: frozenset(found) for name, found in saved["lexicon"].items()})
+        lexicon = Lexicon(**{name: frozenset(words) for name, words in saved["lexicon"].items()})
         common = frozenset(saved["common"])
-        tables = vectorizers(lexicon, common)
-        for name, table in tables.items():
-            table.set_params(vocabulary={gram: i for i, gram in enumerate(saved["tables"][name])})
-            table.idf_ = arrays[name]
-        bias, slope, offset = (float(value) for value in arrays["calibration"])
-        return cls(
-            lexicon,
-            common,
-            tables,
-            arrays["weights"],
-            bias,
-            slope,
-            offset,
-            saved["abstain_threshold"],
-        )
+        vectorizers = build_vectorizers(lexicon, common)
+        for name, vectorizer in vectorizers.items():
+            terms = saved["tables"][name]
+            vectorizer.set_params(vocabulary={term: i for i, term in enumerate(terms)})
+            vectorizer.idf_ = arrays[name]
+        bias, slope, offset = map(float, arrays["calibration"])
+        threshold = saved["abstain_threshold"]
+        return cls(lexicon, common, vectorizers, arrays["weights"], bias, slope, offset, threshold)

@@ -148,7 +148,7 @@ def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_pat
 
 def test_a_file_that_is_not_listed_and_one_that_is_not_opened_are_found(finished, tmp_path):
     for number, missing in enumerate(
-        ("crawl2cart/router/local.py", "data/queries")
+        ("crawl2cart/router", "data/queries")
     ):  # an import, and data
         assert alone(finished, tmp_path / str(number), "router", drop=missing)[0] != 0
     assert (

@@ -23,11 +23,11 @@ from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.training.trl_utils import RESPONSE, save_merged
+from crawl2cart.router.training import train
 from crawl2cart.shop.db import open_store
 from crawl2cart.shop.tool_schemas import TOOLS
 from crawl2cart.shop.tools import Session
 from stages.evaluate import open_agent
-from stages.router import train
 from tests.conftest import ROOT, dialogue_generator
 from tests.servers.openai_server import Reply, completion, serve
 
