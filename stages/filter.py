@@ -142,7 +142,7 @@ def label_metrics(
     topic_labels = labels_of_topics(labels, read_topics(WEB / "topics.csv"))
     held_out = {page.url for page in pages if page.site.held_out}
     return measure(stats, clusters, labels | topic_labels, pages, spans) | {
-        "topic": keep_quality(stats.kept, topic_labels, held_out)
+        "topic": keep_quality(stats.kept_urls, topic_labels, held_out)
     }
 
 

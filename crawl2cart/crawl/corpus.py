@@ -83,8 +83,8 @@ def check_enough(stats: RemovalStats) -> None:
 
 def split_threshold(split_hashes: np.ndarray, validation_share: float) -> float:
     """Return the hash up to which kept pages are validation: one page at least on each side."""
-    kept = np.sort(split_hashes[~np.isnan(split_hashes)])
-    return min(max(validation_share, kept[0]), kept[-2])
+    hashes = np.sort(split_hashes[~np.isnan(split_hashes)])
+    return min(max(validation_share, hashes[0]), hashes[-2])
 
 
 def write_corpus(

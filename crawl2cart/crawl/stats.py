@@ -72,12 +72,12 @@ class RemovalStats:
         push(heap, entry)
 
     @property
-    def kept(self) -> set[str]:
+    def kept_urls(self) -> set[str]:
         """Return the watched URLs whose pages stay."""
         return {url for url, reason in self.reasons.items() if not reason}
 
     @property
-    def compared(self) -> set[str]:
+    def compared_urls(self) -> set[str]:
         """Return the watched URLs that all rules for one page have kept."""
         return {url for url, reason in self.reasons.items() if reason in ("", *RULES)}
 

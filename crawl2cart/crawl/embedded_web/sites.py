@@ -137,7 +137,8 @@ def read_page(file: Path, host: str, site: Site) -> Page:
     for number, line in enumerate(lines[end + 1 :], end + 2):
         if line.startswith("@@") and not MESSAGE.match(line):
             raise UserError(
-                f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….'
+                f"{file}:{number}: {line!r} is neither "
+                '@@ post author="…" date="…" nor @@ comment …. Correct the line.'
             )
     body, *rest = re.split(r"^(?=@@ )", text, flags=re.MULTILINE)
     messages: dict[str, list[Message]] = {"post": [], "comment": []}

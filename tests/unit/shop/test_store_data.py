@@ -34,8 +34,8 @@ from crawl2cart.shop.env import ShopSessions
 from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
 from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT
-from tests.fictional_names import real_domains, real_names
 from tools.data_stats import SPLITS, sizes, sizes_table
+from tools.fictional_names import real_domains, real_names
 from tools.text_stats import names_of, runs, short, tokenize_words, unique_share
 
 STORE, QUERIES, WEB = ROOT / "data/store", ROOT / "data/queries", ROOT / "data/web"
