@@ -48,8 +48,7 @@ class Task(NamedTuple):
 class Worker:
     """Runs `work(source, target)` for one task after the other in a worker process.
 
-    parent: the worker ends when this process does. None where the worker is in the same process,
-    and on Ray, which ends its workers itself.
+    parent: the worker ends when this process does. None on Ray, which ends its workers itself.
     """
 
     def __init__(self, work: Work, parent: int | None):
@@ -59,17 +58,20 @@ class Worker:
 
     @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
     def run(self, sources: daft.Series, targets: daft.Series) -> list[str]:
-        """Return for each task "", or the message of its UserError."""
-        messages = []
-        for source, target in zip(sources.to_pylist(), targets.to_pylist(), strict=True):
-            try:
-                # Ray repeats a task if a machine is lost after the file was written.
-                if not Path(target).exists():
-                    self.work(Path(source), Path(target))
-                messages.append("")
-            except UserError as error:
-                messages.append(str(error))
-        return messages
+        """Return for each task what `run_task` returns."""
+        tasks = map(Task, sources.to_pylist(), targets.to_pylist())
+        return [run_task(self.work, task) for task in tasks]
+
+
+def run_task(work: Work, task: Task) -> str:
+    """Do a task unless its target is there; return "", or the message of a UserError."""
+    try:
+        # Ray repeats a task if a machine is lost after the file was written.
+        if not Path(task.target).exists():
+            work(Path(task.source), Path(task.target))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def exit_with_parent(parent: int) -> None:
@@ -129,21 +131,28 @@ def run_tasks(work: Work, tasks: list[Task], limits: Filter, name: str, log: Pat
     A worker that dies is replaced. If one dies before any task is done, the tasks that were running
     are tried one by one, and one that fails even so is left out. When all others are done, a
     UserError names the first task that was left out or raised a UserError of its own.
+
+    One task at a time needs no worker process, which takes seconds to start.
     """
     start_engine(limits)
     left = [task for task in tasks if not Path(task.target).exists()]
-    own_processes = limits.engine == "ray" or min(limits.workers, len(left)) > 1
+    use_workers = limits.engine == "ray" or min(limits.workers, len(left)) > 1
+
+    def messages(some: list[Task]) -> Iterator[str]:
+        if use_workers:
+            rows = iterate_in_thread(task_query(work, some, limits).iter_rows)
+            return (row["message"] for row in rows)
+        return iterate_in_thread(lambda: (run_task(work, task) for task in some))
+
     faults, done = {}, len(tasks) - len(left)
     while left:
-        rows = iterate_in_thread(task_query(work, left, limits, own_processes).iter_rows)
-        fault = first_fault(progress(rows, name, "file", len(tasks), done))
+        fault = first_fault(progress(messages(left), name, "file", len(tasks), done))
         left, before = [task for task in left if not Path(task.target).exists()], len(left)
         if fault is None:
             break
         if isinstance(fault, UserError) or len(left) == before:
             for task in left[: limits.workers]:
-                query = task_query(work, [task], limits, own_processes)
-                alone = first_fault(iterate_in_thread(query.iter_rows))
+                alone = first_fault(messages([task]))
                 faults |= {Path(task.source).name: alone} if alone else {}
             left = left[limits.workers :]
         done = len(tasks) - len(left)
@@ -163,29 +172,26 @@ def write_tracebacks(log: Path, faults: dict[str, Exception]) -> None:
         temporary.write_text("\n\n".join(entries))
 
 
-def first_fault(rows: Iterator[dict]) -> Exception | None:
-    """Return why a task of a query failed, None if all are done.
+def first_fault(messages: Iterator[str]) -> Exception | None:
+    """Return why the first task failed, None if all are done.
 
-    Reads the query to its end: it would go on unread, and the next would work on the same files.
+    Reads all messages: a query goes on unread, and the next would work on the same files.
     """
     try:
-        messages = [row["message"] for row in rows if row["message"]]
-        return UserError(messages[0]) if messages else None
-    except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
+        faults = [message for message in messages if message]
+    except Exception as error:  # of the task, of the worker, or of Daft
         return error
+    return UserError(faults[0]) if faults else None
 
 
-def task_query(
-    work: Work, tasks: list[Task], limits: Filter, own_processes: bool
-) -> daft.DataFrame:
-    """Build the query that does the tasks; it has a row for each task that is done.
+def task_query(work: Work, tasks: list[Task], limits: Filter) -> daft.DataFrame:
+    """Build the query that does the tasks in worker processes.
 
-    own_processes: whether workers run in processes of their own. One task at a time needs none,
-    and starting it takes more than a second.
+    It has a row for each task that is done; column `message`: see `run_task`.
     """
     workers = min(limits.workers, len(tasks))
-    parent = os.getpid() if own_processes and limits.engine == "native" else None
-    worker = daft.cls(Worker, use_process=own_processes, max_concurrency=workers)(work, parent)
+    parent = os.getpid() if limits.engine == "native" else None
+    worker = daft.cls(Worker, use_process=True, max_concurrency=workers)(work, parent)
     table = daft.from_pydict(
         {"source": [task.source for task in tasks], "target": [task.target for task in tasks]}
     )

@@ -16,14 +16,14 @@ import pytest
 from crawl2cart.core.stage import Stage
 from stages import download
 from tests.conftest import ROOT, wait_for
-from tests.unit.crawl.test_filter import (
+from tests.unit.crawl.samples import members, page
+from tests.unit.crawl.workplace import (  # noqa: F401
     digest,
-    page,
     run_both,
     set_params,
     take_files,
-)  # noqa: F401
-from tests.unit.crawl.test_warc import members
+    workplace,
+)
 from tests.unit.lm.test_pretrain import encoded, losses, outs  # noqa: F401
 
 pytestmark = pytest.mark.slow
