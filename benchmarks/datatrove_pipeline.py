@@ -1,8 +1,9 @@
-"""datatrove's own pipeline from WARC to texts without copies, one task at a time; run by benchmarks/filter.py.
+"""Run datatrove's own pipeline from WARC to texts without copies, one task at a time.
 
-python datatrove_pipeline.py lid.176.ftz     in a folder with raw/*.warc.gz; runs with datatrove's environment
+    python datatrove_pipeline.py lid.176.ftz
 
-Its language filter would download lid.176.bin (131 MB); it gets the compressed form of the same model instead.
+benchmarks/filter.py runs it with an environment that has datatrove, in a folder with raw/*.warc.gz.
+Its language filter would download lid.176.bin (131 MB); it gets the model's compressed form.
 """
 
 import sys
@@ -23,8 +24,8 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils import lid
 from datatrove.utils.hashing import HashConfig
 
-# Its default, 1 s of elapsed time, drops pages where other programs run beside it.
-SECONDS_A_PAGE = 60
+# The default, 1 s of elapsed time, drops pages when other programs run at the same time.
+SECONDS_PER_PAGE = 60
 
 
 def run(name: str, *steps: object) -> None:
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     run(
         "filter",
         WarcReader("raw"),
-        Trafilatura(favour_precision=True, timeout=SECONDS_A_PAGE),
+        Trafilatura(favour_precision=True, timeout=SECONDS_PER_PAGE),
         LanguageFilter("en"),
         GopherRepetitionFilter(),
         GopherQualityFilter(),

@@ -1,13 +1,14 @@
-"""How fast near-copies are looked for, and what that comes to for a whole snapshot of Common Crawl.
+"""Measure how fast near-copies are found, and estimate a whole snapshot of Common Crawl from it.
 
-    python -m benchmarks.dedup                     # measures with 4,000 texts, writes metrics/speed/dedup.json
-    python -m benchmarks.dedup --model             # the table of the README, from the measured rates
+    python -m benchmarks.dedup             # measure with 4,000 texts: metrics/speed/dedup.json
+    python -m benchmarks.dedup --model     # print the table of estimates from the measured rates
 
-The model: of all pages a share is left to compare (`tools/estimate_resources.py` says where it is from). Signatures are computed once and
-lie on a disk that all machines see. A pass reads all of them and groups as many bands as fit in memory; pairs
-that met are compared in a last reading. What is linear in the texts is divided by the cores, but for the rules across pages and the
-writing of the corpus, which the stage's own process does alone. Nothing is added for machines that wait for each other or for a
-disk, so the hours are a lower bound.
+The model: a share of all pages is left to compare (see tools/estimate_resources.py). Signatures are
+computed once and lie on a disk that all machines see. A pass reads all of them and groups as many
+bands as fit in memory. A last reading compares the candidate pairs. Work that is linear in the
+texts is divided by the cores, except for the rules across pages and the writing of the corpus,
+which one process does alone. Waiting for other machines or for the disk is not counted, so that
+the hours are a lower bound.
 """
 
 import argparse
@@ -25,25 +26,30 @@ import pyarrow.parquet as pq
 from benchmarks.report import FOLDER, write_report
 from crawl2cart.core.files import read_json
 from crawl2cart.core.params import read_params
+from crawl2cart.crawl.corpus import MIN_PART_BYTES, assign_splits, write_corpus
 from crawl2cart.crawl.dedup.clusters import Copies, read_keys
 from crawl2cart.crawl.dedup.fingerprint import text_key
-from crawl2cart.crawl.dedup.minhash import BYTES_A_BAND, agreement, meet, passes, signature
-from crawl2cart.crawl.explain import last_run
+from crawl2cart.crawl.dedup.minhash import (
+    BYTES_PER_BAND,
+    agreement,
+    candidate_pairs,
+    passes,
+    write_signatures,
+)
+from crawl2cart.crawl.explain import write_decisions
 from crawl2cart.crawl.filters.corpus_filters import CorpusFilters
-from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
+from crawl2cart.crawl.filters.decontaminate import HeldOutNgrams, read_held_out
 from crawl2cart.crawl.filters.page_filters import SHARD
-from crawl2cart.crawl.stats import COUNTED, RemovalStats
-from stages.filter import SMALLEST_PART, assign_splits, write_corpus
+from crawl2cart.crawl.stats import PII_COLUMNS, RemovalStats
 from tools.data_stats import table
 from tools.estimate_resources import KEPT, PAGES_A_SECOND, TEXT_BYTES
 
 ROOT = Path(__file__).parent.parent
 WORDS = TEXT_BYTES // 6  # of about five letters and a space
 VOCABULARY = 50_000
-BYTES_A_PAGE = (
-    30  # that the stage's own process holds of every page (crawl2cart/crawl/dedup/clusters.py)
-)
-# Pages, and the machines that the README plans them on: nodes, cores of each, GiB of memory of each that grouping gets.
+# Held by the stage's own process for each page (crawl2cart/crawl/dedup/clusters.py).
+BYTES_PER_PAGE = 30
+# Pages, and the machines for them: nodes, cores of each, GiB of memory of each for grouping bands.
 PLANS = (
     (3_000_000, 1, 16, 8),
     (300_000_000, 4, 64, 16),
@@ -53,61 +59,61 @@ PLANS = (
 
 
 def texts(count: int) -> list[str]:
-    """Texts of the mean length of kept pages, words drawn at random; every tenth is the one before with a few words changed."""
-    draw, vocabulary = (
-        np.random.default_rng(1),
-        np.array([f"w{number}" for number in range(VOCABULARY)]),
-    )
-    found = draw.integers(VOCABULARY, size=(count, WORDS))
-    found[9::10] = found[8:-1:10]
+    """Draw texts of random words, as long as the mean kept page.
+
+    Every tenth text is the one before with two percent of its words changed.
+    """
+    draw = np.random.default_rng(1)
+    vocabulary = np.array([f"w{number}" for number in range(VOCABULARY)])
+    words = draw.integers(VOCABULARY, size=(count, WORDS))
+    words[9::10] = words[8:-1:10]
     changed = draw.integers(WORDS, size=(count, WORDS // 50))
-    found[np.arange(count)[:, None], changed] = draw.integers(VOCABULARY, size=changed.shape)
-    return [" ".join(words) for words in vocabulary[found].tolist()]
+    words[np.arange(count)[:, None], changed] = draw.integers(VOCABULARY, size=changed.shape)
+    return [" ".join(text) for text in vocabulary[words].tolist()]
 
 
 def measure(count: int) -> dict:
-    """Texts signed, bands grouped and signatures read a second, on the cores that this process may use; pairs that met."""
+    """Measure the rates of each step, per second of processor time, and count candidate pairs."""
     limits = read_params(ROOT / "params.yaml").filter
     hashes = limits.minhash.bands * limits.minhash.rows
-    written = texts(count)
-    frame = daft.from_pydict({"id": list(range(count)), "text": written})
-    frame = frame.with_column("id", daft.col("id").cast(daft.DataType.uint64()))
+    drawn = texts(count)
+    frame = daft.from_pydict({"id": list(range(count)), "text": drawn})
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         started = time.process_time()
-        sign = signature(limits.minhash.ngram, hashes).alias("signature")
-        frame.select("id", sign).write_parquet(f"{scratch}/signatures", compression="zstd")
+        files = write_signatures(frame, Path(scratch) / "signatures", limits.minhash.ngram, hashes)
         signed = time.process_time()
-        files = sorted((Path(scratch) / "signatures").rglob("*.parquet"))
-        pairs = meet(
+        pairs = candidate_pairs(
             daft.read_parquet([str(file) for file in files]),
             list(range(limits.minhash.bands)),
             limits.minhash.rows,
             0,
             1,
         )
-        met = time.process_time()
+        grouped = time.process_time()
         for file in files:
             pq.read_table(file)
-        reading = time.process_time()
+        read = time.process_time()
         agreement(files, pairs, hashes)
         compared = time.process_time()
-        pages = one_process(Path(scratch), written)
+        pages = one_process(Path(scratch), drawn)
         size = sum(file.stat().st_size for file in files)
     return {
         "texts": count,
         "signatures_per_s_core": count / (signed - started),
-        "bands_per_s_core": count * limits.minhash.bands / (met - signed),
-        "read_per_s_core": count / max(reading - met, 1e-3),
-        "compared_per_s_core": count / (compared - reading),
+        "bands_per_s_core": count * limits.minhash.bands / (grouped - signed),
+        "read_per_s_core": count / max(read - grouped, 1e-3),
+        "compared_per_s_core": count / (compared - read),
         "pages_per_s_one_process": pages,
         "pairs": len(pairs),
         "bytes_per_signature": size / count,
     }
 
 
-def one_process(folder: Path, written: list[str]) -> float:
-    """Pages a second that the stage's own process takes through the rules across pages and into the corpus, of which
-    KEPT are still there: this part is not shared out."""
+def one_process(folder: Path, drawn: list[str]) -> float:
+    """Measure the part that one process does: rules across pages and writing, pages per second.
+
+    Of the pages the share KEPT has passed the rules for one page.
+    """
     limits = read_params(ROOT / "params.yaml").filter
     every = round(1 / KEPT)
     rows = [
@@ -120,36 +126,34 @@ def one_process(folder: Path, written: list[str]) -> float:
             "reason": "few_words" if number % every else "",
             "score": 0.0,
         }
-        | dict.fromkeys(COUNTED, 0)
-        for number, text in enumerate(written)
+        | dict.fromkeys(PII_COLUMNS, 0)
+        for number, text in enumerate(drawn)
     ]
     shards = [folder / "shard.parquet"]
     pq.write_table(pa.Table.from_pylist(rows, SHARD), shards[0], compression="zstd")
-    held_out = HeldOut(
+    held_out = HeldOutNgrams(
         read_held_out(ROOT / "data/store/wordings", ROOT / "data/store/plans.jsonl"),
         limits.decontamination.ngram,
         limits.decontamination.min_ngram,
     )
-    cross_page, stats = (
-        CorpusFilters(Copies(0, {}, Counter(), []), {}, held_out, limits),
-        RemovalStats(limits.rejects_per_reason),
-    )
+    corpus_filters = CorpusFilters(Copies(0, {}, Counter(), []), {}, held_out, limits)
+    stats = RemovalStats(limits.rejects_per_reason)
     (folder / "corpus").mkdir()
     started = time.process_time()
     read_keys(shards)
-    with last_run(folder, [{"file": "shard"}], shards) as note:
-        places = assign_splits(shards, cross_page, stats, note)
-    write_corpus(folder / "corpus", shards, cross_page, places, 0.1, SMALLEST_PART)
-    return len(written) / (time.process_time() - started)
+    with write_decisions(folder, [{"file": "shard"}], shards) as decisions:
+        split_hashes = assign_splits(shards, corpus_filters, stats, decisions)
+    write_corpus(folder / "corpus", shards, corpus_filters, split_hashes, 0.1, MIN_PART_BYTES)
+    return len(drawn) / (time.process_time() - started)
 
 
 def plan(
     pages: int, nodes: int, cores: int, memory_gib: float, rates: dict, bands: int
 ) -> dict[str, float]:
-    """What so many crawled pages take: texts to compare, passes, hours, GiB of disk for the signatures."""
+    """Estimate what so many crawled pages take, from measured rates per second and core."""
     count = int(pages * KEPT)
-    bands_a_pass = int(nodes * memory_gib * 2**30 // BYTES_A_BAND)
-    rounds = len(list(passes(count, bands, bands_a_pass)))
+    bands_per_pass = int(nodes * memory_gib * 2**30 // BYTES_PER_BAND)
+    rounds = len(list(passes(count, bands, bands_per_pass)))
     seconds = count * (
         1 / rates["signatures_per_s_core"]
         + bands / rates["bands_per_s_core"]
@@ -162,28 +166,30 @@ def plan(
         "hours": seconds / (nodes * cores) / 3600,
         "one_process_hours": pages / rates["pages_per_s_one_process"] / 3600,
         "filter_hours": pages / PAGES_A_SECOND / (nodes * cores) / 3600,
-        "head_gib": pages * BYTES_A_PAGE / 2**30,
+        "head_gib": pages * BYTES_PER_PAGE / 2**30,
         "disk_gib": count * rates["bytes_per_signature"] / 2**30,
     }
 
 
 def model() -> str:
-    """The README's table."""
+    """Return the table of estimates as Markdown."""
     limits, rates = read_params(ROOT / "params.yaml").filter, read_json(FOLDER / "dedup.json")
     rows = []
     for pages, nodes, cores, memory in PLANS:
-        found = plan(pages, nodes, cores, memory, rates, limits.minhash.bands)
-        hours = [f"{found[name]:,.2g}" for name in ("filter_hours", "hours", "one_process_hours")]
+        estimate = plan(pages, nodes, cores, memory, rates, limits.minhash.bands)
+        hours = [
+            f"{estimate[name]:,.2g}" for name in ("filter_hours", "hours", "one_process_hours")
+        ]
         rows.append(
             [
                 pages,
-                found["texts"],
+                estimate["texts"],
                 f"{nodes} of {cores} cores",
                 f"{memory} GiB",
-                found["passes"],
+                estimate["passes"],
                 *hours,
-                f"{found['head_gib']:.2g} GiB",
-                f"{found['disk_gib']:,.0f} GiB",
+                f"{estimate['head_gib']:.2g} GiB",
+                f"{estimate['disk_gib']:,.0f} GiB",
             ]
         )
     return table(
@@ -208,18 +214,16 @@ def main() -> None:
         prog="python -m benchmarks.dedup", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "--texts", type=int, default=4_000, help="how many to measure with (%(default)s)"
+        "--texts", type=int, default=4_000, help="number of texts to measure with (%(default)s)"
     )
-    parser.add_argument(
-        "--model", action="store_true", help="print the README's table from what was measured"
-    )
-    words = parser.parse_args()
-    if words.model:
+    parser.add_argument("--model", action="store_true", help="print the table of estimates")
+    arguments = parser.parse_args()
+    if arguments.model:
         print(model())
         return
-    found = measure(words.texts)
-    print(json.dumps(found, indent=1))
-    write_report("dedup", found, ("daft", "pyarrow"))
+    report = measure(arguments.texts)
+    print(json.dumps(report, indent=1))
+    write_report("dedup", report, ("daft", "pyarrow"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How near the text comes to what people took out of real pages, and how many pages a core judges in a second.
+"""Measure how well the extractors find the main text of real pages, and how fast they are.
 
-in   ../shared/data/extraction_gold: pages and the text that should come out
-out  metrics/speed/extraction.json: for each extractor token F1 and pages a second, alone and through all rules for one
-     page; trafilatura by itself
+in   ../shared/data/extraction_gold: pages, and the text that people took out of them
+out  metrics/speed/extraction.json: for each extractor token F1, pages a second, and pages a second
+     through all rules for one page; trafilatura by itself
 
     python -m benchmarks.extraction
 """
@@ -31,22 +31,17 @@ EXTRACTORS = ("resiliparse", "cascade", "trafilatura")
 
 
 def read_gold(folder: Path) -> list[tuple[bytes, str]]:
+    """Read pairs of a page and its gold text."""
     pages = []
     for source in sorted(folder.glob("*__source.html.gz")):
-        expected = gzip.decompress(
-            source.with_name(source.name.replace("__source", "__expected")).read_bytes()
-        )
-        pages.append(
-            (
-                gzip.decompress(source.read_bytes()),
-                lxml.html.fromstring(expected.decode()).text_content(),
-            )
-        )
+        expected = source.with_name(source.name.replace("__source", "__expected"))
+        gold = lxml.html.fromstring(gzip.decompress(expected.read_bytes()).decode())
+        pages.append((gzip.decompress(source.read_bytes()), gold.text_content()))
     return pages
 
 
 def measure(pages: list[tuple[bytes, str]], extract: Callable[[bytes], str]) -> dict[str, float]:
-    """Mean token F1, and pages a second of this process's time."""
+    """Return the mean token F1, and pages per second of processor time."""
     started = time.process_time()
     texts = [extract(page) for page, _ in pages]
     seconds = time.process_time() - started
@@ -58,7 +53,7 @@ def main() -> None:
     pages = read_gold(GOLD)
     if not pages:
         sys.exit(
-            f"{GOLD} holds no page. It lies beside the checkout where the project is developed."
+            f"{GOLD} holds no page. Put pairs of *__source.html.gz and *__expected.html.gz there."
         )
     limits = read_params(Path("params.yaml")).filter
     hosts = read_hosts(Path(limits.blocked_hosts))
@@ -66,26 +61,24 @@ def main() -> None:
         Record("https://gold.example/", 200, "text/html", "utf-8", page, False) for page, _ in pages
     ]
     filter_page(records[0], limits, hosts)  # loads the language model
-    found = {
+    report = {
         "pages": len(pages),
         "kilobytes_per_page": sum(len(page) for page, _ in pages) / len(pages) / 1000,
     }
     for extractor in EXTRACTORS:
-        found[extractor] = measure(
-            pages, lambda page, way=extractor: html_to_text(page, "utf-8", way)
+        report[extractor] = measure(
+            pages, lambda page, extractor=extractor: html_to_text(page, "utf-8", extractor)
         )
+        changed = limits.model_copy(update={"extractor": extractor})
         started = time.process_time()
-        rows = [
-            filter_page(record, limits.model_copy(update={"extractor": extractor}), hosts)
-            for record in records
-        ]
-        found[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
-    found["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
-    found["trafilatura_by_itself"] = measure(
+        rows = [filter_page(record, changed, hosts) for record in records]
+        report[extractor]["judged_per_s"] = len(records) / (time.process_time() - started)
+    report["english"] = sum(row["language"] == "en" for row in rows) / len(rows)
+    report["trafilatura_by_itself"] = measure(
         pages, lambda page: trafilatura.extract(page, fast=True, include_comments=False) or ""
     )
-    write_report("extraction", found, ("resiliparse", "trafilatura", "lxml"))
-    print(json.dumps(rounded(found), indent=2))
+    write_report("extraction", report, ("resiliparse", "trafilatura", "lxml"))
+    print(json.dumps(rounded(report), indent=2))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@
 The exit status is 1 if there is a fault.
 """
 
-import sys
 from collections import defaultdict
 from pathlib import Path
 
-from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.router.local import LABELS, tokenize_words
 
@@ -19,8 +17,9 @@ NEAR = 0.6  # Jaccard similarity of their words at which two queries are nearly 
 FIELDS = {"text": str, "label": str, "topic": str, "hard": bool}
 
 
-def lint_queries(folder: Path) -> list[str]:
-    """Return every fault of a folder of queries, each with its file and line."""
+def lint_queries(data: Path) -> list[str]:
+    """Return every fault of data/queries, each with its file and line."""
+    folder = data / "queries"
     rows = {split: read_jsonl(folder / f"{split}.jsonl") for split in SPLITS}
     faults = [
         f"{folder / split}.jsonl:{number}: {fault}"
@@ -92,22 +91,3 @@ def near(folder: Path, rows: dict[str, list[dict]]) -> list[str]:
             if len(words & other) >= NEAR * len(words | other):
                 faults.append(f"{folder}/train.jsonl:{number}: nearly the query of {name}")
     return faults
-
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) > 1:
-        sys.exit(__doc__)
-    folder = Path(arguments[0] if arguments else "data/queries")
-    if not folder.is_dir():
-        sys.exit(f"{folder} is no folder. Name the folder of the queries, such as data/queries.")
-    try:
-        faults = lint_queries(folder)
-    except UserError as problem:
-        sys.exit(str(problem))
-    if faults:
-        sys.exit("\n".join(faults) + f"\n{len(faults)} faults in {folder}")
-    print(f"{folder}: no faults")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

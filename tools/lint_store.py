@@ -7,7 +7,6 @@ for our own texts only.
 """
 
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
@@ -38,7 +37,6 @@ from crawl2cart.shop.env import ShopSessions
 from crawl2cart.shop.loader import read_departments, read_one, read_policy, rows
 from tools.data_stats import sizes
 from tools.fictional_names import real_domains, real_names
-from tools.repro import ROOT
 from tools.text_stats import names_of, runs, short, tokenize_words, unique_share
 
 SPLITS = ("train", "validation", "test")
@@ -445,7 +443,7 @@ def lint_fiction(texts: StoreTexts) -> Iterator[str]:
                     yield f"{file}: the phone number {number} may be real"
 
 
-def lint_store(data: Path = ROOT / "data") -> list[str]:
+def lint_store(data: Path) -> list[str]:
     """Return what is wrong with our texts, each with its place."""
     texts = StoreTexts(data / "store", data / "queries")
     checks = (
@@ -463,15 +461,3 @@ def lint_store(data: Path = ROOT / "data") -> list[str]:
     )
     faults = [fault for check in checks for fault in check(texts)]
     return [*faults, *lint_held_out(texts, data / "web" / "sites")]
-
-
-def main() -> None:
-    """Print the faults and exit with 1 if there are any."""
-    faults = lint_store()
-    if faults:
-        sys.exit("\n".join(faults) + f"\n{len(faults)} faults in our texts")
-    print("no faults")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,25 @@
-"""What people said about the embedded pages, and how near the filter comes to it.
+"""Measure the filter by the labels of the embedded web, on held-out sites only.
 
-data/web/labels.csv: url,verdict,reason,language,duplicate_of,personal_data. data/web/personal.csv: the spans behind the
-last column, and those that only look so. data/web/topics.csv: url,topic of the pages to keep. Only pages of sites that
-are held out count: nothing of the filter was chosen by looking at them. data/web/README.md says what each label means.
+Nothing of the filter was chosen by looking at held-out sites. Three CSV files hold the labels, see
+data/web/README.md for their meaning:
+
+labels.csv    url,verdict,reason,language,duplicate_of,personal_data
+personal.csv  url,kind,text,mask: spans of personal data, and look-alikes
+topics.csv    url,topic: of the pages to keep
 """
 
 import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.metrics import share_interval
-from crawl2cart.crawl.embedded_web.sites import Page, plain_text
-from crawl2cart.crawl.filters.pii import FINDERS
+from crawl2cart.crawl.embedded_web.sites import Page, gold_text, plain_text
+from crawl2cart.crawl.filters.pii import FINDERS, mask
+from crawl2cart.crawl.stats import RemovalStats
 
 COLUMNS = ["url", "verdict", "reason", "language", "duplicate_of", "personal_data"]
 SPAN_COLUMNS = ["url", "kind", "text", "mask"]
@@ -24,7 +28,11 @@ TOPIC_COLUMNS = ["url", "topic"]
 
 @dataclass(frozen=True)
 class Label:
-    """keep: whether a reader of the corpus wants the page. reason: why not. personal_data: spans to mask."""
+    """The label of one page.
+
+    keep: whether a reader of the corpus wants the page. reason: why not, "" if so.
+    duplicate_of: the URL of the original, or "". personal_data: number of spans to mask.
+    """
 
     keep: bool
     reason: str
@@ -35,7 +43,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Span:
-    """text: exactly as it stands on the page, where it stands once. mask: whether it is personal; else it must stay."""
+    """A text that stands once on its page. mask: whether it is personal data or must stay."""
 
     kind: str
     text: str
@@ -43,58 +51,54 @@ class Span:
 
 
 def read_labels(path: Path) -> dict[str, Label]:
-    """The labels by URL. A line that is not one is a UserError that gives its number."""
+    """Read labels.csv, {url: label}. Raises UserError with the number of a line that is wrong."""
     labels: dict[str, Label] = {}
     for number, row in numbered_rows(path, COLUMNS):
         if len(row) != len(COLUMNS) or row[1] not in ("keep", "drop") or not row[5].isdecimal():
             raise UserError(
-                f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, keep or "
-                "drop in the second and a count in the last."
+                f"{path}:{number}: {','.join(row)!r} is no label: it needs {len(COLUMNS)} fields, "
+                "keep or drop in the second and a count in the last."
             )
         if row[0] in labels:
-            raise UserError(
-                f"{path}:{number}: {row[0]} has a label above already. Keep one of them."
-            )
+            raise UserError(f"{path}:{number}: {row[0]} has two labels. Keep one of them.")
         labels[row[0]] = Label(row[1] == "keep", row[2], row[3], row[4], int(row[5]))
     return labels
 
 
 def read_spans(path: Path) -> dict[str, list[Span]]:
-    """What is personal data and what only looks like it, by URL. A line that says neither is a UserError with its number."""
+    """Read personal.csv, {url: spans}. Raises UserError with the number of a line that is wrong."""
     spans: dict[str, list[Span]] = {}
     for number, row in numbered_rows(path, SPAN_COLUMNS):
-        if (
-            len(row) != len(SPAN_COLUMNS)
-            or row[1] not in FINDERS
-            or not row[2]
-            or row[3] not in ("yes", "no")
-        ):
+        is_span = len(row) == len(SPAN_COLUMNS) and row[1] in FINDERS and row[2]
+        if not is_span or row[3] not in ("yes", "no"):
             raise UserError(
-                f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} fields, one of "
-                f"{', '.join(FINDERS)} in the second, and yes or no in the last."
+                f"{path}:{number}: {','.join(row)!r} is no span: it needs {len(SPAN_COLUMNS)} "
+                f"fields, one of {', '.join(FINDERS)} in the second, and yes or no in the last."
             )
         spans.setdefault(row[0], []).append(Span(row[1], row[2], row[3] == "yes"))
     return spans
 
 
 def read_topics(path: Path) -> dict[str, bool]:
-    """Whether a page is about shopping, by URL. A line that does not say so is a UserError with its number."""
+    """Read topics.csv, {url: whether the page is about shopping}.
+
+    Raises UserError with the number of a line that is wrong.
+    """
     topics: dict[str, bool] = {}
     for number, row in numbered_rows(path, TOPIC_COLUMNS):
         if len(row) != len(TOPIC_COLUMNS) or row[1] not in ("shopping", "other"):
             raise UserError(
-                f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or other."
+                f"{path}:{number}: {','.join(row)!r} is no topic: it needs a URL, and shopping or "
+                "other."
             )
         if row[0] in topics:
-            raise UserError(
-                f"{path}:{number}: {row[0]} has a topic above already. Keep one of them."
-            )
+            raise UserError(f"{path}:{number}: {row[0]} has two topics. Keep one of them.")
         topics[row[0]] = row[1] == "shopping"
     return topics
 
 
 def numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file below its first line, which must name these columns, with their line numbers."""
+    """Yield the rows of a CSV file with their line numbers; its first line must name `columns`."""
     with path.open(newline="") as file:
         reader = csv.reader(file)
         if next(reader, None) != columns:
@@ -103,78 +107,107 @@ def numbered_rows(path: Path, columns: list[str]) -> Iterator[tuple[int, list[st
             yield reader.line_num, row
 
 
+def labels_of_topics(labels: dict[str, Label], topics: dict[str, bool]) -> dict[str, Label]:
+    """Return the labels of the pages with a topic: keep those about shopping, drop the others."""
+    return {
+        url: replace(labels[url], keep=topics[url], reason="" if topics[url] else "other_topic")
+        for url in topics.keys() & labels.keys()
+    }
+
+
+def measure(
+    stats: RemovalStats,
+    clusters: list[list[str]],
+    labels: dict[str, Label],
+    pages: list[Page],
+    spans: dict[str, list[Span]],
+) -> dict:
+    """Compare what the filter did with the labels, over the held-out ones of `pages`.
+
+    stats: has watched the labelled URLs. clusters: URLs of copies, the one that stays first.
+    extraction.f1: mean token F1 of text and gold text, both masked, over pages labelled keep.
+    """
+    held_out = {page.url: page for page in pages if page.site.held_out}
+    urls = set(held_out)
+    good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
+    scores = [token_f1(stats.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
+    extraction = {"f1": sum(scores) / len(scores)} if scores else {}
+    return {
+        "keep": keep_quality(stats.kept_urls, labels, urls) | keep_errors(stats.reasons, labels, urls),
+        "extraction": extraction | {"n": len(scores)},
+        "near_duplicates": copy_quality(clusters, stats.compared_urls, labels, urls),
+        "pii": pii_quality(good, spans) | {"masked": dict(stats.masked)},
+    }
+
+
 def keep_quality(
     kept: set[str], labels: dict[str, Label], urls: set[str]
 ) -> dict[str, float | int]:
-    """Precision and recall of keeping, over the labelled pages among `urls`; n pages."""
-    judged = {url: labels[url].keep for url in urls if url in labels}
-    right = sum(keep for url, keep in judged.items() if url in kept)
-    return {"n": len(judged)} | precision_recall(
-        right, sum(url in kept for url in judged), sum(judged.values())
-    )
+    """Return precision and recall of keeping, over the n labelled pages among `urls`."""
+    wanted = {url: labels[url].keep for url in urls if url in labels}
+    right = sum(keep for url, keep in wanted.items() if url in kept)
+    kept_count = sum(url in kept for url in wanted)
+    return {"n": len(wanted)} | precision_recall(right, kept_count, sum(wanted.values()))
 
 
 def keep_errors(
     reasons: dict[str, str], labels: dict[str, Label], urls: set[str]
 ) -> dict[str, dict[str, int]]:
-    """How many labelled pages among `urls` stay that should not, by the reason of their label, and go that should stay, by
-    the rule that took them.
+    """Count the errors of keeping over the labelled pages among `urls`.
 
     reasons: why each page went, "" if it stays.
+    Returns false_positives, pages that stay and should not, by the reason of their label; and
+    false_negatives, pages that go and should not, by the rule that removed them.
     """
-    judged = [
+    pairs = [
         (reason, labels[url]) for url, reason in reasons.items() if url in urls and url in labels
     ]
-    return {
-        "false_positives": dict(
-            Counter(label.reason for reason, label in judged if not reason and not label.keep)
-        ),
-        "false_negatives": dict(
-            Counter(reason for reason, label in judged if reason and label.keep)
-        ),
-    }
+    stay = Counter(label.reason for reason, label in pairs if not reason and not label.keep)
+    go = Counter(reason for reason, label in pairs if reason and label.keep)
+    return {"false_positives": dict(stay), "false_negatives": dict(go)}
 
 
-def measure_pii(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:
-    """Precision and recall of finding personal data in what was written on these pages, comments included; n marked.
+def pii_quality(pages: list[Page], marked: dict[str, list[Span]]) -> dict[str, float | int]:
+    """Return precision and recall of finding personal data in these pages, comments included.
 
-    A text counts once a page, and only under its own kind.
+    n: marked texts. A text counts once a page, and only under its own kind.
     """
-    n = found = right = 0
+    marked_count = found_count = right = 0
     for page in pages:
-        text = "\n".join(
-            plain_text(said)
-            for said in [page.body, *(spoken.body for spoken in page.posts + page.comments)]
-        )
+        parts = [page.body, *(message.body for message in page.posts + page.comments)]
+        text = "\n".join(map(plain_text, parts))
         spans = {
             (kind, text[start:end])
             for kind, finder in FINDERS.items()
             for start, end in finder(text)
         }
         wanted = {(span.kind, span.text) for span in marked.get(page.url, []) if span.mask}
-        n, found, right = n + len(wanted), found + len(spans), right + len(spans & wanted)
-    return {"n": n} | precision_recall(right, found, n)
+        marked_count += len(wanted)
+        found_count += len(spans)
+        right += len(spans & wanted)
+    return {"n": marked_count} | precision_recall(right, found_count, marked_count)
 
 
-def precision_recall(right: int, found: int, wanted: int) -> dict[str, float]:
-    """Both shares with 95 % intervals. Shares over nothing are left out."""
+def precision_recall(right: int, retrieved: int, relevant: int) -> dict[str, float]:
+    """Return both shares with 95 % intervals; a share of nothing is left out."""
     quality = {}
-    for name, among in (("precision", found), ("recall", wanted)):
-        if among:
-            low, high = share_interval(right, among)
-            quality |= {name: right / among, f"{name}_low": low, f"{name}_high": high}
+    for name, total in (("precision", retrieved), ("recall", relevant)):
+        if total:
+            low, high = share_interval(right, total)
+            quality |= {name: right / total, f"{name}_low": low, f"{name}_high": high}
     return quality
 
 
 def copy_quality(
     clusters: list[list[str]], compared: set[str], labels: dict[str, Label], urls: set[str]
 ) -> dict:
-    """How many of the copies that people marked among `urls` were found, and how many pages went that are no copies.
+    """Compare clusters of copies with the labelled copies among `urls`.
 
-    clusters: URLs of pages found to say the same, the one that stays first. recall: over the n labelled copies that
-    were compared with their originals (another rule may have removed either before), those in one cluster with them,
-    whichever of the two stays. false_merges: pages of a cluster that no label joins to the page that stays, where
-    either is among `urls`.
+    clusters: URLs of pages that are copies of each other, the one that stays first.
+    compared: URLs that the search for copies has seen; another rule may have removed the rest.
+    n: labelled copies that were compared with their originals. recall: the share of these in one
+    cluster with their original, whichever of the two stays. false_merges: pages of a cluster that
+    no label joins to the page that stays, where either is among `urls`.
     """
 
     def source(url: str) -> str:
@@ -185,24 +218,20 @@ def copy_quality(
         (url, source(url)) for url in sorted(urls & labels.keys()) if labels[url].duplicate_of
     ]
     marked = [(copy, original) for copy, original in marked if {copy, original} <= compared]
-    found = sum(
+    joined = sum(
         cluster_of.get(copy, -1) == cluster_of.get(original, -2) for copy, original in marked
     )
-    false = sum(
+    false_merges = sum(
         source(url) != source(stays)
         for stays, *others in clusters
         for url in others
         if {url, stays} & urls
     )
-    return {"n": len(marked), "false_merges": false} | (
-        {"recall": found / len(marked)} if marked else {}
-    )
+    recall = {"recall": joined / len(marked)} if marked else {}
+    return {"n": len(marked), "false_merges": false_merges} | recall
 
 
 def token_f1(text: str, gold: str) -> float:
-    """F1 of the words of two texts as multisets: how much of one is in the other, order aside."""
-    words, wanted = (
-        Counter(re.findall(r"\w+", text.lower())),
-        Counter(re.findall(r"\w+", gold.lower())),
-    )
+    """Return the F1 of the words of two texts as multisets: case and order are ignored."""
+    words, wanted = (Counter(re.findall(r"\w+", part.lower())) for part in (text, gold))
     return 2 * (words & wanted).total() / max(1, words.total() + wanted.total())

@@ -1,8 +1,8 @@
-"""One task a file, each leaving one file: on the processors of this machine or on a Ray cluster, by one parameter.
+"""Run one task for each file, on the processors of this machine or on a Ray cluster.
 
-Daft hands the tasks to its worker processes. A task's file is there or it is not, so a file that is there is never made
-again, and a worker that dies costs the file it was at. What a task does must be a function that a worker can import,
-and on several machines they must see the same folders.
+Each task writes one file. A file that is there is never made again, so that a worker that dies
+costs the file it was working on and no other. Daft hands the tasks to its worker processes, which
+must be able to import the function that does the work. Several machines must see the same folders.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from pathlib import Path
 from traceback import format_exception
 from typing import NamedTuple, TypeVar
 
-# Both report to their makers unless told otherwise, Daft as soon as it is imported. Workers inherit this.
+# Daft, as soon as it is imported, and Ray send telemetry unless told otherwise. Workers inherit it.
 os.environ |= {
     "DAFT_ANALYTICS_ENABLED": "0",
     "DO_NOT_TRACK": "1",
@@ -32,67 +32,76 @@ from crawl2cart.core.params import Filter  # noqa: E402
 from crawl2cart.core.progress import progress  # noqa: E402
 
 Item = TypeVar("Item")
+Work = Callable[[Path, Path], None]
 ROOT = Path(__file__).parents[2]
-SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
-LONGEST_FAULT = 300  # characters of an error in a message; all of it goes to the log
+PARENT_POLL_SECONDS = 0.5
+MESSAGE_CHARACTERS = 300  # of an error that are shown; the log has all of it
 
 
 class Task(NamedTuple):
-    """source: what is read. target: the file that is there when the task is done."""
+    """source: the file to read. target: the file that is there when the task is done."""
 
     source: str
     target: str
 
 
 class Worker:
-    """What runs in a worker process: `work(source, target)` for one task after the other.
+    """Runs `work(source, target)` for one task after the other in a worker process.
 
-    parent: the process that must be there for the worker to go on; None where it is this one, and on Ray, which ends
-    its workers itself.
+    parent: the worker ends when this process does. None on Ray, which ends its workers itself.
     """
 
-    def __init__(self, work: Callable[[Path, Path], None], parent: int | None):
+    def __init__(self, work: Work, parent: int | None):
         self.work = work
         if parent is not None:
-            threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+            threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
 
     @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
     def run(self, sources: daft.Series, targets: daft.Series) -> list[str]:
-        """For each task "" or, if it failed in a way that the user can mend, the Problem's text."""
-        said = []
-        for source, target in zip(sources.to_pylist(), targets.to_pylist(), strict=True):
-            try:
-                if not Path(
-                    target
-                ).exists():  # Ray does a task again of which only the answer went with a machine
-                    self.work(Path(source), Path(target))
-                said.append("")
-            except UserError as problem:
-                said.append(str(problem))
-        return said
+        """Return for each task what `run_task` returns."""
+        tasks = map(Task, sources.to_pylist(), targets.to_pylist())
+        return [run_task(self.work, task) for task in tasks]
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when its parent has. Linux's own signal for it would come when the thread that started the
-    worker ends, and Daft starts workers in threads that come and go."""
+def run_task(work: Work, task: Task) -> str:
+    """Do a task unless its target is there; return "", or the message of a UserError."""
+    try:
+        # Ray repeats a task if a machine is lost after the file was written.
+        if not Path(task.target).exists():
+            work(Path(task.source), Path(task.target))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def exit_with_parent(parent: int) -> None:
+    """End this process when its parent has ended.
+
+    Linux's death signal comes when the *thread* that started the worker ends, and Daft starts
+    workers in short-lived threads.
+    """
     while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS_AT_THE_PARENT)
+        time.sleep(PARENT_POLL_SECONDS)
     os._exit(1)
 
 
-def start(limits: Filter) -> None:
-    """Chooses where Daft computes. A process can do so once; a second choice of another engine is a UserError."""
+def start_engine(limits: Filter) -> None:
+    """Choose the engine that Daft computes with: native, or Ray at `limits.ray_address`.
+
+    Raises UserError if no cluster answers, or if this process has chosen the other engine before.
+    """
     runner = daft.runners.get_or_infer_runner_type()
     if limits.engine == "native":
         if runner != "native":
             raise UserError(
-                "This process has started Ray already and can not go back to the native engine."
+                "This process has started Ray already and cannot go back to the native engine. "
+                "Start another process."
             )
         return
     import ray
 
     if not ray.is_initialized():
-        # Workers of other machines find the code and the files under the same path as here.
+        # Workers on other machines find the code and the files under the same paths as here.
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         quiet = {
             name: os.environ[name]
@@ -108,120 +117,131 @@ def start(limits: Filter) -> None:
             )
         except ConnectionError as error:
             raise UserError(
-                f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one there "
-                "(`ray start --head`), or set `local` or `engine: native`."
+                f"No Ray cluster answers at filter.ray_address {limits.ray_address!r}. Start one "
+                "there (`ray start --head`), or set `local` or `engine: native`."
             ) from error
     daft.set_runner_ray(noop_if_initialized=True)
 
 
-def run_tasks(
-    work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, name: str, log: Path
-) -> None:
-    """Runs every task whose target is not there yet, `limits.workers` at a time.
+def run_tasks(work: Work, tasks: list[Task], limits: Filter, name: str, log: Path) -> None:
+    """Run every task whose target is not there yet, `limits.workers` at a time.
 
-    log: where the errors of tasks are written with their tracebacks, if there are any.
+    name: of the work, for the progress line. log: a file for the tracebacks of failed tasks.
 
-    A worker that dies is replaced. When one dies before any task is done, those that were at work are tried alone, and
-    a file that ends its worker even so is left out. What was left out, and what failed for a reason that the user can
-    mend, is a UserError at the end, when all others are done.
+    A worker that dies is replaced. If one dies before any task is done, the tasks that were running
+    are tried one by one, and one that fails even so is left out. When all others are done, a
+    UserError names the first task that was left out or raised a UserError of its own.
+
+    One task at a time needs no worker process, which takes seconds to start.
     """
-    start(limits)
+    start_engine(limits)
     left = [task for task in tasks if not Path(task.target).exists()]
-    apart_from_here = limits.engine == "ray" or min(limits.workers, len(left)) > 1
+    use_workers = limits.engine == "ray" or min(limits.workers, len(left)) > 1
+
+    def messages(some: list[Task]) -> Iterator[str]:
+        if use_workers:
+            rows = iterate_in_thread(task_query(work, some, limits).iter_rows)
+            return (row["message"] for row in rows)
+        return iterate_in_thread(lambda: (run_task(work, task) for task in some))
+
     faults, done = {}, len(tasks) - len(left)
     while left:
-        said = stream(query(work, left, limits, apart_from_here).iter_rows)
-        fault = attempt(progress(said, name, "file", len(tasks), done))
+        fault = first_fault(progress(messages(left), name, "file", len(tasks), done))
         left, before = [task for task in left if not Path(task.target).exists()], len(left)
         if fault is None:
             break
         if isinstance(fault, UserError) or len(left) == before:
             for task in left[: limits.workers]:
-                alone = attempt(stream(query(work, [task], limits, apart_from_here).iter_rows))
+                alone = first_fault(messages([task]))
                 faults |= {Path(task.source).name: alone} if alone else {}
             left = left[limits.workers :]
         done = len(tasks) - len(left)
     if faults:
-        with atomic_file(log) as temporary:
-            temporary.write_text(
-                "\n\n".join(
-                    f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()
-                )
-            )
+        write_tracebacks(log, faults)
         file, error = next(iter(faults.items()))
         raise UserError(
-            f"{len(faults)} files could not be filtered; the others are done and kept for the next run. The first is "
-            f"{file}: {str(error)[:LONGEST_FAULT]}\nAll of it, with the places in the code, is in {log}."
+            f"{len(faults)} files could not be filtered. The others are done and kept for the next "
+            f"run. The first is {file}: {str(error)[:MESSAGE_CHARACTERS]}\n"
+            f"{log} has all errors with their tracebacks."
         )
 
 
-def attempt(said: Iterator[dict]) -> Exception | None:
-    """Why not all tasks of a query were done, None if they were.
+def write_tracebacks(log: Path, faults: dict[str, Exception]) -> None:
+    entries = [f"{file}\n{''.join(format_exception(error))}" for file, error in faults.items()]
+    with atomic_file(log) as temporary:
+        temporary.write_text("\n\n".join(entries))
 
-    Heard to its end: a query goes on when nobody listens, and another would be at the same files.
+
+def first_fault(messages: Iterator[str]) -> Exception | None:
+    """Return why the first task failed, None if all are done.
+
+    Reads all messages: a query goes on unread, and the next would work on the same files.
     """
     try:
-        problems = [row["said"] for row in said if row["said"]]
-        return UserError(problems[0]) if problems else None
-    except (RuntimeError, OSError, daft.exceptions.DaftCoreException) as error:
+        faults = [message for message in messages if message]
+    except Exception as error:  # of the task, of the worker, or of Daft
         return error
+    return UserError(faults[0]) if faults else None
 
 
-def query(
-    work: Callable[[Path, Path], None], tasks: list[Task], limits: Filter, apart_from_here: bool
-) -> daft.DataFrame:
-    """The tasks as a query, a row for each that is done.
+def task_query(work: Work, tasks: list[Task], limits: Filter) -> daft.DataFrame:
+    """Build the query that does the tasks in worker processes.
 
-    apart_from_here: in processes of their own; one task at a time needs none, and starting it takes more than a second.
+    It has a row for each task that is done; column `message`: see `run_task`.
     """
     workers = min(limits.workers, len(tasks))
-    parent = os.getpid() if apart_from_here and limits.engine == "native" else None
-    worker = daft.cls(Worker, use_process=apart_from_here, max_concurrency=workers)(work, parent)
-    listed = daft.from_pydict(
+    parent = os.getpid() if limits.engine == "native" else None
+    worker = daft.cls(Worker, use_process=True, max_concurrency=workers)(work, parent)
+    table = daft.from_pydict(
         {"source": [task.source for task in tasks], "target": [task.target for task in tasks]}
     )
     if limits.engine == "ray":
-        listed = listed.into_partitions(len(tasks))
-    return listed.into_batches(1).select(
-        worker.run(listed["source"], listed["target"]).alias("said")
-    )
+        table = table.into_partitions(len(tasks))
+    message = worker.run(table["source"], table["target"]).alias("message")
+    return table.into_batches(1).select(message)
 
 
-def stream(items: Callable[[], Iterable[Item]]) -> Iterator[Item]:
-    """The items as they come, computed in a thread: Python handles signals in its main thread only between its own
-    steps, and a query is one step that may take hours."""
-    found: queue.SimpleQueue = queue.SimpleQueue()
+def iterate_in_thread(items: Callable[[], Iterable[Item]]) -> Iterator[Item]:
+    """Yield the items as a thread computes them.
+
+    Python handles signals in its main thread, between its own steps. A query is one step that may
+    take hours.
+    """
+    entries: queue.SimpleQueue = queue.SimpleQueue()
 
     def compute() -> None:
         try:
             for item in items():
-                found.put((item, None))
-            found.put(None)
+                entries.put((item, None))
+            entries.put(None)
         except BaseException as error:
-            found.put((None, error))
+            entries.put((None, error))
 
     threading.Thread(target=compute, daemon=True).start()
     try:
-        while (entry := found.get()) is not None:
+        while (entry := entries.get()) is not None:
             item, error = entry
             if error is not None:
                 raise error
             yield item
     except SystemExit as stop:
-        atexit.register(leave, stop.code)
+        atexit.register(exit_at_once, stop.code)
         raise
 
 
-def leave(status: int) -> None:
-    """Ends the process as the last of its steps. Python would take the computing thread down in the middle of Daft,
-    which aborts the process instead of ending it with this status."""
+def in_thread(compute: Callable[[], Item]) -> Item:
+    """Return what `compute` returns, computed in a thread, see `iterate_in_thread`."""
+    return next(iterate_in_thread(lambda: [compute()]))
+
+
+def exit_at_once(status: int) -> None:
+    """End the process without tearing its threads down.
+
+    Python would stop the computing thread in the middle of Daft, which aborts the process instead
+    of ending it with this status.
+    """
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def apart(compute: Callable[[], Item]) -> Item:
-    """What `compute` returns, see `stream`."""
-    return next(stream(lambda: [compute()]))

@@ -1,7 +1,7 @@
-"""What became of one page, or of each file, in the last run of the filter, in words.
+"""Explain in words what the last run of the filter did with one page, or read of each file.
 
-What each rule for one page measured is measured again on the page's record, with the parameters as they are now; how the
-run decided stands in its shards and, for the rules across pages, in the note that it left in runs/.
+The rules for one page measure its record again, with the parameters as they are now. What the run
+decided stands in its shards and, for the rules across pages, in a file below runs/.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from crawl2cart.core.params import Filter
 from crawl2cart.crawl.filters.page_filters import Page, checks
 from crawl2cart.crawl.filters.topic_classifier import Weights
 from crawl2cart.crawl.shards import batches, by_reason, read_counts
-from crawl2cart.crawl.warc.records import read
+from crawl2cart.crawl.warc.records import read_records
 
-NOTE = "runs/filter-pages.parquet"
+DECISIONS_FILE = "runs/filter-pages.parquet"
 SHARDS = b"shards"
-# What the rules across pages did: the page's number, why it went if it did, and the lines that were cut.
-DECIDED = pa.schema(
+# Pages that the rules across pages removed or cut: number, reason or "", and the lines cut.
+DECISIONS = pa.schema(
     [
         ("page", pa.int64()),
         ("url", pa.string()),
@@ -36,69 +36,73 @@ DECIDED = pa.schema(
         ("cut", pa.list_(pa.string())),
     ]
 )
-LONGEST_SHOWN = 2000
+SHOWN_CHARACTERS = 2000
 
 
 @contextlib.contextmanager
-def last_run(root: Path, files: list[dict], shards: list[Path]) -> Iterator[pq.ParquetWriter]:
-    """Yields a writer of the note that a run leaves for `explain`, rows as DECIDED says; its metadata lists each file
-    of the crawl with its shard."""
-    listed = json.dumps(
-        [[entry["file"], str(shard)] for entry, shard in zip(files, shards, strict=True)]
-    )
+def write_decisions(
+    root: Path, files: list[dict], shards: list[Path]
+) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer for rows of DECISIONS; `explain` reads them.
+
+    files: entries of the manifest; the file's metadata list each with its shard.
+    """
+    names = [entry["file"] for entry in files]
+    listed = json.dumps([*map(list, zip(names, map(str, shards), strict=True))])
     with (
-        atomic_file(root / NOTE) as temporary,
-        pq.ParquetWriter(temporary, DECIDED, compression="zstd") as writer,
+        atomic_file(root / DECISIONS_FILE) as temporary,
+        pq.ParquetWriter(temporary, DECISIONS, compression="zstd") as writer,
     ):
         writer.add_key_value_metadata({SHARDS: listed.encode()})
         yield writer
 
 
 def files_and_shards(root: Path) -> list[tuple[str, Path]]:
-    """Each file of the last run with its shard. Raises UserError if there was no run, or a shard is gone."""
-    if not (root / NOTE).exists():
+    """Return each file of the last run with its shard.
+
+    Raises UserError if there was no run, or if a shard is gone.
+    """
+    if not (root / DECISIONS_FILE).exists():
         raise UserError(
-            "The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) does it."
+            "The filter has not run here. `python -m stages.filter` (or `dvc repro filter`) "
+            "runs it."
         )
-    found = [
-        (file, Path(shard))
-        for file, shard in json.loads(pq.read_metadata(root / NOTE).metadata[SHARDS])
-    ]
-    if missing := [shard for _, shard in found if not shard.exists()]:
+    listed = json.loads(pq.read_metadata(root / DECISIONS_FILE).metadata[SHARDS])
+    pairs = [(file, Path(shard)) for file, shard in listed]
+    if missing := [shard for _, shard in pairs if not shard.exists()]:
         raise UserError(
             f"{missing[0]} of the last run is gone. Run `python -m stages.filter` again."
         )
-    return found
+    return pairs
 
 
-def files_read(root: Path) -> Iterator[str]:
-    """A table of the files of the last run: records read, those among them that were damaged, records or stretches lost,
-    pages among the records, and what the damage was. Raises UserError as `files_and_shards` does."""
-    yield f"{'records':>9} {'recovered':>9} {'lost':>9} {'pages':>9}  file"
+def file_table(root: Path) -> Iterator[str]:
+    """Yield a table of the files of the last run, line by line.
+
+    Columns: records read, damaged records among them, records or stretches dropped, pages, and
+    what the damage was. Raises UserError as `files_and_shards` does.
+    """
+    yield f"{'records':>9} {'recovered':>9} {'dropped':>9} {'pages':>9}  file"
     for file, shard in files_and_shards(root):
         counts = read_counts([shard])
-        numbers = (
-            counts["records"],
-            counts["recovered"],
-            counts["lost"],
-            pq.read_metadata(shard).num_rows,
-        )
-        why = [
+        numbers = [counts[name] for name in ("records", "recovered", "dropped")]
+        numbers.append(pq.read_metadata(shard).num_rows)
+        damage = [
             f"{name} {reason} {count}"
-            for name in ("recovered", "lost")
+            for name in ("recovered", "dropped")
             for reason, count in sorted(by_reason(counts, name).items())
         ]
-        yield (
-            " ".join(f"{number:>9,}" for number in numbers)
-            + f"  {file}"
-            + (f" ({', '.join(why)})" if why else "")
-        )
+        columns = " ".join(f"{number:>9,}" for number in numbers)
+        yield f"{columns}  {file}" + (f" ({', '.join(damage)})" if damage else "")
 
 
-def find(url: str, listed: list[tuple[str, Path]]) -> Iterator[tuple[int, str, int, dict]]:
-    """Each page of this URL: its number, its file, which of the file's pages of this URL it is, and its row."""
+def find_pages(url: str, files: list[tuple[str, Path]]) -> Iterator[tuple[int, str, int, dict]]:
+    """Yield each page of this URL: its number, its file, its turn, and its row.
+
+    The turn tells which of the pages of this URL in the file it is, from 0 on.
+    """
     number = 0
-    for file, shard in listed:
+    for file, shard in files:
         turn = 0
         for batch in batches([shard], pq.read_schema(shard).names):
             for row in pc.indices_nonzero(pc.equal(batch["url"], url)).to_pylist():
@@ -110,74 +114,84 @@ def find(url: str, listed: list[tuple[str, Path]]) -> Iterator[tuple[int, str, i
 def explain(
     url: str, root: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None
 ) -> Iterator[str]:
-    """What to say about a page, line by line. Raises UserError if the last run has not seen it, or there was none."""
-    found = list(find(url, files_and_shards(root)))
-    if not found:
+    """Yield what became of a page and why, line by line.
+
+    Raises UserError if the last run has not seen the URL, or if there was no run.
+    """
+    pages = list(find_pages(url, files_and_shards(root)))
+    if not pages:
         raise UserError(
             f"The last run of the filter saw no page {url}. URLs are compared letter by letter; "
             "data/rejects and data/corpus list some."
         )
-    decided = {
-        row["page"]: row
-        for row in pq.read_table(root / NOTE, filters=[("url", "=", url)]).to_pylist()
-    }
-    for number, file, turn, row in found:
+    table = pq.read_table(root / DECISIONS_FILE, filters=[("url", "=", url)])
+    decisions = {row["page"]: row for row in table.to_pylist()}
+    for number, file, turn, row in pages:
         yield f"{url}: page {number:,} of the crawl, in {file}"
         if (root / "data/raw" / file).exists():
-            yield from again(root / "data/raw" / file, url, turn, limits, hosts, topic)
-        yield from ending(row, decided.get(number), limits)
+            yield from measured(root / "data/raw" / file, url, turn, limits, hosts, topic)
+        yield from decided(row, decisions.get(number), limits)
         yield ""
-        yield row["text"][:LONGEST_SHOWN] or "(no text was taken from it)"
+        yield row["text"][:SHOWN_CHARACTERS] or "(no text was extracted)"
         yield ""
 
 
-def again(
+def measured(
     path: Path, url: str, turn: int, limits: Filter, hosts: frozenset[str], topic: Weights | None
 ) -> Iterator[str]:
-    """What each rule for one page measures on the record, the turn-th of this URL in the file, and what it would take."""
-    records = (found for found in read(path, limits.max_page_bytes, Counter()) if found.url == url)
-    record = next(islice(records, turn, None), None)
+    """Yield the score and bounds of each rule for one page, measured on the record again."""
+    records = read_records(path, limits.max_page_bytes, Counter())
+    record = next(islice((record for record in records if record.url == url), turn, None), None)
     if record is None:
         return
-    yield f"  the record: status {record.status}, {record.content_type or 'no content type'}, {len(record.body):,} bytes"
-    page = Page(record)
-    for check in checks(page, limits, hosts, topic):
-        span = "" if check.ok and check.low == check.high else f" ({check.low:g} to {check.high:g})"
-        yield f"  {'passes' if check.ok else 'FAILS '} {check.rule}: {check.score:.4g}{span}"
+    content_type = record.content_type or "no content type"
+    yield f"  record: status {record.status}, {content_type}, {len(record.body):,} bytes"
+    for check in checks(Page(record), limits, hosts, topic):
+        bounds = f" ({check.low:g} to {check.high:g})"
+        verdict = "passes" if check.ok else "FAILS "
+        is_plain = check.ok and check.low == check.high
+        yield f"  {verdict} {check.rule}: {check.score:.4g}{'' if is_plain else bounds}"
 
 
-def ending(row: dict, decided: dict | None, limits: Filter) -> Iterator[str]:
-    """Where the page's way ended, and what the rules across pages did to it before."""
+def decided(row: dict, decision: dict | None, limits: Filter) -> Iterator[str]:
+    """Yield what was masked and cut on a page, and which rule removed it.
+
+    decision: the page's row of DECISIONS, None if the rules across pages did nothing to it.
+    """
     masked = {
         name.removeprefix("pii_"): row[name]
         for name in row
         if name.startswith("pii_") and row[name]
     }
     if masked:
-        yield f"  personal data masked: {', '.join(f'{kind} {count}' for kind, count in masked.items())}"
+        counts = ", ".join(f"{kind} {count}" for kind, count in masked.items())
+        yield f"  personal data masked: {counts}"
     if row["reason"]:
-        yield f"-> removed by the rule {row['reason']}, which measured {row['score']:.4g}"
+        yield f"-> removed by the rule {row['reason']}, score {row['score']:.4g}"
         return
-    if decided is None:
+    if decision is None:
         yield "  copies, repeated lines, held-out wordings: none"
         yield "-> kept"
         return
-    for line in decided["cut"]:
+    for line in decision["cut"]:
         yield f"  a line of many pages was cut: {line}"
-    match decided["reason"]:
+    reason, because, score = decision["reason"], decision["because"], decision["score"]
+    match reason:
         case "duplicate":
-            yield f"-> removed by the rule duplicate: word by word a copy of {decided['because']}, which stays"
+            why = f"an exact copy of {because}, which stays"
         case "near_duplicate":
-            yield (
-                f"-> removed by the rule near_duplicate: shares {decided['score']:.2f} of its shingles with a page of "
-                f"its cluster ({limits.minhash.threshold} make a copy); {decided['because']} stays"
+            why = (
+                f"shares {score:.2f} of its shingles with a page of its cluster (a copy from "
+                f"{limits.minhash.threshold} on); {because} stays"
             )
         case "repeated_lines":
-            yield (
-                f"-> removed by the rule repeated_lines: {decided['score']:.0f} words are left without them, and "
-                f"{limits.min_words} are the least"
+            why = (
+                f"{score:.0f} words are left without repeated lines, at least {limits.min_words} "
+                "are needed"
             )
         case "contaminated":
-            yield f'-> removed by the rule contaminated: a held-out wording or plan has "{decided["because"]}" too'
+            why = f'shares "{because}" with a held-out wording or plan'
         case _:
             yield "-> kept, without these lines"
+            return
+    yield f"-> removed by the rule {reason}: {why}"

@@ -1,4 +1,8 @@
-"""The judged pages of one WARC or WET file as one parquet file, kept as long as what it was made from stays the same."""
+"""Keep the filtered pages of each WARC or WET file in one parquet file, a shard.
+
+A shard is made once and used until the file, the parameters of the rules for one page, or the code
+change. Its columns are those of `page_filters.SHARD`; its metadata hold what the reader counted.
+"""
 
 import hashlib
 import json
@@ -15,14 +19,15 @@ from crawl2cart.core.params import Filter
 from crawl2cart.crawl.executor import Task, run_tasks
 from crawl2cart.crawl.filters.page_filters import SHARD, filter_page
 from crawl2cart.crawl.filters.topic_classifier import Weights
-from crawl2cart.crawl.warc.records import read
+from crawl2cart.crawl.warc.records import read_records
 
 COUNTS = b"counts"
-CHARACTERS_AT_ONCE = 1 << 24
-ROWS_AT_ONCE = 2000
-KEPT_RUNS = 8  # of which the shards stay: going back to parameters of before costs nothing, and the disk does not fill
-# Parameters of the rules that look at many pages, and of the engine: the judged pages do not depend on them.
-ELSEWHERE = {
+BATCH_CHARACTERS = 1 << 24
+BATCH_ROWS = 2000
+# Runs whose shards stay: going back to earlier parameters is free, and the disk does not fill.
+KEPT_RUNS = 8
+# Parameters of the engine and of the rules that compare pages. Shards do not depend on them.
+NOT_OF_SHARDS = {
     "engine",
     "ray_address",
     "workers",
@@ -45,9 +50,11 @@ def make_shards(
     cache: Path,
     log: Path,
 ) -> list[Path]:
-    """The shards of the files in their order, those made that an earlier run has not finished. Equal files share one.
+    """Make the shards that are missing in `cache`; return those of all files, in their order.
 
-    log: see `run_tasks`.
+    raw: the folder of the files. files: entries of the manifest, with `file` and `sha256`. Equal
+    files share a shard. hosts, topic: see `filter_page`. code: sha256 of the code by file name.
+    log: see `run_tasks`, which raises UserError for files that cannot be filtered.
     """
     targets = {
         entry["sha256"]: cache / f"{shard_key(entry['sha256'], limits, hosts, topic, code)}.parquet"
@@ -69,12 +76,12 @@ def make_shards(
 
 
 def prune(cache: Path, shards: list[Path]) -> None:
-    """Notes which shards this run uses and removes those that none of the last KEPT_RUNS did."""
-    note = cache / "runs.json"
-    runs = read_json(note) if note.exists() else []
+    """Record which shards this run uses; remove those that none of the last KEPT_RUNS used."""
+    record = cache / "runs.json"
+    runs = read_json(record) if record.exists() else []
     used = sorted({shard.name for shard in shards})
     runs = [*(run for run in runs if run != used), used][-KEPT_RUNS:]
-    write_json(note, runs)
+    write_json(record, runs)
     kept = {name for run in runs for name in run}
     for shard in cache.glob("*.parquet"):
         if shard.name not in kept:
@@ -84,13 +91,10 @@ def prune(cache: Path, shards: list[Path]) -> None:
 def shard_key(
     digest: str, limits: Filter, hosts: frozenset[str], topic: Weights | None, code: dict[str, str]
 ) -> str:
-    """What a shard depends on: the file's sha256, the parameters of the rules for one page, the blocked hosts,
-    the topic's weights and the code.
-
-    code: sha256 by file name.
-    """
+    """Hash what a shard depends on (32 hex digits); the arguments are those of `make_shards`."""
     text = json.dumps(
-        [digest, limits.model_dump(exclude=ELSEWHERE), sorted(hosts), topic, code], sort_keys=True
+        [digest, limits.model_dump(exclude=NOT_OF_SHARDS), sorted(hosts), topic, code],
+        sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -98,37 +102,34 @@ def shard_key(
 def write_shard(
     source: Path, target: Path, limits: Filter, hosts: frozenset[str], topic: Weights | None
 ) -> None:
-    """All pages of one file, judged, a block of rows at a time; what the reader counted stands in the file's metadata.
-
-    It depends on nothing but its arguments, so that it can run anywhere.
-    """
-    counts: Counter = Counter()
+    """Filter all pages of one file into one shard. It needs nothing but its arguments."""
+    counts: Counter[str] = Counter()
     rows, characters = [], 0
     with (
         atomic_file(target) as temporary,
         pq.ParquetWriter(temporary, SHARD, compression="zstd") as writer,
     ):
-        for record in read(source, limits.max_page_bytes, counts):
+        for record in read_records(source, limits.max_page_bytes, counts):
             rows.append(filter_page(record, limits, hosts, topic))
             characters += len(rows[-1]["text"])
             counts["page_bytes"] += len(record.body)
-            if characters >= CHARACTERS_AT_ONCE or len(rows) >= ROWS_AT_ONCE:
+            if characters >= BATCH_CHARACTERS or len(rows) >= BATCH_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, SHARD))
                 rows, characters = [], 0
         writer.write_table(pa.Table.from_pylist(rows, SHARD))
         writer.add_key_value_metadata({COUNTS: json.dumps(counts, sort_keys=True).encode()})
 
 
-def read_counts(shards: list[Path]) -> Counter:
-    """What the readers of all files counted, added up."""
-    counts: Counter = Counter()
+def read_counts(shards: list[Path]) -> Counter[str]:
+    """Add up what the readers of all files counted, see `read_records`, and `page_bytes`."""
+    counts: Counter[str] = Counter()
     for shard in shards:
         counts.update(json.loads(pq.read_metadata(shard).metadata[COUNTS]))
     return counts
 
 
-def by_reason(counts: Counter, name: str) -> dict[str, int]:
-    """How often it was for which reason that records were `recovered`, or `lost`."""
+def by_reason(counts: Counter[str], name: str) -> dict[str, int]:
+    """Return the counts below `name` by reason; name: `recovered` or `dropped`."""
     return {
         key.removeprefix(f"{name}."): count
         for key, count in counts.items()
@@ -137,7 +138,7 @@ def by_reason(counts: Counter, name: str) -> dict[str, int]:
 
 
 def batches(shards: list[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of all shards in order, a block at a time."""
+    """Yield the rows of all shards in order, at most BATCH_ROWS at a time."""
     for shard in shards:
         with pq.ParquetFile(shard) as file:
-            yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
+            yield from file.iter_batches(BATCH_ROWS, columns=columns)

@@ -1,4 +1,4 @@
-"""What became of the pages: how many, how much text and a sample of those that each rule removed."""
+"""Count what each rule removed, and keep a sample of the removed pages."""
 
 import heapq
 from collections import Counter
@@ -12,20 +12,23 @@ from crawl2cart.crawl.filters.corpus_filters import RULES
 from crawl2cart.crawl.filters.page_filters import SHARD
 
 HEAD_CHARACTERS = 200
-COUNTED = [
-    name for name in SHARD.names if name.startswith("pii_")
-]  # spans that were masked, by kind
+PII_COLUMNS = [name for name in SHARD.names if name.startswith("pii_")]
+# Classes of cluster sizes in the metrics: the smallest size of each.
+SIZE_CLASSES = {"2": 2, "3": 3, "4_to_9": 4, "10_to_99": 10, "100_and_more": 100}
 
 
 @dataclass
 class RemovalStats:
-    """Counts of pages, UTF-8 bytes and words (between spaces) of their extracted texts, by the reason why they went.
+    """Counts by the reason why pages went; "" stands for kept pages.
 
-    Pages that went before their text was taken have none. sample: at most `most` removed pages of each reason, those
-    with the smallest hashes of their URLs. texts, reasons: of the watched URLs.
+    pages, text_bytes, words: pages, and the UTF-8 bytes and words of their extracted texts. Pages
+    that went before extraction have no text. masked, cut: of kept pages, masked spans by kind, and
+    repeated lines.
+    sample: at most `sample_size` removed pages of each reason, those whose URLs hash lowest.
+    texts, reasons: of the watched URLs.
     """
 
-    most: int
+    sample_size: int
     watched: Collection[str] = ()
     texts: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -38,7 +41,7 @@ class RemovalStats:
     sample: dict[str, list] = field(default_factory=dict)
 
     def add(self, row: dict) -> None:
-        """row: a page after all rules, reason "" if it is kept."""
+        """Count a page after all rules. row: see `CorpusFilters.apply_corpus_filters`."""
         reason = row["reason"]
         self.pages[reason] += 1
         self.text_bytes[reason] += len(row["text"].encode())
@@ -48,53 +51,58 @@ class RemovalStats:
         if row["url"] in self.watched:
             self.texts[row["url"]], self.reasons[row["url"]] = row["text"], reason
         if not reason:
-            self.masked.update({name.removeprefix("pii_"): row[name] for name in COUNTED})
+            self.masked.update({name.removeprefix("pii_"): row[name] for name in PII_COLUMNS})
             self.cut.update(
                 pages=bool(row["cut"]),
                 lines=len(row["cut"]),
                 bytes=sum(len(line.encode()) + 1 for line in row["cut"]),
             )
             return
-        shown = {
+        head = {
             "url": row["url"],
             "reason": reason,
             "score": row["score"],
             "because": row.get("because", ""),
             "text": row["text"][:HEAD_CHARACTERS],
         }
-        # heapq keeps the smallest first, so that of these the one to go is that of the largest hash.
-        entry = (-xxhash.xxh3_64_intdigest(row["url"].encode()), self.pages[reason], shown)
+        # heapq drops the smallest entry, hence the negative hash.
+        entry = (-xxhash.xxh3_64_intdigest(row["url"].encode()), self.pages[reason], head)
         heap = self.sample.setdefault(reason, [])
-        heapq.heappush(heap, entry) if len(heap) < self.most else heapq.heappushpop(heap, entry)
+        push = heapq.heappush if len(heap) < self.sample_size else heapq.heappushpop
+        push(heap, entry)
 
     @property
-    def kept(self) -> set[str]:
-        """The watched URLs whose pages stay."""
+    def kept_urls(self) -> set[str]:
+        """Return the watched URLs whose pages stay."""
         return {url for url, reason in self.reasons.items() if not reason}
 
     @property
-    def compared(self) -> set[str]:
-        """The watched URLs whose pages came as far as the rules across pages."""
+    def compared_urls(self) -> set[str]:
+        """Return the watched URLs that all rules for one page have kept."""
         return {url for url, reason in self.reasons.items() if reason in ("", *RULES)}
 
     def rejects(self) -> list[dict]:
-        rows = [shown for heap in self.sample.values() for _, _, shown in heap]
+        """Return the sampled pages: url, reason, score, because, the first characters of text."""
+        rows = [head for heap in self.sample.values() for _, _, head in heap]
         return sorted(rows, key=lambda row: (row["url"], row["reason"], row["text"]))
 
     def removed(self) -> Counter:
-        """Removed pages by reason."""
+        """Count the removed pages by reason."""
         return Counter({reason: count for reason, count in self.pages.items() if reason})
 
     def waterfall(self) -> list[dict]:
-        """The steps from all pages to those kept: the rules for one page by what they took, then those across pages."""
+        """Return the steps from all pages to those kept.
+
+        First the rules for one page, those that removed most first, then the rules across pages.
+        """
         left = sum(self.pages.values())
         steps = [
             {"rule": "crawled", "pages": left, "removed": 0, "removed_bytes": 0, "removed_words": 0}
         ]
-        for_one = sorted(
+        page_rules = sorted(
             self.removed().keys() - set(RULES), key=lambda reason: (-self.pages[reason], reason)
         )
-        for reason in [*for_one, *(rule for rule in RULES if self.pages[rule])]:
+        for reason in [*page_rules, *(rule for rule in RULES if self.pages[rule])]:
             left -= self.pages[reason]
             steps.append(
                 {
@@ -108,8 +116,11 @@ class RemovalStats:
         return steps
 
     def metrics(self) -> dict:
-        """removed: pages. The same reasons in removed_bytes and removed_words, of text. languages: pages by language,
-        of those whose language was looked at. pii: spans masked in kept pages."""
+        """Return the counts for the metrics file.
+
+        removed, removed_bytes, removed_words: pages and their text by reason. languages: pages by
+        identified language. repeated_lines, pii.masked: of kept pages.
+        """
         removed = self.removed()
         return {
             "removed": dict(removed),
@@ -122,19 +133,11 @@ class RemovalStats:
 
 
 def copy_counts(copies: Copies) -> dict:
-    """Clusters of copies, their sizes, and the shares of the n compared pages that went as copies."""
-    reasons = Counter(copy.reason for copy in copies.gone.values())
-    sizes = {"2": 0, "3": 0, "4_to_9": 0, "10_to_99": 0, "100_and_more": 0}
+    """Return clusters, their sizes, and the shares of the n compared pages that went as copies."""
+    reasons = Counter(copy.reason for copy in copies.removed.values())
+    sizes = dict.fromkeys(SIZE_CLASSES, 0)
     for size, count in copies.sizes.items():
-        name = (
-            str(size)
-            if size < 4
-            else "4_to_9"
-            if size < 10
-            else "10_to_99"
-            if size < 100
-            else "100_and_more"
-        )
+        name = next(name for name in reversed(SIZE_CLASSES) if SIZE_CLASSES[name] <= size)
         sizes[name] += count
     return {
         "n": copies.compared,

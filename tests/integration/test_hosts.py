@@ -17,14 +17,14 @@ from crawl2cart.core.stage import Stage
 from stages import download
 from tests.conftest import ROOT, wait_for
 from tests.encoded_project import encoded, losses, outs  # noqa: F401
-from tests.unit.crawl.test_filter import (
+from tests.unit.crawl.samples import members, page
+from tests.unit.crawl.workplace import (  # noqa: F401
     digest,
-    page,
     run_both,
     set_params,
     take_files,
-)  # noqa: F401
-from tests.unit.crawl.test_warc import members
+    workplace,
+)
 
 pytestmark = pytest.mark.slow
 FILES, PAGES = 6, 150

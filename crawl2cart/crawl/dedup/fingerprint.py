@@ -1,4 +1,4 @@
-"""A hash of what a text says, letter by letter, once case, punctuation and space are set aside."""
+"""Hash texts by their words alone: case, punctuation and white space make no difference."""
 
 import hashlib
 import re
@@ -8,15 +8,18 @@ NOT_A_WORD = re.compile(r"[\W_]+")
 
 
 def text_key(text: str) -> str:
-    """A hash (32 hex digits) that is equal for texts of the same words in the same order."""
+    """Return a hash (32 hex digits) that is equal for texts of the same words in the same order."""
     return hashlib.blake2b(plain_words(text).encode(), digest_size=16).hexdigest()
 
 
 def plain_words(text: str) -> str:
-    """The text's words in lower case with one space between, without punctuation."""
+    """Return the text's words in lower case, one space apart, without punctuation."""
     return NOT_A_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def unit_interval(key: str) -> float:
-    """The hash as a number in [0, 1), for choices that must not depend on what else is in the crawl."""
+    """Map a hash in hex (13 digits or more) to a number in [0, 1).
+
+    A choice made by it does not depend on which other texts the crawl holds.
+    """
     return int(key[:13], 16) / 16**13

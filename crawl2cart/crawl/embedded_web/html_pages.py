@@ -1,6 +1,6 @@
-"""The embedded web as a server sends it: HTML in eight hands, HTTP headers, and the oddities a page asks for.
+"""Render the embedded web as a server sends it: HTML in eight designs, headers, oddities.
 
-The layout stands in data/web/designs/<design>.html.j2. Nothing here is random: the same page gives the same bytes.
+The layouts are data/web/designs/<design>.html.j2. The same page always gives the same bytes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from crawl2cart.core.errors import UserError
-from crawl2cart.crawl.embedded_web.sites import Page, Spoken, markdown, plain_text
+from crawl2cart.crawl.embedded_web.sites import Message, Page, markdown, plain_text
 
 CRAWL_DAY = "2026-05-18"
 CHUNK_BYTES = 1800
@@ -43,7 +43,10 @@ SERVERS = {
 
 @dataclass(frozen=True)
 class Response:
-    """What comes over the wire for one page. body: bytes after the transfer coding. record_id, date: of its record."""
+    """What a server sends for one page.
+
+    date, record_id: of its WARC record. body: bytes with content and transfer coding applied.
+    """
 
     url: str
     record_id: UUID
@@ -54,12 +57,16 @@ class Response:
 
     @property
     def head(self) -> bytes:
+        """The status line and headers, up to and with the blank line."""
         lines = [self.status_line, *(f"{name}: {value}" for name, value in self.headers), "", ""]
         return "\r\n".join(lines).encode("latin-1", "replace")
 
 
 class Renderer:
-    """Renders pages with the designs of one folder; `pages` fills their lists of other stories."""
+    """Renders pages with the designs of one folder.
+
+    pages: all pages; the designs link to others of the same host.
+    """
 
     def __init__(self, designs: Path, pages: list[Page]):
         self.designs = designs
@@ -77,12 +84,15 @@ class Renderer:
         self.environment.filters["html"] = to_html
 
     def document(self, page: Page) -> str:
-        """The page as an HTML document, before any oddity but the declared charset."""
+        """Render the page as an HTML document; its oddities, but the declared charset, come later.
+
+        Raises UserError for a design that is missing or broken.
+        """
         try:
             template = self.environment.get_template(f"{page.site.design}.html.j2")
         except jinja2.TemplateError as error:
             raise UserError(
-                f"{self.designs}/{page.site.design}.html.j2 can not be used: {error}."
+                f"{self.designs}/{page.site.design}.html.j2 cannot be used: {error}. Correct it."
             ) from error
         others = [other for other in self.neighbours.get(page.host, []) if other is not page]
         start = number_of(page.url) % max(1, len(others))
@@ -103,7 +113,7 @@ class Renderer:
         )
 
     def response(self, page: Page) -> Response:
-        """The page as it is served, with status, headers, charset and transfer coding."""
+        """Render the page as it is served, with status, headers, charset and transfer coding."""
         serve = page.front.serve
         as_html = serve.content_type in ("text/html", "application/xhtml+xml")
         text = self.document(page) if as_html else page.body + "\n"
@@ -143,13 +153,13 @@ class Renderer:
         )
 
 
-def to_html(body: str | Spoken) -> Markup:
-    """Markdown as HTML. markdown-it escapes what was HTML in it."""
-    return Markup(markdown.render(body.body if isinstance(body, Spoken) else body).rstrip("\n"))
+def to_html(body: str | Message) -> Markup:
+    """Convert Markdown to HTML; HTML inside it is escaped."""
+    return Markup(markdown.render(body.body if isinstance(body, Message) else body).rstrip("\n"))
 
 
 def number_of(url: str) -> int:
-    """A number that belongs to a URL, for what a real server would draw or count."""
+    """Return a number below 2^48 that depends on the URL, for what a server draws or counts."""
     return int.from_bytes(hashlib.sha256(url.encode()).digest()[:6])
 
 
@@ -163,7 +173,7 @@ def http_date(number: int) -> str:
 
 
 def breadcrumbs(page: Page) -> list[tuple[str, str]]:
-    """The folders above a page as (name, path), `/guides/lamps/x.html` -> Guides, Lamps."""
+    """Return the folders above a page as (name, path): `/guides/lamps/x.html` -> Guides, Lamps."""
     folders = [folder for folder in page.front.url.split("?")[0].split("/")[1:-1] if folder]
     return [
         (
@@ -175,29 +185,32 @@ def breadcrumbs(page: Page) -> list[tuple[str, str]]:
 
 
 def summary(page: Page) -> str:
-    """The start of the page for its meta description: at most 150 characters, whole words."""
+    """Return the start of the page, at most 150 characters, whole words, for its description."""
     start = plain_text(page.body)[:150].replace("\n", " ")
     return start.rsplit(" ", 1)[0] if len(start) == 150 else start
 
 
 def break_tags(text: str) -> str:
-    """The markup of a hand that never validated: every second </p> and all </li>, </td>, </tr> missing, bold and
-    italics closed in the wrong order, a </span> that nothing opened and a <font> that nothing closes."""
-    seen = 0
+    """Break the markup as people do who never validate it.
 
-    def every_second(match: re.Match) -> str:
-        nonlocal seen
-        seen += 1
-        return "" if seen % 2 else match[0]
+    Every second </p> and all </li>, </td>, </tr> go. Bold and italics close in the wrong order. One
+    </span> closes nothing, and one <font> is never closed.
+    """
+    count = 0
 
-    text = re.sub(r"</p>", every_second, text)
+    def drop_every_second(match: re.Match) -> str:
+        nonlocal count
+        count += 1
+        return "" if count % 2 else match[0]
+
+    text = re.sub(r"</p>", drop_every_second, text)
     text = re.sub(r"</(li|td|tr|dd|dt)>", "", text, flags=re.IGNORECASE)
     text = re.sub(r"<(strong|em)>(.*?)</\1>", r"<b><i>\2</b></i>", text)
     return text.replace("<h2>", '</span><font size="+1"><h2>', 1)
 
 
 def pad(text: str, size: int) -> str:
-    """The text grown to `size` characters by the kind of data that page builders leave in a page."""
+    """Pad a document to `size` bytes with a comment, as page builders leave data in a page."""
     missing = size - len(text.encode())
     if missing <= 0:
         return text
@@ -213,6 +226,6 @@ def gzip(body: bytes) -> bytes:
 
 
 def chunked(body: bytes) -> bytes:
-    """HTTP/1.1 chunked transfer coding, RFC 9112 section 7.1."""
+    """Apply the chunked transfer coding (RFC 9112 section 7.1)."""
     chunks = [body[start : start + CHUNK_BYTES] for start in range(0, len(body), CHUNK_BYTES)]
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"

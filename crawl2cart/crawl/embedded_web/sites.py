@@ -1,8 +1,8 @@
-"""The embedded web as it is written: one folder a site, `site.toml` and one Markdown file a page.
+"""Read the embedded web from its source: a folder for each site, a Markdown file for each page.
 
-A page file is TOML between two `+++` lines, then Markdown. Lines `@@ post …` and `@@ comment …` start a forum post or
-a reader's comment. What a page is about, its gold main text, is known exactly: the Markdown body with its posts and
-without its comments.
+A site has a `site.toml`. A page is TOML between two `+++` lines, then Markdown. Lines `@@ post …`
+and `@@ comment …` start a forum post or a reader's comment. The main text of a page, the gold for
+extraction, is known exactly: the Markdown body with its posts and without its comments.
 """
 
 import re
@@ -18,18 +18,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from crawl2cart.core.errors import UserError
 
 FENCE = "+++"
-SPOKEN = re.compile(r'^@@ (?P<kind>post|comment)(?P<marks>(?: [a-z]+="[^"]*")*)\s*$', re.MULTILINE)
-MARK = re.compile(r'([a-z]+)="([^"]*)"')
+MESSAGE = re.compile(
+    r'^@@ (?P<kind>post|comment)(?P<attributes>(?: [a-z]+="[^"]*")*)\s*$', re.MULTILINE
+)
+ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
 
 markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 
 
-class Written(BaseModel):
+class Strict(BaseModel):
+    """Base of the models below: immutable, and an error for an unknown key or a wrong type."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Site(Written):
-    """site.toml. held_out: its pages measure the filter and nothing of the filter was chosen by looking at them."""
+class Site(Strict):
+    """A site.toml. held_out: its pages measure the filter and must not be looked at to tune it."""
 
     name: str
     tagline: str
@@ -42,11 +46,12 @@ class Site(Written):
     footer: str
 
 
-class Serve(Written):
-    """How a page comes over the wire, where that is out of the ordinary.
+class Serve(Strict):
+    """How a page is served, where that is unusual.
 
-    charset: what its bytes are in; declared_charset: what headers and meta element claim. cut_at_byte: the record ends
-    there although its length says otherwise. wrong_length: bytes that the record's Content-Length is off by.
+    charset: of its bytes. declared_charset: what headers and meta element claim, if not the same.
+    pad_to_bytes: the size to which the document is padded. cut_at_byte: where the WARC record ends,
+    although its length says otherwise. wrong_length: bytes by which its Content-Length is wrong.
     """
 
     charset: Literal["utf-8", "windows-1252", "latin-1", "utf-16"] = "utf-8"
@@ -61,7 +66,9 @@ class Serve(Written):
     wrong_length: int = 0
 
 
-class Front(Written):
+class FrontMatter(Strict):
+    """The TOML at the start of a page file. url: path and query, starting with a slash."""
+
     url: str = Field(pattern=r"^/\S*$")
     title: str
     author: str = ""
@@ -70,8 +77,8 @@ class Front(Written):
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What one person wrote in a thread or under an article, in Markdown."""
+class Message:
+    """A post in a thread or a comment under an article. body: Markdown."""
 
     author: str
     date: str
@@ -84,10 +91,10 @@ class Page:
 
     host: str
     site: Site
-    front: Front
+    front: FrontMatter
     body: str
-    posts: tuple[Spoken, ...]
-    comments: tuple[Spoken, ...]
+    posts: tuple[Message, ...]
+    comments: tuple[Message, ...]
 
     @property
     def url(self) -> str:
@@ -95,9 +102,10 @@ class Page:
 
 
 def read_sites(folder: Path) -> list[Page]:
-    """All pages below a folder of sites, in the order of their URLs.
+    """Read all pages below a folder of sites, in the order of their URLs.
 
-    Raises UserError naming file and line where a file does not parse, and where two pages claim one URL.
+    Raises UserError with file and line if a file does not parse, if two pages have one URL, and if
+    there is no page.
     """
     pages, files = [], {}
     for settings in sorted(folder.glob("*/site.toml")):
@@ -106,7 +114,8 @@ def read_sites(folder: Path) -> list[Page]:
             page = read_page(file, settings.parent.name, site)
             if page.url in files:
                 raise UserError(
-                    f"{file}:2: {page.front.url} is the url of {files[page.url].name} too. Change one."
+                    f"{file}:2: {page.front.url} is also the url of {files[page.url].name}. "
+                    "Change one of them."
                 )
             files[page.url] = file
             pages.append(page)
@@ -116,31 +125,38 @@ def read_sites(folder: Path) -> list[Page]:
 
 
 def read_page(file: Path, host: str, site: Site) -> Page:
+    """Read a page file; raises UserError as `read_sites` does."""
     lines = file.read_text().split("\n")
     if lines[0].strip() != FENCE or FENCE not in (line.strip() for line in lines[1:]):
         raise UserError(
-            f"{file}:1: a page starts with its front matter between two lines {FENCE}. Add them."
+            f"{file}:1: a page starts with its front matter between two {FENCE} lines. Add them."
         )
     end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == FENCE)
-    front = check(Front, parse_toml("\n".join(lines[1:end]), file, 1), file, 1)
+    front = check(FrontMatter, parse_toml("\n".join(lines[1:end]), file, 1), file, 1)
     text = "\n".join(lines[end + 1 :])
     for number, line in enumerate(lines[end + 1 :], end + 2):
-        if line.startswith("@@") and not SPOKEN.match(line):
+        if line.startswith("@@") and not MESSAGE.match(line):
             raise UserError(
-                f'{file}:{number}: {line!r} is neither @@ post author="…" date="…" nor @@ comment ….'
+                f"{file}:{number}: {line!r} is neither "
+                '@@ post author="…" date="…" nor @@ comment …. Correct the line.'
             )
     body, *rest = re.split(r"^(?=@@ )", text, flags=re.MULTILINE)
-    spoken: dict[str, list[Spoken]] = {"post": [], "comment": []}
+    messages: dict[str, list[Message]] = {"post": [], "comment": []}
     for part in rest:
-        head = SPOKEN.match(part)
-        marks = dict(MARK.findall(head["marks"]))
-        spoken[head["kind"]].append(
-            Spoken(marks.get("author", ""), marks.get("date", ""), part[head.end() :].strip())
+        head = MESSAGE.match(part)
+        attributes = dict(ATTRIBUTE.findall(head["attributes"]))
+        messages[head["kind"]].append(
+            Message(
+                attributes.get("author", ""), attributes.get("date", ""), part[head.end() :].strip()
+            )
         )
-    return Page(host, site, front, body.strip(), tuple(spoken["post"]), tuple(spoken["comment"]))
+    return Page(
+        host, site, front, body.strip(), tuple(messages["post"]), tuple(messages["comment"])
+    )
 
 
 def parse_toml(text: str, file: Path, lines_before: int) -> dict:
+    """Parse TOML that stands behind so many lines of the file; an error names the line."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -148,17 +164,18 @@ def parse_toml(text: str, file: Path, lines_before: int) -> dict:
         line = int(place[1]) if place and place[1] else text.count("\n") + 1
         reason = str(error).replace(place[0], "").strip() if place else str(error)
         raise UserError(
-            f"{file}:{line + lines_before}: not valid TOML: {reason}. Mend the line."
+            f"{file}:{line + lines_before}: not valid TOML: {reason}. Correct the line."
         ) from error
 
 
-def check(model: type[Written], values: dict, file: Path, lines_before: int) -> Written:
-    """The values as a `model`. A wrong one is a UserError that gives the line of its key."""
+def check(model: type[Strict], values: dict, file: Path, lines_before: int) -> Strict:
+    """Validate the values; a UserError names the line of the key that is wrong."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = str(fault["loc"][-1]) if isinstance(fault["loc"][-1], str) else str(fault["loc"][0])
+        last = fault["loc"][-1]
+        key = last if isinstance(last, str) else str(fault["loc"][0])
         lines = file.read_text().split("\n")
         line = next(
             (
@@ -168,21 +185,24 @@ def check(model: type[Written], values: dict, file: Path, lines_before: int) -> 
             ),
             lines_before + 1,
         )
-        what = {"missing": "this key is missing", "extra_forbidden": "there is no such key"}.get(
+        problem = {"missing": "this key is missing", "extra_forbidden": "there is no such key"}.get(
             fault["type"], f"{fault['msg']}, but it is {fault['input']!r}"
         )
-        raise UserError(f"{file}:{line}: {key}: {what}.") from error
+        raise UserError(f"{file}:{line}: {key}: {problem}.") from error
 
 
 def gold_text(page: Page) -> str:
-    """The page's main text: its body and posts as plain text, one block a line, without comments."""
+    """Return the page's main text: body and posts as plain text, a line for each block."""
     return "\n".join(
         plain_text(body) for body in [page.body, *(post.body for post in page.posts)] if body
     )
 
 
 def plain_text(body: str) -> str:
-    """Markdown as plain text: a line for each paragraph, heading, list item and table row, markup gone."""
+    """Convert Markdown to plain text.
+
+    Each paragraph, heading, list item and table row is a line.
+    """
     lines, row = [], None
     for token in markdown.parse(body):
         match token.type:

@@ -1,8 +1,8 @@
-"""From the bytes of a page to its main text.
+"""Extract the main text of a page from its bytes.
 
-Resiliparse drops navigation, banners, side bars and footers by rules over the tree, eight times as fast as trafilatura,
-which drops more of them. Bevendorff et al. 2018, https://doi.org/10.1007/978-3-319-76941-7_83;
-Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15
+Resiliparse (Bevendorff et al. 2018, https://doi.org/10.1007/978-3-319-76941-7_83) drops navigation,
+banners, side bars and footers by rules over the tree. Trafilatura (Barbaresi 2021,
+https://aclanthology.org/2021.acl-demo.15) drops more of them and takes eight times as long.
 """
 
 import codecs
@@ -24,24 +24,26 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
-META_WITHIN = 4096  # bytes; HTML asks for 1,024, pages with large scripts before it are common
+# Bytes in which a meta element is looked for. HTML demands 1,024, but large scripts often precede.
+META_WITHIN = 4096
 TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 NOT_MARKUP = re.compile(
     r"<(script|style|textarea|title)\b.*?(?:</\1|\Z)|<!--.*?(?:-->|\Z)", re.IGNORECASE | re.DOTALL
 )
 SHALLOW = set(
-    "area base br col embed hr img input link meta param source track wbr p li dt dd tr td th option".split()
+    "area base br col embed hr img input link meta param source track wbr p li dt dd tr td th "
+    "option".split()
 )
-# Browsers stop at 512 (Blink). The time that finding the main content takes grows with the square of the depth: 0.02 s at
-# 1,000, 12 s at 20,000, so that one hostile page could stop a crawl.
-DEEPEST = 1000
+# Blink stops at 512. The time of extraction grows with the square of the depth (0.02 s at 1,000,
+# 12 s at 20,000), so that one hostile page could stop a crawl.
+MAX_DEPTH = 1000
 LOOKS_LIKE_HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body|title)\b", re.IGNORECASE)
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\ufeff]")
 TABS = re.compile(r"\t{2,}")  # resiliparse sets two between table cells
 BLANK_LINES = re.compile(r"\n{3,}")
-# Trafilatura looks for articles and loses the answers of a thread or the cards of a list: below this share of the words
-# that resiliparse finds they are too many. On the pages to tune on the mean F1 is the same from 0.5 to 0.7.
-LEAST_SHARE_OF_WORDS = 0.7
+# Trafilatura looks for articles and may lose the answers of a thread or the cards of a list. With
+# fewer than this share of the words that resiliparse gives, resiliparse's text is taken.
+MIN_WORD_SHARE = 0.7
 ENGLISH = frozenset({"en"})
 CELL = re.compile(r"<td\b", re.IGNORECASE)
 TABLE_RULE = re.compile(r"\|[-|: ]+\|")
@@ -49,66 +51,69 @@ CELL_BORDER = re.compile(r"(?<!\\) ?\| ?")
 
 
 class TooDeep(ValueError):
-    """Elements lie so deep in each other that looking at the page takes too long."""
+    """The page nests its elements deeper than MAX_DEPTH."""
 
 
 def html_to_text(
     body: bytes, declared: str = "", extractor: str = "cascade", languages: frozenset[str] = ENGLISH
 ) -> str:
-    """The main text of an HTML page: a blank line between paragraphs, a line for each list item and table row.
+    """Extract the main text of an HTML page.
 
-    declared: the charset that the server claims, or "". extractor, languages: see `main_text`. Raises TooDeep, and
-    nothing else however malformed the page is.
+    declared: the charset that the server claims, or "". extractor, languages: see `main_text`.
+    Paragraphs are a blank line apart; a list item or a table row is a line, its cells a tab apart.
+    Raises TooDeep, and no other error however malformed the page is.
     """
     page = decode(body, declared)
-    if nesting(page) > DEEPEST:
-        raise TooDeep(f"more than {DEEPEST:,} elements lie in each other")
+    if nesting(page) > MAX_DEPTH:
+        raise TooDeep(f"elements are nested deeper than {MAX_DEPTH:,}")
     return main_text(page, extractor, languages)
 
 
 def main_text(page: str, extractor: str, languages: frozenset[str]) -> str:
-    """The main text of an HTML document that is not nested too deep.
+    """Extract the main text of an HTML document that is not nested too deep.
 
-    extractor: `resiliparse`, `trafilatura`, or `cascade`: resiliparse for all pages and trafilatura for those whose text
-    may be in one of `languages`, unless it gives much less.
+    extractor: `resiliparse`, `trafilatura`, or `cascade`. The cascade runs resiliparse on all pages
+    and trafilatura on those whose text may be in one of `languages`; it takes trafilatura's text
+    unless that is much shorter.
     """
     tree = HTMLTree.parse(page)
-    if CELL.search(page) and (content := laid_out_by_table(tree)):
+    if CELL.search(page) and (content := layout_cell(tree)):
         page = f"<html><body>{content}</body></html>"
         tree = HTMLTree.parse(page)
     if extractor == "trafilatura":
-        return careful_text(page)
+        return trafilatura_text(page)
     text = tidy(
         extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
     )
     if extractor == "resiliparse" or not may_be(text, languages):
         return text
-    careful = careful_text(page)
-    return careful if len(careful.split()) >= LEAST_SHARE_OF_WORDS * len(text.split()) else text
+    shorter = trafilatura_text(page)
+    return shorter if len(shorter.split()) >= MIN_WORD_SHARE * len(text.split()) else text
 
 
-def careful_text(page: str) -> str:
-    """What trafilatura takes for the text, in the form that resiliparse has: cells parted by tabs, blank lines."""
-    logging.getLogger("trafilatura").setLevel(
-        logging.CRITICAL
-    )  # it warns of every page without an article, and no more
-    found = trafilatura.extract(page, fast=True, include_comments=False, include_tables=True) or ""
-    lines, before = [], False
-    for line in map(str.strip, found.split("\n")):
-        if row := line.startswith("|") and line.endswith("|"):
+def trafilatura_text(page: str) -> str:
+    """Extract the text with trafilatura, in resiliparse's form: tabs between cells, blank lines."""
+    # It warns of every page without an article, and of nothing else.
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+    text = trafilatura.extract(page, fast=True, include_comments=False, include_tables=True) or ""
+    lines, after_row = [], False
+    for line in map(str.strip, text.split("\n")):
+        is_row = line.startswith("|") and line.endswith("|")
+        if is_row:
             if TABLE_RULE.fullmatch(line):
                 continue
             line = "\t".join(filter(None, CELL_BORDER.split(line.strip("| "))))
-        row = row or line.startswith("- ")
-        lines += [line] if row and before else ["", line]
-        before = row
+        is_row = is_row or line.startswith("- ")
+        lines += [line] if is_row and after_row else ["", line]
+        after_row = is_row
     return tidy("\n".join(lines))
 
 
-def laid_out_by_table(tree: HTMLTree) -> str:
-    """The inner HTML of the table cell that holds the page's content while others hold its menus, or "" if none does.
+def layout_cell(tree: HTMLTree) -> str:
+    """Return the inner HTML of the table cell that holds the page's content, or "".
 
-    A cell with more than half of the page's text is no cell of data.
+    Old pages put their menus into the other cells. A cell with more than half of the page's text is
+    no cell of data.
     """
     node, cell, half = tree.body, None, len(tree.body.text) / 2 if tree.body else 0
     while node is not None and half:
@@ -120,13 +125,13 @@ def laid_out_by_table(tree: HTMLTree) -> str:
 
 
 def nesting(page: str) -> int:
-    """How deep elements lie in each other; an upper bound where that is not more than DEEPEST."""
+    """Return the nesting depth of a page, or an upper bound if that is at most MAX_DEPTH."""
     bound = depth_bound(page)
-    return bound if bound <= DEEPEST else depth(page)
+    return bound if bound <= MAX_DEPTH else depth(page)
 
 
 def depth_bound(page: str) -> int:
-    """How many more elements are opened than closed at most, at any place: never less than `depth`, but fast."""
+    """Return an upper bound of `depth`, fast: how many more tags open than close at most."""
     symbols = np.frombuffer(page.encode("utf-8", "replace") + b" ", np.uint8)
     following = symbols[np.flatnonzero(symbols[:-1] == ord("<")) + 1]
     steps = ((following | 32) >= ord("a")).astype(np.int64) - (following == ord("/"))
@@ -134,30 +139,31 @@ def depth_bound(page: str) -> int:
 
 
 def depth(page: str) -> int:
-    """How deep elements lie in each other, without those that hold no others or close by themselves, and without what
-    scripts write."""
-    deepest = now = 0
+    """Return how deep elements are nested.
+
+    Elements that hold no others or close by themselves do not count, nor does markup in scripts.
+    """
+    deepest = current = 0
     for close, name in TAG.findall(NOT_MARKUP.sub("", page)):
         if name.lower() not in SHALLOW:
-            now = max(0, now - 1) if close else now + 1
-            deepest = max(deepest, now)
+            current = max(0, current - 1) if close else current + 1
+            deepest = max(deepest, current)
     return deepest
 
 
 def is_html(content_type: str, body: bytes) -> bool:
-    """Whether a page is HTML: by its type, or by its start where the server gave none."""
-    return (
-        "html" in content_type
-        or not content_type
-        and bool(LOOKS_LIKE_HTML.search(body[:META_WITHIN]))
-    )
+    """Tell whether a page is HTML, by its content type or, without one, by its first bytes."""
+    if content_type:
+        return "html" in content_type
+    return bool(LOOKS_LIKE_HTML.search(body[:META_WITHIN]))
 
 
 def decode(body: bytes, declared: str) -> str:
-    """The page as text, whatever its server and its meta element claim.
+    """Decode a page, whatever its server and its meta element claim.
 
-    A claim is believed when the bytes agree with it. UTF-8 needs no claim: text in another encoding is hardly ever
-    valid UTF-8 by chance, and pages whose header says latin-1 by the server's default are common.
+    declared: the charset that the server claims, or "". A claim is believed if the bytes agree with
+    it. UTF-8 needs no claim: other encodings are hardly ever valid UTF-8 by chance, and many
+    servers declare latin-1 by default.
     """
     for mark, name in BYTE_ORDER_MARKS:
         if body.startswith(mark):
@@ -166,7 +172,7 @@ def decode(body: bytes, declared: str) -> str:
         return text
     meta = META_CHARSET.search(body[:META_WITHIN])
     for claim in (declared, meta[1].decode("ascii") if meta else ""):
-        # The web's names: a page that says latin-1 is in windows-1252, https://encoding.spec.whatwg.org/#names-and-labels
+        # latin-1 means windows-1252: https://encoding.spec.whatwg.org/#names-and-labels
         name = map_encoding_to_html5(claim) if claim else None
         if name and name.lower() != "utf-8":
             try:
@@ -177,8 +183,11 @@ def decode(body: bytes, declared: str) -> str:
 
 
 def decode_utf8(body: bytes) -> str | None:
-    """The text if the bytes are UTF-8: at most cut off in their last character, or with fewer wrong characters beyond
-    ASCII than right ones."""
+    """Decode UTF-8; return None for bytes in another encoding.
+
+    The last character may be cut, and bytes may be wrong, as long as more characters beyond ASCII
+    are right than wrong.
+    """
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(body, final=False)
     except UnicodeDecodeError:
@@ -189,14 +198,8 @@ def decode_utf8(body: bytes) -> str | None:
 
 
 def tidy(text: str) -> str:
-    """Text in Unicode's composed form: plain spaces, no control characters, at most one blank line together."""
-    text = (
-        unicodedata.normalize("NFC", text)
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-        .replace("\xa0", " ")
-    )
-    text = TABS.sub("\t", UNPRINTABLE.sub("", text))
-    return BLANK_LINES.sub("\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip(
-        "\n"
-    )
+    """Normalise a text: NFC, plain spaces, no control characters, single blank lines."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    text = TABS.sub("\t", UNPRINTABLE.sub("", text.replace("\xa0", " ")))
+    lines = "\n".join(line.rstrip() for line in text.split("\n"))
+    return BLANK_LINES.sub("\n\n", lines).strip("\n")

@@ -1,4 +1,4 @@
-"""The rules that look at a page beside all others: copies, repeated lines, held-out wordings of the shop."""
+"""Judge each page beside all others: copies, repeated lines, held-out texts of the shop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,76 +8,67 @@ import numpy as np
 
 from crawl2cart.core.params import Filter
 from crawl2cart.crawl.dedup.clusters import Copies, find_copies
-from crawl2cart.crawl.dedup.lines import cut_lines, line_hash, long_lines, repeated
-from crawl2cart.crawl.filters.decontaminate import HeldOut
+from crawl2cart.crawl.dedup.lines import cut_lines, repeated_lines
+from crawl2cart.crawl.filters.decontaminate import HeldOutNgrams
 from crawl2cart.crawl.shards import batches
 
-RULES = (
-    "duplicate",
-    "near_duplicate",
-    "repeated_lines",
-    "contaminated",
-)  # in the order in which they stand
+# In the order in which they are applied.
+RULES = ("duplicate", "near_duplicate", "repeated_lines", "contaminated")
 
 
 @dataclass(frozen=True)
 class CorpusFilters:
-    """What the rules need to know of all pages. lines: hashes of the lines to cut, with how many pages they stand on."""
+    """What the rules know of all pages. repeated: the lines to cut, {hash: pages it stands on}."""
 
     copies: Copies
-    lines: dict[int, int]
-    held_out: HeldOut
+    repeated: dict[int, int]
+    held_out: HeldOutNgrams
     limits: Filter
 
     def apply_corpus_filters(self, number: int, row: dict) -> dict:
-        """A kept page's row with what these rules say: `reason` and `score`, `text` without repeated lines, `because`
-        (the URL of the copy that stays, or the words in common with a held-out text), and `cut`, the lines gone.
+        """Judge a page that has passed the rules for one page.
 
-        number: the page's place in the crawl.
+        number: the page's place in the crawl. row: its row of a shard.
+        Returns the row with `reason` and `score` if it goes, `text` without repeated lines if it
+        stays, and two new fields. because: the URL of the copy that stays, or the words shared
+        with a held-out text. cut: the lines that were cut.
         """
-        if copy := self.copies.gone.get(number):
-            return row | {
-                "reason": copy.reason,
-                "score": copy.similarity,
-                "because": copy.of,
-                "cut": [],
-            }
-        text, cut = cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)
+        if copy := self.copies.removed.get(number):
+            verdict = {"reason": copy.reason, "score": copy.similarity}
+            return row | verdict | {"because": copy.of, "cut": []}
+        text, cut = self.cut_repeated_lines(row["text"])
         row = row | {"because": "", "cut": cut}
         if cut and (words := len(text.split())) < self.limits.min_words:
             return row | {"reason": "repeated_lines", "score": words}
-        if because := self.held_out.found_in(text):
-            return row | {
-                "reason": "contaminated",
-                "score": len(because.split()),
-                "because": because,
-            }
+        if ngram := self.held_out.first_match(text):
+            verdict = {"reason": "contaminated", "score": len(ngram.split())}
+            return row | verdict | {"because": ngram}
         return row | {"text": text}
 
     def clean(self, row: dict) -> dict:
-        """A kept page's row with its text as it goes into the corpus."""
-        return row | {
-            "text": cut_lines(row["text"], self.lines, self.limits.repeated_line_letters)[0]
-        }
+        """Return a kept page's row with its text as the corpus has it, repeated lines cut."""
+        return row | {"text": self.cut_repeated_lines(row["text"])[0]}
+
+    def cut_repeated_lines(self, text: str) -> tuple[str, list[str]]:
+        return cut_lines(text, self.repeated, self.limits.repeated_line_letters)
 
 
 def build_corpus_filters(
-    shards: list[Path], held_out: HeldOut, limits: Filter, scratch: Path
+    shards: list[Path], held_out: HeldOutNgrams, limits: Filter, scratch: Path
 ) -> CorpusFilters:
-    """Compares all pages that no rule has removed. Copies go first: the lines of an article stand on all its mirrors."""
+    """Compare all pages that no rule has removed.
+
+    Copies go before lines are counted: the lines of an article stand on all of its mirrors.
+    """
     copies = find_copies(shards, limits, scratch)
 
-    def hashes() -> Iterator[set[int]]:
+    def texts() -> Iterator[str]:
         page = 0
         for batch in batches(shards, ["text", "reason"]):
             for row in np.flatnonzero(batch["reason"].to_numpy(zero_copy_only=False) == ""):
-                if page + row not in copies.gone:
-                    yield {
-                        line_hash(line)
-                        for line in long_lines(
-                            batch["text"][row].as_py(), limits.repeated_line_letters
-                        )
-                    }
+                if page + row not in copies.removed:
+                    yield batch["text"][row].as_py()
             page += len(batch)
 
-    return CorpusFilters(copies, repeated(hashes, limits.repeated_line_pages), held_out, limits)
+    repeated = repeated_lines(texts, limits.repeated_line_pages, limits.repeated_line_letters)
+    return CorpusFilters(copies, repeated, held_out, limits)

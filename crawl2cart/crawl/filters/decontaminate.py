@@ -1,14 +1,14 @@
-"""Keeps what the agent is tested with out of what its language model reads.
+"""Find the pages that hold texts with which the agent is tested.
 
-Compared are the validation and test wordings of the shop and the turns of its validation and test plans, as words in
-lower case without punctuation. A slot such as {product} stands for any words, so a wording is compared in the pieces
-between its slots: each 13 words in a row of a piece that has so many (Brown et al. 2020, appendix C,
-https://arxiv.org/abs/2005.14165), a piece of 8 to 12 words as a whole. Shorter pieces ("how much is the") are everyday
-English and say nothing; they are not compared. Both lengths are parameters.
+Compared are the validation and test wordings of the shop and the turns of its validation and test
+plans, as words in lower case without punctuation. A slot such as {product} stands for any words, so
+that a wording is compared in the pieces between its slots. Of a long piece every n-gram is compared
+(13 words in Brown et al. 2020, appendix C, https://arxiv.org/abs/2005.14165), a shorter piece as a
+whole. The shortest pieces ("how much is the") are everyday English and are not compared.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from crawl2cart.core.errors import UserError
@@ -16,61 +16,66 @@ from crawl2cart.core.files import read_jsonl
 from crawl2cart.crawl.dedup.fingerprint import plain_words
 
 SLOT = re.compile(r"\{[^{}]*\}")
-HELD_OUT = ("validation", "test")
+HELD_OUT_SPLITS = ("validation", "test")
 
 
-class HeldOut:
-    """The word sequences that no page may hold.
+class HeldOutNgrams:
+    """The n-grams of held-out texts, which no page may hold. `len` counts them."""
 
-    words: the longest sequence compared. least_words: the shortest piece compared. Raises UserError if that is longer.
-    """
+    def __init__(self, texts: Iterable[str], ngram: int, min_ngram: int):
+        """Collect the n-grams of `texts`.
 
-    def __init__(self, texts: Iterator[str], words: int, least_words: int):
-        if least_words > words:
+        ngram: words of the longest sequence compared. min_ngram: words of the shortest piece
+        compared. Raises UserError if min_ngram is larger than ngram.
+        """
+        if min_ngram > ngram:
             raise UserError(
-                f"filter.decontamination.min_ngram is {least_words}, but filter.decontamination.ngram, the most that are "
-                f"compared in a row, only {words}. Make the first no larger than the second."
+                f"filter.decontamination.min_ngram is {min_ngram} and larger than "
+                f"filter.decontamination.ngram, which is {ngram}. Make it no larger."
             )
-        self.least_words = least_words
-        self.grams: dict[
-            tuple[str, ...], set[tuple[str, ...]]
-        ] = {}  # by their first words, least_words of them
+        self.min_ngram = min_ngram
+        # By their first min_ngram words.
+        self.ngrams: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
         for piece in (piece for text in texts for piece in pieces(text)):
-            if len(piece) >= least_words:
-                length = min(words, len(piece))
+            if len(piece) >= min_ngram:
+                length = min(ngram, len(piece))
                 for start in range(len(piece) - length + 1):
-                    gram = piece[start : start + length]
-                    self.grams.setdefault(gram[:least_words], set()).add(gram)
-        # A page is looked at closely only where so many words in a row are all words of held-out texts.
-        self.vocabulary = {word for grams in self.grams.values() for gram in grams for word in gram}
-        self.run = re.compile(f"1{{{least_words},}}")
+                    words = piece[start : start + length]
+                    self.ngrams.setdefault(words[:min_ngram], set()).add(words)
+        # Only where min_ngram words in a row are words of held-out texts is a page compared.
+        self.vocabulary = {
+            word for group in self.ngrams.values() for gram in group for word in gram
+        }
+        self.known_run = re.compile(f"1{{{min_ngram},}}")
 
     def __len__(self) -> int:
-        return sum(map(len, self.grams.values()))
+        return sum(map(len, self.ngrams.values()))
 
-    def found_in(self, text: str) -> str:
-        """The first of the sequences that the text holds, or ""."""
+    def first_match(self, text: str) -> str:
+        """Return the first n-gram that the text holds, words one space apart, or ""."""
         words = plain_words(text).split()
         known = "".join("1" if word in self.vocabulary else "0" for word in words)
-        for run in self.run.finditer(known):
-            for start in range(run.start(), run.end() - self.least_words + 1):
-                for gram in sorted(
-                    self.grams.get(tuple(words[start : start + self.least_words]), ())
-                ):
-                    if tuple(words[start : start + len(gram)]) == gram:
-                        return " ".join(gram)
+        for run in self.known_run.finditer(known):
+            for start in range(run.start(), run.end() - self.min_ngram + 1):
+                first_words = tuple(words[start : start + self.min_ngram])
+                for ngram in sorted(self.ngrams.get(first_words, ())):
+                    if tuple(words[start : start + len(ngram)]) == ngram:
+                        return " ".join(ngram)
         return ""
 
 
 def pieces(text: str) -> Iterator[tuple[str, ...]]:
-    """The words between the slots of a wording."""
+    """Yield the words of each piece between the slots of a wording."""
     return (tuple(plain_words(piece).split()) for piece in SLOT.split(text))
 
 
 def read_held_out(wordings: Path, plans: Path) -> Iterator[str]:
-    """The texts of the wordings and of the plans' turns that are held out for validation and test."""
+    """Yield the wordings, and the turns of the plans, of the validation and test splits.
+
+    wordings: a folder of JSON lines. plans: a file of JSON lines.
+    """
     for file in sorted(wordings.glob("*.jsonl")):
-        yield from (row["text"] for row in read_jsonl(file) if row["split"] in HELD_OUT)
+        yield from (row["text"] for row in read_jsonl(file) if row["split"] in HELD_OUT_SPLITS)
     for plan in read_jsonl(plans):
-        if plan["split"] in HELD_OUT:
+        if plan["split"] in HELD_OUT_SPLITS:
             yield from (turn["text"] for turn in plan["turns"])

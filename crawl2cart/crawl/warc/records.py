@@ -1,7 +1,7 @@
-"""Reads the pages of WARC and WET files, also those the world has damaged, and loses nothing without counting it.
+"""Read the pages of WARC and WET files, damaged ones too, and count whatever is lost.
 
-FastWARC decodes the HTTP message of a record inside the frame that `warc_frames` has found; what it can not decode is
-taken as far as it goes. RFC 9112, https://www.rfc-editor.org/rfc/rfc9112
+`recovery` finds where each record ends, FastWARC decodes its HTTP message. A body that it cannot
+decode is decoded up to the error. RFC 9112, https://www.rfc-editor.org/rfc/rfc9112
 """
 
 import re
@@ -14,20 +14,24 @@ from pathlib import Path
 import brotli
 from fastwarc.warc import WarcRecord
 
-from crawl2cart.crawl.warc.recovery import RawRecord, frames, lose
+from crawl2cart.crawl.warc.recovery import RawRecord, count_dropped, raw_records
 
-BROKEN_BLOCK = 512  # bytes of a broken body that are unpacked at a time: of what comes before the error little is lost
+# A broken body is unpacked in small blocks: only the one with the error is lost.
+BROKEN_BLOCK = 512
 CHUNK_SIZE = re.compile(rb"[\r\n]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
-CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # in anything compressed, not in text
-LONGEST_TEXT_SAMPLE = 1024
+# Any compressed data has some of these bytes in it, text has none.
+CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+TEXT_SAMPLE = 1024
 PAGES = {"response", "resource", "conversion"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One page of a crawl. status: of HTTP, 200 where there is no HTTP. charset: what the server declared, or "".
+    """One page of a crawl.
 
-    body: decoded from chunks and compression, at most `max_bytes` + 1 bytes. is_text: already text, as in a WET file.
+    status: of HTTP; 200 in a record without HTTP. content_type: in lower case, or "".
+    charset: what the server declared, or "". is_text: the body is plain text, as in a WET file.
+    body: decoded from chunks and compression, at most `max_bytes` + 1 bytes.
     """
 
     url: str
@@ -38,22 +42,25 @@ class Record:
     is_text: bool
 
 
-def read(path: Path, max_bytes: int, counts: Counter) -> Iterator[Record]:
-    """The pages of a WARC or WET file (plain, gzip or zstd) in file order.
+def read_records(path: Path, max_bytes: int, counts: Counter[str]) -> Iterator[Record]:
+    """Yield the pages of a WARC or WET file (plain, gzip or zstd) in file order.
 
-    counts gains `records` (every record read, pages or not), `recovered` (those among them that were damaged),
-    `lost` (records, or places of unknown content, that could not be read), and `recovered.<why>`, `lost.<why>`.
-    Bodies are decoded up to max_bytes + 1 bytes, so that a longer one can be told from one that fits.
+    max_bytes: bodies are decoded up to one byte more, which tells a longer body from one that fits.
+    counts: gains `records` (every record read, page or not) and `records.<type>`, `recovered`
+    (damaged records among them), `dropped` (records or stretches that could not be read),
+    `recovered.<reason>` and `dropped.<reason>`.
+
+    Damage raises no error, whatever the bytes are; only a missing file does.
     """
-    for frame in frames(path, counts):
-        kind = frame.headers.get("warc-type", "").lower()
-        flaw = frame.flaw
+    for raw in raw_records(path, counts):
+        kind = raw.headers.get("warc-type", "").lower()
+        flaw = raw.flaw
         if kind in PAGES:
-            record, broken = page(frame, kind, max_bytes)
+            record, http_flaw = decode_record(raw, kind, max_bytes)
             if record is None:
-                lose(counts, broken)
+                count_dropped(counts, http_flaw)
                 continue
-            flaw = flaw or broken
+            flaw = flaw or http_flaw
             yield record
         counts["records"] += 1
         counts[f"records.{kind or 'unknown'}"] += 1
@@ -62,33 +69,30 @@ def read(path: Path, max_bytes: int, counts: Counter) -> Iterator[Record]:
             counts[f"recovered.{flaw}"] += 1
 
 
-def page(frame: RawRecord, kind: str, max_bytes: int) -> tuple[Record | None, str]:
-    """The page in a record, and what was wrong with its HTTP message; None where nothing of it can be read."""
-    url = frame.headers.get("warc-target-uri", "").strip("<>").replace(" ", "%20")
-    declared = frame.headers.get("content-type", "")
+def decode_record(raw: RawRecord, kind: str, max_bytes: int) -> tuple[Record | None, str]:
+    """Return the page in a record, and what was wrong with its HTTP message.
+
+    The page is None if nothing of the message can be read.
+    """
+    url = raw.headers.get("warc-target-uri", "").strip("<>").replace(" ", "%20")
+    declared = raw.headers.get("content-type", "")
     if kind == "conversion" or not declared.lower().startswith("application/http"):
-        content_type, _, rest = declared.partition(";")
-        charset = "utf-8" if kind == "conversion" else charset_of(rest)
-        return Record(
-            url,
-            200,
-            content_type.strip().lower(),
-            charset,
-            frame.block[: max_bytes + 1],
-            kind == "conversion",
-        ), ""
-    message, body, broken = decode_http(frame.block, max_bytes)
+        content_type, _, parameters = declared.partition(";")
+        is_text = kind == "conversion"
+        charset = "utf-8" if is_text else charset_of(parameters)
+        body = raw.block[: max_bytes + 1]
+        return Record(url, 200, content_type.strip().lower(), charset, body, is_text), ""
+    message, body, flaw = decode_http(raw.block, max_bytes)
     if message is None:
-        return None, broken
-    content_type = (message.http_content_type or "").lower() or frame.headers.get(
-        "warc-identified-payload-type", ""
-    )
+        return None, flaw
+    content_type = (message.http_content_type or "").lower()
+    content_type = content_type or raw.headers.get("warc-identified-payload-type", "")
     status = message.http_headers.status_code or 0
-    return Record(url, status, content_type, message.http_charset or "", body, False), broken
+    return Record(url, status, content_type, message.http_charset or "", body, False), flaw
 
 
 def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes, str]:
-    """The HTTP message of a block, its body decoded, and what was wrong with it."""
+    """Return the HTTP message of a block, its decoded body, and what was wrong with it or ""."""
     try:
         message = http_message(block, "all")
         return message, message.reader.read(max_bytes + 1), ""
@@ -98,20 +102,20 @@ def decode_http(block: bytes, max_bytes: int) -> tuple[WarcRecord | None, bytes,
         message = http_message(block, "none")
     except OSError:
         return None, b"", "no_http"
-    body, broken = message.reader.read(), ""
+    body, flaw = message.reader.read(), ""
     fields = {
         name.lower(): value.strip().lower() for name, value in message.http_headers.to_tuples()
     }
     if "chunked" in fields.get("transfer-encoding", ""):
-        body, broken = join_chunks(body)
+        body, flaw = join_chunks(body)
     coding = fields.get("content-encoding", "")
     if coding not in ("", "identity"):
-        body, broken = inflate(body, coding, max_bytes)
-    return message, body[: max_bytes + 1], broken or "broken_body"
+        body, flaw = inflate(body, coding, max_bytes)
+    return message, body[: max_bytes + 1], flaw or "broken_body"
 
 
 def http_message(block: bytes, decode: str) -> WarcRecord:
-    """The block as FastWARC reads it, under a header whose length is right."""
+    """Parse a block with FastWARC, under a record header whose length is right."""
     record = WarcRecord.from_bytes(
         b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
         b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(block), block)
@@ -121,9 +125,10 @@ def http_message(block: bytes, decode: str) -> WarcRecord:
 
 
 def join_chunks(body: bytes) -> tuple[bytes, str]:
-    """The chunks of a chunked body up to the first broken one, RFC 9112 section 7.1.
+    """Join the chunks of a body up to the first broken one (RFC 9112 section 7.1).
 
-    Many crawlers store the joined body and keep the header that says it is chunked; such a body is returned as it is.
+    Many crawlers join the chunks and keep the header that says the body is chunked. Such a body is
+    returned as it is.
     """
     chunks, position = [], 0
     while size := CHUNK_SIZE.match(body, position):
@@ -134,8 +139,11 @@ def join_chunks(body: bytes) -> tuple[bytes, str]:
 
 
 def inflate(body: bytes, coding: str, max_bytes: int) -> tuple[bytes, str]:
-    """What a compressed body gives up to its first error; one that was stored unpacked is returned as it is."""
-    if not body or not CONTROL_BYTES.search(body[:LONGEST_TEXT_SAMPLE]):
+    """Unpack a compressed body up to its first error.
+
+    A body that the crawler has unpacked already is returned as it is.
+    """
+    if not body or not CONTROL_BYTES.search(body[:TEXT_SAMPLE]):
         return body, "already_decoded"
     text = b""
     try:
@@ -158,6 +166,6 @@ def inflate(body: bytes, coding: str, max_bytes: int) -> tuple[bytes, str]:
 
 
 def charset_of(parameters: str) -> str:
-    """The charset among the parameters of a content type, or an empty string."""
-    found = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
-    return found[1] if found else ""
+    """Return the charset among the parameters of a content type, or ""."""
+    match = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
+    return match[1] if match else ""

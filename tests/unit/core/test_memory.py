@@ -15,7 +15,7 @@ from benchmarks import dedup, filter
 from crawl2cart.core.files import write_json
 from crawl2cart.lm.training.data import batch, eval_batches, open_tokens
 from tests.conftest import ROOT
-from tests.unit.crawl.test_filter import english
+from tests.unit.crawl.samples import english
 
 BEYOND, COUNT = 2**31, 2**31 + 2**26
 # Documents of one file, their letters, and how much more memory than after its imports `encode` may take: less than the text of
@@ -104,8 +104,8 @@ def test_sixteen_times_the_crawl_is_filtered_in_the_memory_of_one(tmp_path):
             for at in range(0, files * 40, 40)
         ]
 
-    one = filter.ours(tmp_path / "one", crawl(1)).mib
-    sixteen = filter.ours(tmp_path / "sixteen", crawl(16)).mib
+    one = filter.run_ours(tmp_path / "one", crawl(1)).mib
+    sixteen = filter.run_ours(tmp_path / "sixteen", crawl(16)).mib
     assert sixteen < 1.25 * one, (one, sixteen)
 
 

@@ -33,8 +33,8 @@ from tests.servers.commoncrawl_server import (
     serve,
     storm,
 )
+from tests.unit.crawl.samples import BODIES, http_block, members, page_body, warc_record
 from tests.unit.crawl.test_download import choose, run_stage, workplace  # noqa: F401  a folder in which a stage runs
-from tests.unit.crawl.test_warc import BODIES, http_block, members, page_body, warc_record
 
 HOSTS = ("shop.example", "tools.shop.example", "garden.example", "harbour.example")
 URLS = [

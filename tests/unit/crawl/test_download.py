@@ -18,7 +18,7 @@ from crawl2cart.crawl.embedded_web.html_pages import Renderer
 from crawl2cart.crawl.embedded_web.sites import read_sites
 from stages import download
 from tests.conftest import ROOT
-from tests.unit.crawl.test_warc import BODIES, RECORDS, members, warc_record, write_site, written
+from tests.unit.crawl.samples import BODIES, RECORDS, members, warc_record, write_site, written
 
 TEXTS = [
     warc_record(url, b"Text of a page.", "conversion", content_type="text/plain")

@@ -1,7 +1,4 @@
-"""One page's way through the rules: the first that fails names the reason, and every rule can be asked."""
-
-import random
-from pathlib import Path
+"""The rules for one page: the first that fails names the reason, and every rule can be asked."""
 
 import pytest
 
@@ -11,7 +8,7 @@ from crawl2cart.crawl.filters.blocklist import is_blocked, read_hosts, url_words
 from crawl2cart.crawl.filters.page_filters import SHARD, Page, checks, filter_page
 from crawl2cart.crawl.warc.records import Record
 from tests.conftest import ROOT
-from tests.unit.crawl.test_warc import PROSE
+from tests.unit.crawl.samples import GERMAN, PLAIN_PROSE, PROSE
 
 LIMITS = read_params(ROOT / "params.yaml").filter
 HOSTS = frozenset({"spam.example", "cheap.clicks.example"})
@@ -24,27 +21,25 @@ URL = "https://saltnes.example/boats/winch.html"
 def record(
     body: str = PARAGRAPHS, url: str = URL, status: int = 200, content_type: str = "text/html"
 ) -> Record:
-    return Record(
-        url,
-        status,
-        content_type,
-        "",
-        f"<html><body><article>{body}</article></body></html>".encode(),
-        False,
-    )
+    page = f"<html><body><article>{body}</article></body></html>"
+    return Record(url, status, content_type, "", page.encode(), False)
 
 
 def test_a_good_page_is_kept_with_its_text_language_and_key():
     row = filter_page(record(), LIMITS, HOSTS)
-    assert (
-        row["reason"] == ""
-        and row["language"] == "en"
-        and row["language_score"] > LIMITS.language_threshold
-    )
-    assert "momentum" in row["text"] and len(row["key"]) == 32
     assert list(row) == SHARD.names
+    assert (row["reason"], row["language"]) == ("", "en")
+    assert row["language_score"] > LIMITS.language_threshold
+    assert "momentum" in row["text"] and len(row["key"]) == 32
 
 
+LEGAL = (
+    "<p>The Supplier shall not be liable for any consequential loss, whatever its cause may have "
+    "been.</p><p>Personal data is processed on the legal basis of consent, which may be withdrawn "
+    "without prejudice to the foregoing.</p><p>All of our contracts are governed by the applicable "
+    "law, and the competent authority has exclusive jurisdiction herein.</p>"
+)
+LOREM = "<p>Lorem ipsum comes here, says the man who has to write the page by noon.</p>"
 BAD = {
     "no_web_page": record(url="dns:saltnes.example"),
     "http_status": record(status=503),
@@ -55,19 +50,10 @@ BAD = {
     "too_many_nodes": record("<br>" * (LIMITS.max_page_nodes + 1)),
     "too_deep": record("<div>" * 2000),
     "no_text": record("<script>x</script>"),
-    "language": record(
-        "<p>" + "Niemand am Hafen weiß noch, wer das Bootshaus gelb gestrichen hat. " * 9
-    ),
+    "language": record("<p>" + GERMAN * 9),
     "words": record("<p>The winch was mended by Odile and she had a thermos with her."),
-    "lorem_ipsum": record(
-        PARAGRAPHS
-        + "<p>Lorem ipsum comes here, says the man who has to write the page by noon.</p>"
-    ),
-    "legal_phrases": record(
-        "<p>The Supplier shall not be liable for any consequential loss, whatever its cause may have been.</p><p>Personal data is "
-        "processed on the legal basis of consent, which may be withdrawn without prejudice to the foregoing.</p><p>All of our "
-        "contracts are governed by the applicable law, and the competent authority has exclusive jurisdiction herein.</p>"
-    ),
+    "lorem_ipsum": record(PARAGRAPHS + LOREM),
+    "legal_phrases": record(LEGAL),
 }
 
 
@@ -80,51 +66,38 @@ def test_the_first_rule_that_fails_names_the_reason_and_its_score(reason):
     assert not failed[0].low <= row["score"] <= failed[0].high
 
 
-def test_rules_after_a_failure_can_be_asked():
+def test_rules_behind_a_failure_can_be_asked():
     page = Page(BAD["blocked_host"])
-    asked = [check.rule for check in checks(page, LIMITS, HOSTS)]
-    assert asked == [check.rule for check in checks(Page(record()), LIMITS, HOSTS)]
-    assert {"language", "words", "sentences", "short_lines", "joined_words"} <= set(asked)
+    rules = [check.rule for check in checks(page, LIMITS, HOSTS)]
+    assert rules == [check.rule for check in checks(Page(record()), LIMITS, HOSTS)]
+    assert {"language", "words", "sentences", "short_lines", "joined_words"} <= set(rules)
     assert page.language == "en" and page.text
 
 
 def test_personal_data_is_masked_in_kept_and_in_removed_pages():
-    told = "<p>Ring Odile on 555-0163 or write to odile@saltnes.example, who was at 192.0.2.44 with 4111 1111 1111 1111.</p>"
-    for row in (
-        filter_page(record(PARAGRAPHS + told), LIMITS, HOSTS),
-        filter_page(record(told), LIMITS, HOSTS),
-    ):
+    personal = (
+        "<p>Ring Odile on 555-0163 or write to odile@saltnes.example, who was at 192.0.2.44 with "
+        "4111 1111 1111 1111.</p>"
+    )
+    for body in (PARAGRAPHS + personal, personal):
+        row = filter_page(record(body), LIMITS, HOSTS)
         assert [row[f"pii_{kind}"] for kind in ("email", "card", "ip", "phone")] == [1, 1, 1, 1]
-        assert (
-            "saltnes.example" not in row["text"]
-            and "555-0163" not in row["text"]
-            and "|||PHONE_NUMBER|||" in row["text"]
-        )
+        assert "saltnes.example" not in row["text"] and "555-0163" not in row["text"]
+        assert "|||PHONE_NUMBER|||" in row["text"]
 
 
-def test_text_that_was_extracted_by_others_is_taken_as_it_is():
-    text = PROSE.replace("|", "").replace("---", "")
-    row = filter_page(Record(URL, 200, "text/plain", "", text.encode(), True), LIMITS, HOSTS)
-    assert row["reason"] == "" and row["text"].split() == text.split()
+def test_text_that_others_have_extracted_is_taken_as_it_is():
+    row = filter_page(Record(URL, 200, "text/plain", "", PLAIN_PROSE.encode(), True), LIMITS, HOSTS)
+    assert row["reason"] == "" and row["text"].split() == PLAIN_PROSE.split()
 
 
 def test_several_languages_can_be_kept():
-    several = LIMITS.model_copy(update={"languages": "en, de"})
-    german = filter_page(BAD["language"], several, HOSTS)
+    both = LIMITS.model_copy(update={"languages": "en, de"})
+    german = filter_page(BAD["language"], both, HOSTS)
     assert german["language"] == "de" and german["reason"] != "language"
-    assert filter_page(record(), several, HOSTS)["reason"] == ""
-    assert (
-        filter_page(record(), LIMITS.model_copy(update={"languages": "de"}), HOSTS)["reason"]
-        == "language"
-    )
-
-
-def test_the_same_page_gives_the_same_row():
-    draw = random.Random(3)
-    for _ in range(20):
-        words = PARAGRAPHS.split()
-        page = record(" ".join(draw.sample(words, len(words))))
-        assert filter_page(page, LIMITS, HOSTS) == filter_page(page, LIMITS, HOSTS)
+    assert filter_page(record(), both, HOSTS)["reason"] == ""
+    only_german = LIMITS.model_copy(update={"languages": "de"})
+    assert filter_page(record(), only_german, HOSTS)["reason"] == "language"
 
 
 @pytest.mark.parametrize(
@@ -159,5 +132,4 @@ def test_a_list_of_hosts_is_read_and_a_bad_line_named(tmp_path):
     with pytest.raises(UserError, match="hosts.txt:2"):
         read_hosts(file)
     with pytest.raises(UserError, match="blocked_hosts"):
-        read_hosts(Path(tmp_path / "none.txt"))
-    assert len(read_hosts(ROOT / LIMITS.blocked_hosts)) >= 3
+        read_hosts(tmp_path / "none.txt")
