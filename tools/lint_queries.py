@@ -1,9 +1,4 @@
-"""Check the labelled queries of data/queries: splits that share nothing, labels, keys.
-
-    python -m tools.lint_queries [data/queries]
-
-The exit status is 1 if there is a fault.
-"""
+"""Check the labelled queries of data/queries: splits that share nothing, labels, keys."""
 
 from collections import defaultdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Check what we wrote for data/store and data/queries: enough texts, consistent, varied, fictional.
 
-python -m tools.lint_store
-
 `crawl2cart shop check` checks what any shop's folder has to fulfil; here are the promises that hold
 for our own texts only.
 """
