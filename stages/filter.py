@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json
 from crawl2cart.core.metrics import write_curve, write_metrics
-from crawl2cart.core.params import Filter, read_params
+from crawl2cart.core.params import read_params
 from crawl2cart.core.stage import Stage, exclusive, run
 from crawl2cart.crawl.dedup.fingerprint import unit_interval
 from crawl2cart.crawl.embedded_web.sites import Page, gold_text, read_sites
@@ -49,6 +49,7 @@ from crawl2cart.crawl.filters.decontaminate import HeldOut, read_held_out
 from crawl2cart.crawl.filters.page_filters import SHARD
 from crawl2cart.crawl.filters.pii import mask
 from crawl2cart.crawl.filters.topic_classifier import Weights, learn_topic
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.parquet_parts import Parts
 from crawl2cart.crawl.shards import batches, by_reason, make_shards, prune, read_counts
 from crawl2cart.crawl.stats import RemovalStats, copy_counts

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.dedup.fingerprint import text_key
 from crawl2cart.crawl.extract.extract import DEEPEST, decode, is_html, main_text, nesting, tidy
 from crawl2cart.crawl.filters.blocklist import is_blocked, url_words
@@ -17,6 +16,7 @@ from crawl2cart.crawl.filters.language import language, may_be
 from crawl2cart.crawl.filters.pii import MASKS, mask
 from crawl2cart.crawl.filters.quality import NO_END, bounds_of, scores
 from crawl2cart.crawl.filters.topic_classifier import Weights, topic_score
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.warc.records import Record
 
 # large_string: all texts of a crawl in one column may pass the 2 GiB that a string column holds.
