@@ -1,8 +1,9 @@
 """Read params.yaml, check each value against the model of its section, and freeze the result.
 
-Every package owns the pydantic models of its sections, beside the code that reads them. This module only assembles them.
-A stage imports and checks the sections that dvc.yaml lists for it, and no others. So a new parameter of the filter
-does not change the code that `midtrain` depends on, and no result depends on a parameter that DVC does not watch.
+Every package owns the pydantic models of its sections, beside the code that reads them. This module
+only assembles them. A stage imports and checks the sections that dvc.yaml lists for it, and no
+others. So a new parameter of the filter does not change the code that `midtrain` depends on, and no
+result depends on a parameter that DVC does not watch.
 """
 
 from collections.abc import Iterable
@@ -78,7 +79,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def processes_fit(self) -> "Profile":
-        """Check that processes share the threads equally, and that a card belongs to one process."""
+        """Check that processes share the threads equally and that one card has one process."""
         if self.threads % self.num_processes:
             raise ValueError(
                 f"{self.num_processes} processes cannot share {self.threads} threads equally. "
@@ -86,8 +87,8 @@ class Profile(Section):
             )
         if self.device == "cuda" and self.num_processes > 1:
             raise ValueError(
-                "`num_processes` above 1 is for a CPU. Set it to 1; for several cards start a stage "
-                "with torchrun (scale/README.md)"
+                "`num_processes` above 1 is for a CPU. Set it to 1; for several cards start "
+                "a stage with torchrun (scale/README.md)"
             )
         return self
 
@@ -134,7 +135,8 @@ class Listed:
         inside = keys_inside(self._keys, name)
         if name not in self._keys and not inside:
             raise AttributeError(
-                f"parameter {self._prefix}{name} is not listed under `params:` of this stage in dvc.yaml"
+                f"parameter {self._prefix}{name} is not listed under `params:` of this stage "
+                "in dvc.yaml"
             )
         value = getattr(section, name)
         return value if name in self._keys else Listed(value, inside, f"{self._prefix}{name}.")
@@ -202,7 +204,7 @@ def read_params(path: Path, keys: Iterable[str] | None = None) -> Params:
 
 
 def explain(error: dict) -> str:
-    """Say what is wrong with one value. error: an entry of pydantic's `ValidationError.errors()`."""
+    """Say what is wrong with one value. error: an entry of `ValidationError.errors()`."""
     match error["type"]:
         case "extra_forbidden":
             *section, name = map(str, error["loc"])

@@ -1,6 +1,7 @@
 """Parameters that have a new name, so that an old params.yaml or `-S` gets an error that names it.
 
-Each section of params.yaml (`*` for any profile) maps old names to new ones, both relative to the section.
+Each section of params.yaml (`*` for any profile) maps old names to new ones, both relative to the
+section.
 """
 
 RECURRENT = {"width": "hidden_size", "layers": "num_layers", "steps_back": "bptt_length"}
