@@ -219,6 +219,15 @@ def explain(error: dict) -> str:
             return f"{error['msg'][0].lower()}{error['msg'][1:]}, but it is {error['input']!r}"
 
 
+def current_name(key: str) -> str:
+    """Return the current name of a dotted parameter, whether it was renamed or not."""
+    path: list[str] = []
+    for name in key.split("."):
+        renamed = new_name(".".join(path), name)
+        path = renamed.split(" ")[0].split(".") if renamed else [*path, name]
+    return ".".join(path)
+
+
 def new_name(section: str, name: str) -> str | None:
     """Return the dotted new name of a parameter that was renamed, None if it was not."""
     for pattern, names in RENAMED.items():
