@@ -149,8 +149,8 @@ def uncommented(text: str) -> list[str]:
     """Return sections and parameters of a params.yaml without a comment in the line above.
 
     Sections within a section may do without. A profile after the first has the keys of the first,
-    and a parameter with the name of another in the same section of a profile means the same; so do the
-    two sections of intent weights.
+    and a parameter with the name of another in the same section of a profile means the same; so do
+    the two sections of intent weights.
     """
     path, known, missing = [], set(), []
     lines = text.splitlines()

@@ -46,7 +46,7 @@ def commit(folder: Path, message: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A repository of one stage that writes a line for each step; it ran, and its lock is committed."""
+    """A repository of one stage, which writes a line per step; it ran and its lock is committed."""
     folder = tmp_path_factory.mktemp("trained") / "project"
     for name in ("stages", "data"):
         (folder / name).mkdir(parents=True)
