@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from crawl2cart.core.dvc_yaml import definitions
 from stages.report import DATA
 from tests.conftest import DVC, ENVIRONMENT, ROOT, dvc
-from tests.unit.test_dvc_consistency import entry, reachable
+from tests.unit.test_dvc_consistency import reachable
 
 pytestmark = pytest.mark.slow
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -129,7 +129,7 @@ def not_opened(name: str) -> set[str]:
     stage = definitions(ROOT, "smoke")[name]
     in_functions = {
         str(file.relative_to(ROOT))
-        for file in reachable(entry(stage)) - reachable(entry(stage), at_once=True)
+        for file in reachable(stage) - reachable(stage, at_once=True)
     }
     return {"requirements.txt", RUBRIC, *in_functions}.intersection(stage.deps)
 

@@ -147,7 +147,7 @@ def start(folder: Path, **options) -> subprocess.Popen:
 
 
 def test_code_edited_while_packages_are_imported_stops_the_stage(waiting):
-    """DVC would hash the new file and keep what the old one made. A comment changes nothing that runs."""
+    """DVC would record the old code's results for the new file. A comment changes no code."""
     file = waiting / "stages" / "download.py"
     slow = STAGE.replace(
         "import time\n", "import time; print('importing', flush=True); time.sleep(1)\n"
