@@ -1,4 +1,4 @@
-"""DVC restores what was made: from its run-cache, and from remotes in a folder, on S3 or on HTTP."""
+"""DVC restores what was made: from its run-cache, and from remotes (a folder, S3, HTTP)."""
 
 import importlib.util
 import os
