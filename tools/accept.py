@@ -3,10 +3,10 @@
   python -m tools.accept midtrain pretrain@gpt_oss
 
 A changed comment must not cost hours of training. For each stage this compares the current commit
-with the one that made the artefact, in temporary clones: the outs of the smoke graph, and, if the
-profile sets `max_steps` for the stage, the outs after 20 steps on the real inputs. If all bytes
-are equal, dvc.lock records the current code and artifacts/ACCEPTED.md the two commits; otherwise
-nothing changes. Changed parameters or data always need a new run.
+with the one that made the artefact, in temporary clones: the outs of the smoke graph, and those
+after 20 steps on the real inputs if the profile sets `max_steps`. If all bytes are equal, dvc.lock
+records the current code and artifacts/ACCEPTED.md the two commits; otherwise nothing changes.
+Changed parameters or data always need a new run.
 """
 
 import json
@@ -28,7 +28,6 @@ from tools.set_profile import ROOT
 
 STEPS = 20
 ACCEPTED = "artifacts/ACCEPTED.md"
-TITLE = "# Artefacts for which the code of two commits gave the same bytes\n\n"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -60,8 +59,10 @@ def check_committed() -> None:
 
 
 def fetch_missing(paths: tuple[str, ...], root: Path) -> None:
-    """Check out those of the paths that are not there from DVC's cache."""
+    """Check out those of the paths that a checkout or clone lacks from this project's DVC cache."""
     if missing := [path for path in paths if not (root / path).exists()]:
+        if root != ROOT:
+            dvc("cache", "dir", "--local", str(ROOT / ".dvc" / "cache"), root=root)
         dvc("checkout", *missing, root=root)
 
 
@@ -78,7 +79,7 @@ def changes(stage: str, root: Path) -> dict[str, str]:
 def refusals(stage: str, changed: dict[str, str]) -> list[str]:
     """Return what other than code differs from what dvc.lock records of a stage."""
     definition = read_definition(ROOT, stage)
-    recorded = read_yaml(ROOT / "dvc.lock")["stages"][stage]
+    recorded = read_yaml(ROOT / "dvc.lock")["stages"].get(stage, {})
     messages = [f"{path}: {state}" for path, state in changed.items() if not is_code(path)]
     for kind, now in (("deps", definition.deps), ("outs", definition.outs)):
         before = {item["path"] for item in recorded.get(kind, [])}
@@ -87,26 +88,20 @@ def refusals(stage: str, changed: dict[str, str]) -> list[str]:
     new = flat({key: params.get(key) for key in definition.params})
     old = flat(recorded.get("params", {}).get("params.yaml", {}))
     old = {current_name(key): value for key, value in old.items()}
-    return messages + [
-        f"{key}: {old.get(key, 'absent')} recorded, {new.get(key, 'absent')} now"
-        for key in sorted(old.keys() | new.keys())
-        if key not in old or key not in new or old[key] != new[key]
-    ]
+    for key in sorted({key for key, _ in old.items() ^ new.items()}):
+        messages.append(f"{key}: {old.get(key, 'absent')} recorded, {new.get(key, 'absent')} now")
+    return messages
 
 
 def made_by(stage: str) -> str:
-    """Return the last commit that changed the record of a stage in dvc.lock or ACCEPTED.md."""
+    """Return the last commit that changed a stage's entry in dvc.lock, by a run or by `accept`."""
 
-    def show(commit: str, path: str) -> str:
-        command = ["git", "show", f"{commit}:{path}"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    def record(commit: str) -> dict | None:
+        command = ["git", "show", f"{commit}:dvc.lock"]
+        text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        return (YAML(typ="safe").load(text) or {"stages": {}})["stages"].get(stage)
 
-    def record(commit: str) -> tuple[object, list[str]]:
-        lock = YAML(typ="safe").load(show(commit, "dvc.lock")) or {"stages": {}}
-        lines = show(commit, ACCEPTED).splitlines()
-        return lock["stages"].get(stage), [line for line in lines if f"`{stage}`" in line]
-
-    for commit in git("log", "--format=%H", "--", "dvc.lock", ACCEPTED).split():
+    for commit in git("log", "--format=%H", "--", "dvc.lock").split():
         if record(commit) != record(f"{commit}^"):
             return commit
     raise UserError(f"No commit records {stage} in dvc.lock. Run `dvc repro {stage}` and commit.")
@@ -116,8 +111,7 @@ def clone_at(commit: str, folder: Path) -> Path:
     """Clone the project at a commit, with the packages that its requirements.txt pins."""
     git("clone", "-q", str(ROOT), str(folder))
     run("git", "checkout", "-q", commit, cwd=folder)
-    requirements = "requirements.txt"
-    if (folder / requirements).read_bytes() == (ROOT / requirements).read_bytes():
+    if file_hash(folder / "requirements.txt") == file_hash(ROOT / "requirements.txt"):
         (folder / ".venv").symlink_to(ROOT / ".venv")
     else:
         run("make", "setup", cwd=folder)
@@ -144,7 +138,6 @@ def step_outs(stage: str, clone: Path) -> Path | None:
             scale[key] = min(STEPS, scale[key])
     if not keys:
         return None
-    dvc("cache", "dir", "--local", str(ROOT / ".dvc" / "cache"), root=clone)
     fetch_missing(definitions(clone, profile)[stage].deps, clone)
     run(clone / ".venv" / "bin" / "python", "-m", f"stages.{name}", *item, cwd=clone)
     return clone
@@ -168,12 +161,11 @@ def compare(stage: str, maker: str, current: str, folder: Path) -> str:
             for commit, name in ((maker, "maker"), (current, "current"))
         ]
         if all(clones):
-            different = digests(clones[0], outs) ^ digests(clones[1], outs)
-            if different:
+            if different := digests(clones[0], outs) ^ digests(clones[1], outs):
+                files = ", ".join(sorted({file for file, _ in different}))
                 raise UserError(
                     f"{stage}: the current code gives other bytes than {maker[:12]} ({what}): "
-                    f"{', '.join(sorted({file for file, _ in different}))}. Nothing was recorded. "
-                    f"Run `dvc repro {stage}`."
+                    f"{files}. Nothing was recorded. Run `dvc repro {stage}`."
                 )
             compared.append(what)
     return " and ".join(compared)
@@ -185,8 +177,6 @@ def accept(stage: str, folder: Path) -> str:
     folder: for clones, empty. Raises UserError if more than code changed, or if outs differ.
     """
     definition = read_definition(ROOT, stage)
-    if stage not in read_yaml(ROOT / "dvc.lock")["stages"]:
-        raise UserError(f"dvc.lock does not record {stage}. Run `dvc repro {stage}`.")
     fetch_missing(definition.deps + definition.outs, ROOT)
     changed = changes(stage, ROOT)
     if messages := refusals(stage, changed):
@@ -197,10 +187,8 @@ def accept(stage: str, folder: Path) -> str:
     maker, current = made_by(stage), git("rev-parse", "HEAD").strip()
     compared = compare(stage, maker, current, folder)
     dvc("commit", "-f", stage, root=ROOT)
-    path = ROOT / ACCEPTED
-    path.parent.mkdir(exist_ok=True)
-    text = path.read_text() if path.exists() else TITLE
-    path.write_text(f"{text}- `{stage}`: {maker[:12]} and {current[:12]} ({compared})\n")
+    with (ROOT / ACCEPTED).open("a") as file:
+        file.write(f"- `{stage}`: {maker[:12]} and {current[:12]} ({compared})\n")
     return f"{stage}: accepted; {compared} gave the same bytes as {maker[:12]}"
 
 
