@@ -1,4 +1,4 @@
-"""The parameters of `filter`."""
+"""The parameters of `filter`; params.yaml says what each does."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The parameters of the demonstration."""
+"""The parameters of the demonstration; params.yaml says what each does."""
 
 from crawl2cart.core.params import Count, NotNegative, Section
 

@@ -1,4 +1,4 @@
-"""The parameters of `build_sft`."""
+"""The parameters of `build_sft`; params.yaml says what each does."""
 
 from typing import Annotated, Literal
 
@@ -8,17 +8,17 @@ from crawl2cart.core.params import Count, NotNegative, Positive, Section, Share
 
 
 class Weights(Section):
-    """How often each of several is drawn: as often as its weight has to the sum of all."""
+    """Relative frequencies, of which at least one is positive."""
 
     @model_validator(mode="after")
-    def some_weight(self) -> "Weights":
+    def one_is_positive(self) -> "Weights":
         if not any(self.model_dump().values()):
-            raise ValueError("at least one of them should be above 0")
+            raise ValueError("at least one of the weights should be above 0")
         return self
 
 
 class IntentWeights(Weights):
-    model_config = ConfigDict(serialize_by_alias=True)  # `return` is no name in Python
+    model_config = ConfigDict(serialize_by_alias=True)  # `return` is a keyword of Python
 
     search: NotNegative
     facts: NotNegative

@@ -1,4 +1,4 @@
-"""The parameters of `evaluate`."""
+"""The parameters of `evaluate`; params.yaml says what each does."""
 
 from crawl2cart.core.params import Count, Positive, Section
 

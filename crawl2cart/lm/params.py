@@ -1,4 +1,4 @@
-"""The parameters of `encode`, `pretrain` and `midtrain`."""
+"""The parameters of `encode`, `pretrain` and `midtrain`; params.yaml says what each does."""
 
 from typing import Annotated, Literal
 

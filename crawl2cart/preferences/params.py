@@ -1,4 +1,4 @@
-"""The parameters of `sft`, `build_prefs` and `dpo`."""
+"""The parameters of `sft`, `build_prefs` and `dpo`; params.yaml says what each does."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""The parameters of `router`."""
+"""The parameters of `router`; params.yaml says what each does."""
 
 from crawl2cart.core.params import Positive, Section, Share
 

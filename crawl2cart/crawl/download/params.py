@@ -1,4 +1,4 @@
-"""The parameters of `download`."""
+"""The parameters of `download`; params.yaml says what each does."""
 
 import re
 from typing import Annotated, Literal
@@ -53,11 +53,6 @@ class Download(Section):
     max_attempts: Count
 
     def at(self, scale: DownloadScale) -> "Download":
-        """The same with what the profile has where this says `profile`."""
-        return self.model_copy(
-            update={
-                name: getattr(scale, name)
-                for name in ("source", "files")
-                if getattr(self, name) == "profile"
-            }
-        )
+        """Return a copy in which values of the profile replace the word `profile`."""
+        names = [name for name in ("source", "files") if getattr(self, name) == "profile"]
+        return self.model_copy(update={name: getattr(scale, name) for name in names})
