@@ -81,6 +81,7 @@ def edit(folder: Path, name: str, old: str, new: str) -> str:
     return commit(folder, "edit")
 
 
+@pytest.mark.slow
 def test_code_that_gives_the_same_bytes_is_recorded_and_compared_from_then_on(project, tmp_path):
     weights = (project / "models" / "base" / "weights").read_bytes()
     maker = accept.made_by("midtrain")[:12]
