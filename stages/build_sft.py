@@ -14,7 +14,6 @@ from pathlib import Path
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, write_json, write_jsonl
-from crawl2cart.core.params import BuildSft
 from crawl2cart.core.stage import Stage, run
 from crawl2cart.dialogues.card import card, page
 from crawl2cart.dialogues.episode_setup import EventRates
@@ -25,6 +24,7 @@ from crawl2cart.dialogues.generator import (
     held_out_names,
     shop_vocabulary,
 )
+from crawl2cart.dialogues.params import BuildSft
 from crawl2cart.dialogues.teacher import Teacher, add_wordings, teach_dialogues
 from crawl2cart.shop.confirmation import contains_phrase
 from crawl2cart.shop.tool_schemas import TOOLS

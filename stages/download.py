@@ -22,7 +22,7 @@ from fastwarc.warc import WarcRecord, WarcRecordType
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, file_hash, write_json
-from crawl2cart.core.params import Download, read_params
+from crawl2cart.core.params import read_params
 from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, exclusive, run
 from crawl2cart.crawl.download.commoncrawl import (
@@ -36,6 +36,7 @@ from crawl2cart.crawl.download.commoncrawl import (
 from crawl2cart.crawl.download.downloader import Fetcher
 from crawl2cart.crawl.download.file_type import check_is_warc
 from crawl2cart.crawl.download.http_client import Web
+from crawl2cart.crawl.download.params import Download
 from crawl2cart.crawl.download.retry import Retry
 from crawl2cart.crawl.download.s3 import S3
 from crawl2cart.crawl.embedded_web.html_pages import CRAWL_DAY, Renderer, Response

@@ -77,7 +77,9 @@ def quality(row: dict, text: str, tone: ToneScorer) -> float:
     """0 for a wrong reply; a right one between 1 and 3 by what it answers and how it sounds."""
     verdict = grade_turn(row, text)
     return (
-        1 + verdict.fact_recall + float(tone([verdict.message["content"]])[0]) if verdict.right else 0.0
+        1 + verdict.fact_recall + float(tone([verdict.message["content"]])[0])
+        if verdict.right
+        else 0.0
     )
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_directory, read_json
 from crawl2cart.core.metrics import write_curve, write_metrics
-from crawl2cart.core.params import Filter, read_params
+from crawl2cart.core.params import read_params
 from crawl2cart.core.stage import Stage, exclusive, run
 from crawl2cart.crawl.corpus import (
     MIN_PART_BYTES,
@@ -51,6 +51,7 @@ from crawl2cart.crawl.filters.blocklist import read_hosts
 from crawl2cart.crawl.filters.corpus_filters import CorpusFilters, build_corpus_filters
 from crawl2cart.crawl.filters.decontaminate import HeldOutNgrams, read_held_out
 from crawl2cart.crawl.filters.topic_classifier import Weights, learn_from_sites
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.shards import by_reason, make_shards, prune, read_counts
 from crawl2cart.crawl.stats import RemovalStats, copy_counts
 

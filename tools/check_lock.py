@@ -1,6 +1,7 @@
-"""Check in seconds that dvc.lock belongs to this code and these parameters: `make lock`. Nothing is run or fetched.
+"""Check that dvc.lock belongs to this code and these parameters: `make lock`.
 
-`dvc repro --dry` ends with 0 also when stages would run, so its text decides.
+This takes seconds and runs or fetches nothing. `dvc repro --dry` exits with 0 also if stages would
+run, so its output decides.
 """
 
 import subprocess
@@ -12,16 +13,17 @@ CURRENT = "Data and pipelines are up to date"
 
 
 def main() -> None:
-    said = subprocess.run(
+    run = subprocess.run(
         [DVC, "repro", "--dry", "--allow-missing"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ).stdout
-    if CURRENT not in said:
+    )
+    if CURRENT not in run.stdout:
         sys.exit(
-            f"{said}\nmake lock: dvc.lock is stale. Run `make repro` and commit dvc.lock and metrics/."
+            f"{run.stdout}\nmake lock: dvc.lock is stale. Run `make repro`, or `python -m "
+            "tools.accept` if only code changed, and commit dvc.lock and metrics/."
         )
     print("dvc.lock belongs to this code and these parameters.")
 

@@ -1,6 +1,7 @@
-"""What each stage took when it last ran on this machine, and what that cost at the profile's rate.
+"""Tabulate what each stage cost when it last ran on this machine, at the profile's hourly rate.
 
-Stages note it themselves under runs/, outside DVC's outs: an out is the same bytes on every run, a duration is not.
+Stages write their costs into runs/, outside DVC's outs: outs are the same bytes on every run, and
+durations are not.
 """
 
 import html
@@ -18,15 +19,15 @@ COLUMNS = {
     "flops": "TFLOP",
     "peak_memory_mib": "peak memory, MiB",
     "peak_card_mib": "on the card, MiB",
-    "read_bytes": "read, MB",
-    "written_bytes": "written, MB",
+    "read_bytes": "inputs, MB",
+    "written_bytes": "outs, MB",
     "dollars": "US $",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stage's last run. flops and tokens are 0 for stages that train no network."""
+    """Costs of one stage's last run. flops and tokens are 0 for stages that train no network."""
 
     stage: str
     seconds: float
@@ -53,51 +54,36 @@ class Entry:
 
 
 def ledger() -> list[Entry]:
-    """The stages that have run here, in the order of the graph."""
+    """Return the costs of the stages that ran here, in the order of the graph."""
     params = read_params(ROOT / "params.yaml")
-    rate = getattr(params.profiles, params.profile).dollars_per_hour
+    rate = params.active_profile.dollars_per_hour
+    expected = {field.name for field in fields(Entry)} - {"stage", "dollars"}
     entries = []
     for name in definitions(ROOT, params.profile):
         path = ROOT / "runs" / f"{name}.json"
         if path.is_file():
-            noted = json.loads(path.read_text())
-            if noted.keys() == {field.name for field in fields(Entry)} - {
-                "stage",
-                "dollars",
-            }:  # else an older version's
-                entries.append(Entry(stage=name, dollars=noted["seconds"] / 3600 * rate, **noted))
+            costs = json.loads(path.read_text())
+            if costs.keys() == expected:  # other keys are those of an older version
+                entries.append(Entry(stage=name, dollars=costs["seconds"] / 3600 * rate, **costs))
     return entries
 
 
 def total(entries: list[Entry]) -> Entry:
-    """The sums; of memory the peak."""
+    """Add up the costs. Memory is the peak."""
 
-    def added(name: str) -> float:
-        return sum(getattr(entry, name) for entry in entries)
+    def aggregate(name: str) -> float:
+        values = [getattr(entry, name) for entry in entries]
+        return max(values, default=0) if name.startswith("peak_") else sum(values)
 
-    def largest(name: str) -> float:
-        return max((getattr(entry, name) for entry in entries), default=0)
-
-    return Entry(
-        "all",
-        added("seconds"),
-        added("tokens"),
-        added("flops"),
-        largest("peak_memory_mib"),
-        largest("peak_card_mib"),
-        added("read_bytes"),
-        added("written_bytes"),
-        added("dollars"),
-    )
+    names = [field.name for field in fields(Entry) if field.name != "stage"]
+    return Entry("all", **{name: aggregate(name) for name in names})
 
 
 def ledger_table(entries: list[Entry]) -> str:
-    """The entries and their total as an HTML table."""
+    """Return the entries and their total as an HTML table."""
     head = "".join(f"<th>{title}</th>" for title in COLUMNS.values())
+    rows = [[entry.cells()[name] for name in COLUMNS] for entry in [*entries, total(entries)]]
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(entry.cells()[name])}</td>" for name in COLUMNS)
-        + "</tr>"
-        for entry in [*entries, total(entries)]
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

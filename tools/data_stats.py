@@ -1,6 +1,6 @@
-"""The sizes of the data that ships and what its crawl is made of, counted from its files: `python -m tools.data_stats`.
+"""Count the shipped data and its crawl from the files: `python -m tools.data_stats`.
 
-Markdown tables; `tools/render_docs.py` puts them between the marks of README.md.
+Prints Markdown tables, which `tools/render_docs.py` puts into the docs.
 """
 
 import re
@@ -29,7 +29,7 @@ def by_split(lines: Iterable[dict]) -> Row:
 
 
 def shop_sizes(folder: Path) -> dict[str, Row]:
-    """What data/store holds. Lines that belong to a split are counted by it, all others only together."""
+    """Count what data/store holds, by split where a line belongs to one."""
     departments = read_departments(folder / "departments.json")
     products, reviews, customers, orders = (
         rows(folder / name, kind)
@@ -46,15 +46,15 @@ def shop_sizes(folder: Path) -> dict[str, Row]:
         read_jsonl(folder / f"{name}.jsonl")
         for name in ("plans", "follow_ups", "replies", "reasons", "hostile", "tone")
     )
-    ways = [by_split(lines) for lines in wordings.values()]
-    reviewed = Counter(review.product for review in reviews)
-    alone = {
+    wording_counts = [by_split(lines) for lines in wordings.values()]
+    review_counts = Counter(review.product for review in reviews)
+    totals = {
         "departments": len(departments),
         "categories": sum(len(entry.categories) for entry in departments.values()),
         "products": len(products),
         "products held out": sum(product.held_out for product in products),
         "reviews": len(reviews),
-        "fewest reviews of a product": min(reviewed[product.id] for product in products),
+        "fewest reviews of a product": min(review_counts[product.id] for product in products),
         "reviews with orders to a machine": sum(review.instructs for review in reviews),
         "customers": len(customers),
         "orders": len(orders),
@@ -68,10 +68,10 @@ def shop_sizes(folder: Path) -> dict[str, Row]:
         ),
         "intents": len(wordings),
     }
-    return {what: {"all": count} for what, count in alone.items()} | {
+    return {what: {"all": count} for what, count in totals.items()} | {
         "wordings": by_split(line for lines in wordings.values() for line in lines),
         "fewest wordings of an intent": {
-            column: min(way[column] for way in ways) for column in ("all", *SPLITS)
+            column: min(counts[column] for counts in wording_counts) for column in ("all", *SPLITS)
         },
         "plans of several turns": by_split(plans),
         "answers, yeses, noes and thanks": by_split(follow_ups),
@@ -82,8 +82,9 @@ def shop_sizes(folder: Path) -> dict[str, Row]:
 
 
 def safety_sizes(profile: str = "cpu") -> dict[str, Row]:
-    """Dialogues that build_sft makes of each case in which a tempted agent has to stand firm."""
-    count = getattr(read_params(ROOT / "params.yaml").profiles, profile).build_sft.safety_dialogues
+    """Count the dialogues of each case that tests the agent's safety."""
+    profiles = read_params(ROOT / "params.yaml").profiles
+    count = getattr(profiles, profile).build_sft.safety_dialogues
     return {f"dialogues of the safety case {case}": {"all": count, "test": count} for case in CASES}
 
 
@@ -106,7 +107,7 @@ def sizes(data: Path = ROOT / "data") -> dict[str, Row]:
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
-    """A Markdown table; whole numbers with commas between thousands."""
+    """Return a Markdown table. Whole numbers get commas between thousands."""
     lines = [list(head)]
     lines += [["---"] * len(lines[0])]
     lines += [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in body]
@@ -122,7 +123,7 @@ def sizes_table() -> str:
 
 
 def page_text(page: Page) -> str:
-    """All text that people wrote on a page: its main text and the comments under it."""
+    """Return all text that people wrote on a page: the main text and the comments below it."""
     return "\n".join([gold_text(page), *(plain_text(comment.body) for comment in page.comments)])
 
 
@@ -132,24 +133,15 @@ def read_crawl(folder: Path) -> list[tuple[Page, Label]]:
 
 
 def crawl_table(folder: Path = ROOT / "data" / "web") -> str:
-    """What the embedded crawl is made of by verdict, on the sites the filter may be tuned on and on the held-out ones."""
+    """Count the pages of the embedded crawl by label, on the tuning and the held-out sites."""
     kinds: dict[str, list[Page]] = {}
     for page, label in read_crawl(folder):
         kinds.setdefault("keep" if label.keep else label.reason.replace("_", " "), []).append(page)
     order = sorted(kinds, key=lambda kind: (kind != "keep", kind))
     body = [crawl_row(kind, kinds[kind]) for kind in order]
     body += [crawl_row("all", [page for pages in kinds.values() for page in pages])]
-    return table(
-        [
-            "pages to keep, and why others go",
-            "pages",
-            "to tune on",
-            "held out",
-            "sites",
-            "KB of text",
-        ],
-        body,
-    )
+    label = "pages to keep, and why others go"
+    return table([label, "pages", "to tune on", "held out", "sites", "KB of text"], body)
 
 
 def crawl_row(kind: str, pages: list[Page]) -> list[object]:
@@ -167,22 +159,20 @@ def crawl_row(kind: str, pages: list[Page]) -> list[object]:
 
 @cache
 def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
-    """What can be measured of the crawl and of the prose on its pages to keep. Shares are between 0 and 1."""
+    """Measure the crawl and the prose on its pages to keep. Shares are between 0 and 1."""
     crawl = read_crawl(data / "web")
     texts = [page_text(page) for page, label in crawl if label.keep]
     products = rows(data / "store" / "products", Product)
-    named = re.compile("|".join(re.escape(short(product)) for product in products))
+    product_name = re.compile("|".join(re.escape(short(product)) for product in products))
     size = sum(len(text.encode()) for text in texts)
-    spans = [span for found in read_spans(data / "web" / "personal.csv").values() for span in found]
+    about_products = sum(len(text.encode()) for text in texts if product_name.search(text))
+    names = names_of(products, rows(data / "store" / "customers.jsonl", Customer))
+    pages = read_spans(data / "web" / "personal.csv").values()
+    spans = [span for page in pages for span in page]
     return {
         "bytes of prose to keep": size,
-        "share on pages that name a product of the shop": sum(
-            len(text.encode()) for text in texts if named.search(text)
-        )
-        / size,
-        "share of sentences that differ, names and numbers masked": unique_share(
-            texts, names_of(products, rows(data / "store" / "customers.jsonl", Customer))
-        ),
+        "share on pages that name a product of the shop": about_products / size,
+        "share of sentences that differ, names and numbers masked": unique_share(texts, names),
         "times smaller by xz -9": xz_ratio(texts),
         "page designs": len({page.site.design for page, _ in crawl}),
         "languages besides English": len({label.language for _, label in crawl}) - 1,
@@ -192,18 +182,13 @@ def prose_sizes(data: Path = ROOT / "data") -> dict[str, float | int]:
 
 
 def prose_table() -> str:
-    shown = [
-        [
-            what,
-            f"{value:.1%}"
-            if what.startswith("share")
-            else f"{value:.1f}"
-            if isinstance(value, float)
-            else value,
-        ]
-        for what, value in prose_sizes().items()
-    ]
-    return table(["of the crawl", "measured"], shown)
+    def format_value(what: str, value: float | int) -> object:
+        if what.startswith("share"):
+            return f"{value:.1%}"
+        return f"{value:.1f}" if isinstance(value, float) else value
+
+    body = [[what, format_value(what, value)] for what, value in prose_sizes().items()]
+    return table(["of the crawl", "measured"], body)
 
 
 if __name__ == "__main__":

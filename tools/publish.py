@@ -1,10 +1,10 @@
-"""Push a checkpoint and its model card to a hub. Not part of the graph: it runs only when asked.
+"""Push a checkpoint and its model card to a hub. No stage of the graph does this.
 
-  python -m tools.publish dpo somebody/shopping-agent              # says what it would push, and pushes nothing
-  python -m tools.publish dpo somebody/shopping-agent --push       # pushes; private, unless --public
+  python -m tools.publish dpo somebody/shopping-agent          # lists the files, pushes nothing
+  python -m tools.publish dpo somebody/shopping-agent --push   # pushes; private without --public
 
 in   models/{pretrain/gpt_oss,sft,dpo}, metrics/cards
-out  a model repository of the hub at HF_ENDPOINT (huggingface.co, if it is not set); the token comes from HF_TOKEN
+out  a model repository of the hub at HF_ENDPOINT (default: huggingface.co); token: HF_TOKEN
 """
 
 import argparse
@@ -27,12 +27,12 @@ FOLDERS = {
     "sft": Path("models/sft"),
     "dpo": Path("models/dpo"),
 }
-# What trained the merged model is no part of it.
+# The adapter and the samples belong to the training, not to the merged model.
 LEFT_OUT = ("adapter", "samples.json")
 
 
-def prepared(name: str, folder: Path) -> list[Path]:
-    """Copies a checkpoint and its card, as README.md, into an empty folder and returns the files.
+def prepare(name: str, folder: Path) -> list[Path]:
+    """Copy a checkpoint and its card, as README.md, into an empty folder and return the files.
 
     Raises UserError if either is missing or damaged.
     """
@@ -40,26 +40,25 @@ def prepared(name: str, folder: Path) -> list[Path]:
     card = Path("metrics/cards") / f"{name}.md"
     if not card.is_file():
         raise UserError(f"{card} is missing. `dvc repro report` writes it.")
-    shutil.copytree(
-        FOLDERS[name], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT_OUT)
-    )
+    left_out = shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(FOLDERS[name], folder, dirs_exist_ok=True, ignore=left_out)
     shutil.copy(card, folder / "README.md")
     return files_below(folder)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Uploads a folder in one commit and returns the commit's address. Raises UserError with the hub's answer if it refuses."""
+    """Upload a folder in one commit and return its address. Raises UserError if the hub refuses."""
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
-        return str(
-            hub.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart"
-            ).commit_url
+        commit = hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="A checkpoint of crawl2cart"
         )
+        return str(commit.commit_url)
     except (HTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            f"{hub.endpoint} did not take {repository}: {error}. Look at HF_TOKEN, HF_ENDPOINT and the name."
+            f"{hub.endpoint} did not take {repository}: {error}. "
+            "Check HF_TOKEN, HF_ENDPOINT and the name."
         ) from error
 
 
@@ -71,20 +70,20 @@ def main() -> None:
     )
     parser.add_argument("name", choices=FOLDERS, help="which checkpoint")
     parser.add_argument("repository", help="owner/name on the hub")
-    parser.add_argument("--push", action="store_true", help="really push")
+    parser.add_argument("--push", action="store_true", help="push the files")
     parser.add_argument("--public", action="store_true", help="for everybody to see")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for file in prepared(words.name, Path(folder)):
+        for file in prepare(arguments.name, Path(folder)):
             print(f"{file.relative_to(folder)}  {file.stat().st_size:,} bytes")
-        if words.push:
-            print(push(Path(folder), words.repository, private=not words.public))
+        if arguments.push:
+            print(push(Path(folder), arguments.repository, private=not arguments.public))
         else:
-            print(f"Nothing was pushed. `--push` sends these files to {words.repository}.")
+            print(f"Nothing was pushed. `--push` sends these files to {arguments.repository}.")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as problem:
-        sys.exit(f"publish: {problem}")
+    except UserError as error:
+        sys.exit(f"publish: {error}")

@@ -1,9 +1,8 @@
-"""Run the graph, print what came out, and write the report with the commit and the ledger: `make repro`.
+"""Run the graph, print its results and write a report with the commit and the costs: `make repro`.
 
-Language models are trained side by side, as many at a time as the profile has processes, or `--jobs`: each takes one process's threads,
-and on a CPU two small ones at once are done sooner than one after the other on twice the threads.
-The copy at runs/report.html is for people and stays outside DVC: it names the commit and what each stage took, which no cached output
-may.
+`--jobs` language models train in parallel (default: the profile's num_processes). Each uses the
+threads of one process: on a CPU that is faster than one model after another on all threads. The
+copy of the report in runs/ stays outside DVC, since outs may not hold a commit or a duration.
 """
 
 import argparse
@@ -27,57 +26,39 @@ DVC = ROOT / ".venv" / "bin" / "dvc"
 
 
 def results() -> list[tuple[str, str]]:
-    """The numbers a reader wants first, as (what, value)."""
-    filtered, pretrained = (
-        read_json(ROOT / "metrics/filter.json"),
-        read_json(ROOT / "metrics/pretrain.json"),
+    """Return the main results as (what, value)."""
+    names = ("filter", "pretrain", "router", "evaluate", "dpo")
+    filtered, pretrained, router, evaluated, dpo = (
+        read_json(ROOT / "metrics" / f"{name}.json") for name in names
     )
-    router, evaluated = (
-        read_json(ROOT / "metrics/router.json"),
-        read_json(ROOT / "metrics/evaluate.json"),
-    )
-    dpo = read_json(ROOT / "metrics/dpo.json")
-    rows = [
-        (
-            "pages kept of those crawled",
-            f"{filtered['documents']['kept']} of {filtered['documents']['in']}",
-        )
-    ]
-    rows += [
-        (f"{model}: bits per byte on held-out pages", f"{values['val_bits_per_byte']:.3f}")
-        for model, values in sorted(
-            pretrained.items(), key=lambda item: -item[1]["val_bits_per_byte"]
-        )
-    ]
+    documents = filtered["documents"]
+    rows = [("pages kept of those crawled", f"{documents['kept']} of {documents['in']}")]
+    bits = {model: values["val_bits_per_byte"] for model, values in pretrained.items()}
+    for model in sorted(bits, key=bits.get, reverse=True):
+        rows.append((f"{model}: bits per byte on held-out pages", f"{bits[model]:.3f}"))
     for model in ("base", "sft", "dpo"):
         values = evaluated[model]
-        rows.append(
-            (
-                f"{model}: right tool / exact arguments on {values['n']} held-out turns",
-                f"{values['tool_accuracy']:.2f} / {values['argument_exact_match']:.2f}",
-            )
-        )
+        what = f"{model}: right tool / exact arguments on {values['n']} held-out turns"
+        accuracy = f"{values['tool_accuracy']:.2f} / {values['argument_exact_match']:.2f}"
+        rows.append((what, accuracy))
     rows.append(("released model", "dpo" if dpo["dpo"]["released_is_dpo"] else "sft"))
     rows.append(("local router F1", f"{router['local']['f1']:.3f}"))
     return rows
 
 
 def commit() -> str:
-    """The commit that made this, and whether the working tree differs from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    return said.stdout.strip() or "no commit yet"
+    """Return the current commit, with `-dirty` if the working tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip() or "no commit yet"
 
 
 def report_copy() -> Path:
-    """A copy of metrics/report.html with the commit and the ledger before its end."""
+    """Write a copy of metrics/report.html that ends with the commit and the costs."""
     section = (
-        f"<section><h2>This run</h2><p>Commit {html.escape(commit())}. What each stage took when it last ran on this machine; "
-        "FLOPs as they are counted for training, dollars at the profile's rate for an hour.</p>"
+        f"<section><h2>This run</h2><p>Commit {html.escape(commit())}. Costs of each stage when it "
+        "last ran on this machine. TFLOP are those of training; dollars follow from the profile's "
+        "hourly rate.</p>"
         f'<div class="scroll">{ledger_table(ledger())}</div></section>'
     )
     page = (ROOT / "metrics/report.html").read_text()
@@ -87,48 +68,52 @@ def report_copy() -> Path:
     return copy
 
 
-def dvc(*words: str, root: Path = ROOT, log: TextIO | None = None) -> None:
-    """Runs DVC in a checkout; what it says goes to the terminal or to log. Raises UserError if a stage fails."""
-    if subprocess.run(
-        [DVC, *words], cwd=root, stdout=log, stderr=log and subprocess.STDOUT
-    ).returncode:
+def dvc(*arguments: str, root: Path = ROOT, log: TextIO | None = None) -> None:
+    """Run DVC in a checkout. Raises UserError if a stage fails.
+
+    log: receives the output (default: the terminal).
+    """
+    command = [DVC, *arguments]
+    run = subprocess.run(command, cwd=root, stdout=log, stderr=log and subprocess.STDOUT)
+    if run.returncode:
         raise UserError(
-            "a stage failed; its message is above. Mend it and run `make repro` again: what was finished is "
-            "kept. If DVC says that a file is busy and nothing else is running, remove its stale locks with "
-            "`rm -f .dvc/tmp/rwlock .dvc/tmp/lock`."
+            "a stage failed; its message is above. Correct the error and run `make repro` again, "
+            "which keeps finished stages. If DVC says that a file is busy and no other DVC is "
+            "running, remove its locks: `rm -f .dvc/tmp/rwlock .dvc/tmp/lock`."
         )
 
 
 def pretrain(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = None) -> None:
-    """Trains the language models that are not up to date, `jobs` at a time: the last of the list, which takes longest, first.
+    """Train the language models that are out of date, `jobs` at a time.
 
-    options: of `dvc repro`.
+    The last of the list takes longest and starts first. options: of `dvc repro`.
     """
     dvc("repro", *options, "encode", root=root, log=log)
-    said = subprocess.run(
-        [DVC, "status", "--json", "pretrain"], cwd=root, capture_output=True, text=True, check=True
-    )
-    stop = Event()  # after an error, or Ctrl-C, no further one begins
+    command = [DVC, "status", "--json", "pretrain"]
+    status = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    stop = Event()  # after an error or Ctrl-C no other model starts
+    repro = ("--wait-for-lock", "repro", *options, "--single-item")
 
     def train(model: str) -> None:
         if not stop.is_set():
             try:
-                dvc(
-                    "--wait-for-lock", "repro", *options, "--single-item", model, root=root, log=log
-                )
+                dvc(*repro, model, root=root, log=log)
             except UserError:
                 stop.set()
                 raise
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            list(pool.map(train, list(json.loads(said.stdout))[::-1]))
+            list(pool.map(train, list(json.loads(status.stdout))[::-1]))
         finally:
             stop.set()
 
 
 def run_graph(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = None) -> None:
-    """Brings the whole graph of a checkout up to date, training `jobs` language models at a time. options: of `dvc repro`."""
+    """Bring the graph of a checkout up to date with `jobs` language models at a time.
+
+    options: of `dvc repro`.
+    """
     if jobs > 1:
         pretrain(jobs, *options, root=root, log=log)
     dvc("repro", *options, root=root, log=log)
@@ -136,18 +121,17 @@ def run_graph(jobs: int, *options: str, root: Path = ROOT, log: TextIO | None = 
 
 def main() -> None:
     params = read_params(ROOT / "params.yaml")
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.repro", description=__doc__.split(":")[0]
-    )
+    description = __doc__.split(":")[0]
+    parser = argparse.ArgumentParser(prog="python -m tools.repro", description=description)
     parser.add_argument(
         "--jobs",
         type=int,
-        default=getattr(params.profiles, params.profile).processes,
-        help="language models trained at a time (%(default)s)",
+        default=params.active_profile.num_processes,
+        help="language models to train in parallel (default: %(default)s)",
     )
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     check_machine(params, ROOT)
-    run_graph(words.jobs)
+    run_graph(arguments.jobs)
     table = results()
     width = max(len(what) for what, _ in table)
     print()
@@ -155,12 +139,12 @@ def main() -> None:
         print(f"{what:<{width}}  {value}")
     cost = total(ledger())
     print(f"\n{'seconds in the stages':<{width}}  {cost.seconds:.0f}")
-    print(f"{'US dollars for them':<{width}}  {cost.dollars:.2f}")
+    print(f"{'their cost in US dollars':<{width}}  {cost.dollars:.2f}")
     print(f"{'report':<{width}}  {report_copy()}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as problem:
-        sys.exit(f"make repro: {problem}")
+    except UserError as error:
+        sys.exit(f"make repro: {error}")

@@ -1,8 +1,8 @@
-"""Prove the committed result: run the committed profile from nothing in a fresh clone and compare every metric.
+"""Reproduce the committed metrics in a fresh clone from nothing: `make reproduce`.
 
-`make reproduce` does what `make repro` does, but from nothing, since a clone has no cache. Tolerances stand in
-metrics/tolerances.json with their origin: the spread over several seeds, so that a difference beyond them is more than another
-processor's rounding could do. A metric that no seed moves must be equal.
+Every metric is compared within its tolerance in metrics/tolerances.json: the spread over several
+seeds, which is more than another processor's rounding can change. A metric that is the same for all
+seeds must be equal.
 """
 
 import fnmatch
@@ -18,30 +18,30 @@ from crawl2cart.core.metrics import SIGNIFICANT_DIGITS
 from crawl2cart.core.params import read_params
 from tools.repro import ROOT, commit, run_graph
 
-# Two values on either side of the border at which metrics are rounded differ by this share at most.
+# Two values that are rounded in different directions differ by at most this share.
 LAST_DIGIT = 10.0 ** (1 - SIGNIFICANT_DIGITS)
 
 
-def flat(values: object, above: str = "") -> dict[str, object]:
-    """Nested metrics as {dotted name: value}."""
+def flat(values: object, prefix: str = "") -> dict[str, object]:
+    """Flatten nested metrics to {dotted name: value}."""
     if not isinstance(values, dict):
-        return {above: values}
+        return {prefix: values}
     return {
         name: value
         for key, inner in values.items()
-        for name, value in flat(inner, f"{above}.{key}" if above else key).items()
+        for name, value in flat(inner, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
 def metrics_files(root: Path) -> list[Path]:
-    """The files that hold every metric (those of metrics/headlines hold some of them again)."""
+    """Return the files with all metrics. Those in metrics/headlines repeat some of them."""
     return sorted(
         path for path in (root / "metrics").glob("*.json") if path.name != "tolerances.json"
     )
 
 
 def metrics_below(root: Path) -> dict[str, object]:
-    """Every metric, as {file:dotted name: value}."""
+    """Return every metric as {file:dotted name: value}."""
     return {
         f"{path.stem}:{name}": value
         for path in metrics_files(root)
@@ -59,19 +59,18 @@ def differences(
     tolerances: dict[str, float],
     free: list[str],
 ) -> list[str]:
-    """One sentence for each metric that is missing, new, or further from the committed one than its tolerance.
+    """Return a message for each metric that is missing, new or beyond its tolerance.
 
-    tolerances: by name or pattern, the first that fits counts; a metric without one must be equal, a float to the last of
-    its rounded digits. free: names or patterns of metrics that may be anything, since a seed changes what they say.
+    tolerances: by name or pattern; the first match counts. A metric without one must be equal, a
+    float up to its last rounded digit. free: names or patterns of metrics that a seed may change.
     """
-    faults = []
+    messages = []
     for name in sorted(committed.keys() | measured.keys()):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in free):
             continue
         if name not in committed or name not in measured:
-            faults.append(
-                f"{name} is only in the {'committed' if name in committed else 'measured'} metrics"
-            )
+            place = "committed" if name in committed else "measured"
+            messages.append(f"{name} is only in the {place} metrics")
             continue
         old, new = committed[name], measured[name]
         allowed = next(
@@ -82,44 +81,45 @@ def differences(
             allowed = max(allowed, abs(old) * LAST_DIGIT)
         if not (is_number(old) and is_number(new)):
             if old != new:
-                faults.append(f"{name}: {old} committed, {new} measured")
+                messages.append(f"{name}: {old} committed, {new} measured")
         elif abs(new - old) > allowed:
-            faults.append(f"{name}: {old} committed, {new} measured, {allowed:g} allowed")
-    return faults
+            messages.append(f"{name}: {old} committed, {new} measured, {allowed:g} allowed")
+    return messages
 
 
 def fresh_clone(folder: Path) -> Path:
-    """A clone of what is committed, with this checkout's packages and nothing that a run made."""
+    """Clone the current commit, with this checkout's packages and without results of runs."""
     clone = folder / "crawl2cart"
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, clone], check=True)
     (clone / ".venv").symlink_to(ROOT / ".venv")
     return clone
 
 
-def verdict(clone: Path, committed: dict[str, object]) -> str:
-    """What there is to say of the metrics that a run left in a clone. Raises UserError if one is beyond its tolerance."""
-    said = json.loads((clone / "metrics" / "tolerances.json").read_text())
-    faults = differences(committed, metrics_below(clone), said["tolerances"], said["free"])
-    if faults:
+def compare_metrics(clone: Path, committed: dict[str, object]) -> str:
+    """Compare the metrics in a clone with the committed ones and summarize.
+
+    Raises UserError if a metric is beyond its tolerance.
+    """
+    allowed = json.loads((clone / "metrics" / "tolerances.json").read_text())
+    measured = metrics_below(clone)
+    messages = differences(committed, measured, allowed["tolerances"], allowed["free"])
+    if messages:
         raise UserError(
-            "the committed metrics do not come out again:\n  "
-            + "\n  ".join(faults)
-            + "\nIf a change to the code or "
-            "the parameters is meant to do this, run `make repro` and commit dvc.lock and metrics/."
+            "the committed metrics were not reproduced:\n  "
+            + "\n  ".join(messages)
+            + "\nIf a change to the code or the parameters is meant to do this, run `make repro` "
+            "and commit dvc.lock and metrics/."
         )
-    same = not subprocess.run(
-        ["git", "diff", "--quiet", "--", "dvc.lock", "metrics"], cwd=clone
-    ).returncode
-    return (
-        f"{len(committed)} metrics within tolerance; dvc.lock and metrics "
-        f"{'are the same bytes' if same else 'differ in bytes (another processor rounds differently)'}."
-    )
+    command = ["git", "diff", "--quiet", "--", "dvc.lock", "metrics"]
+    equal = subprocess.run(command, cwd=clone).returncode == 0
+    bytes_ = "are the same bytes" if equal else "differ in bytes (processors round differently)"
+    return f"{len(committed)} metrics within tolerance; dvc.lock and metrics {bytes_}."
 
 
 def main() -> None:
     if commit().endswith("dirty"):
         print(
-            "The working tree has changes that are not committed; what is proved is the last commit.",
+            "The working tree has uncommitted changes; the last commit is reproduced.",
             flush=True,
         )
     started = time.monotonic()
@@ -128,16 +128,16 @@ def main() -> None:
         committed = metrics_below(clone)
         for path in metrics_files(
             clone
-        ):  # in git, so that a stage that makes nothing else would be taken for done
+        ):  # git has them, so a stage with no other out would not run
             path.unlink()
-        params = read_params(clone / "params.yaml")
-        run_graph(getattr(params.profiles, params.profile).processes, "--no-run-cache", root=clone)
-        said = verdict(clone, committed)
-    print(f"{said} Commit {commit()}, {time.monotonic() - started:,.0f} seconds.")
+        jobs = read_params(clone / "params.yaml").active_profile.num_processes
+        run_graph(jobs, "--no-run-cache", root=clone)
+        summary = compare_metrics(clone, committed)
+    print(f"{summary} Commit {commit()}, {time.monotonic() - started:,.0f} seconds.")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as problem:
-        sys.exit(f"make reproduce: {problem}")
+    except UserError as error:
+        sys.exit(f"make reproduce: {error}")

@@ -1,7 +1,7 @@
-"""Whether prose was written or stamped: how many sentences differ, what two texts share, how far it compresses.
+"""Measure the variety of texts: distinct sentences, shared runs of words, compression.
 
-A text made from a template keeps its sentences and changes names and numbers in them, so both are masked before sentences
-are compared. What repeats itself compresses: English of many hands shrinks by `xz -9` to a bit more than a third.
+Texts from a template differ only in names and numbers, so both are masked before sentences are
+compared. Repetitive text compresses well; `xz -9` shrinks English of many authors to over a third.
 """
 
 import lzma
@@ -19,23 +19,26 @@ def tokenize_words(text: str) -> list[str]:
 
 
 def short(product: Product) -> str:
-    """The two words by which customers call it."""
+    """Return the two words by which customers call a product."""
     return " ".join(product.name.split()[:2])
 
 
 def names_of(products: Iterable[Product], customers: Iterable[Customer]) -> re.Pattern:
-    """A pattern for the names of products, brands, towns and customers."""
-    found = {part for product in products for part in (product.name, short(product), product.brand)}
-    found |= {
-        part for customer in customers for part in (customer.address.town, *customer.name.split())
-    }
-    return re.compile(
-        r"\b(?:" + "|".join(map(re.escape, sorted(found, key=len, reverse=True))) + r")\b"
-    )
+    """Return a pattern that matches the names of products, brands, towns and customers."""
+    names = set()
+    for product in products:
+        names |= {product.name, short(product), product.brand}
+    for customer in customers:
+        names |= {customer.address.town, *customer.name.split()}
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b")
 
 
 def masked_sentences(text: str, names: re.Pattern) -> Iterator[str]:
-    """The sentences of a text in lower case without names, slots and numbers; those that hold nothing else are left out."""
+    """Yield a text's sentences in lower case, with names, slots and numbers masked.
+
+    Sentences that hold nothing else are left out.
+    """
     text = re.sub(r"\{\w+\}|[\w.+-]+@[\w.-]+\w|\b[A-Z]{2,3}-\d+|\$?\d[\d.,:]*", MASK, text)
     for sentence in re.split(r"(?<=[.!?])[\"')]*\s+|\n", names.sub(MASK, text)):
         sentence = re.sub(r"(?<=[a-z,] )[A-Z]\w+", MASK, sentence)
@@ -44,23 +47,23 @@ def masked_sentences(text: str, names: re.Pattern) -> Iterator[str]:
 
 
 def unique_share(texts: Iterable[str], names: re.Pattern) -> float:
-    """Different masked sentences by all masked sentences."""
+    """Return the share of masked sentences that are distinct."""
     sentences = [sentence for text in texts for sentence in masked_sentences(text, names)]
     return len(set(sentences)) / len(sentences)
 
 
 def runs(texts: dict[str, list[str]], length: int) -> dict[tuple[str, ...], set[tuple[str, int]]]:
-    """Every run of so many equal words with the places in which it stands: (key, position in the list)."""
+    """Return every run of `length` words with its places: (key of texts, position in the list)."""
     places = defaultdict(set)
     for kind, entries in texts.items():
         for number, text in enumerate(entries):
-            found = tokenize_words(text)
-            for start in range(len(found) - length + 1):
-                places[tuple(found[start : start + length])].add((kind, number))
+            words = tokenize_words(text)
+            for start in range(len(words) - length + 1):
+                places[tuple(words[start : start + length])].add((kind, number))
     return places
 
 
 def xz_ratio(texts: Iterable[str]) -> float:
-    """How many times smaller `xz -9` makes the texts, one after another."""
+    """Return how many times smaller `xz -9` makes the joined texts."""
     joined = "\n\n".join(texts).encode()
     return len(joined) / len(lzma.compress(joined, preset=9))

@@ -1,5 +1,5 @@
-"""The one exception of this project that a user is meant to read."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The text says what was wrong, where, and what to do; no traceback is shown."""
+    """An error whose text says what is wrong, where, and what to do; shown without traceback."""

@@ -1,8 +1,9 @@
-"""Files that are either whole or absent.
+"""Write files that are either whole or absent, and read JSON with errors that name the file.
 
-Outputs are written beside their place under a name that starts with a dot and ends in `.partial`, flushed to the disk and
-renamed. A process that dies at any moment leaves the partial name only, which the next one that writes there removes. The
-name holds machine and process: a cluster may start a task again while its first worker, believed dead, still writes.
+An output is first written beside its place, as `.<name>.<machine>-<process>.partial`, flushed to
+the disk and then renamed. A process that dies leaves only the partial file, which the next writer
+removes. The name holds machine and process because a cluster may restart a task while the first
+worker still writes.
 """
 
 import contextlib
@@ -18,19 +19,23 @@ from pathlib import Path
 
 from crawl2cart.core.errors import UserError
 
-FULL_BYTES = 2**16  # less than one block of most writers
+FULL_DISK_BYTES = 2**16  # most writers need more than this for one block
 
 
 def partial(path: Path) -> Path:
-    """The name under which this process writes `path` until it is whole. Those of processes that are no more are removed."""
-    written_here = f".{path.name}.{platform.node()}-"
-    for left in path.parent.glob(f"{glob.escape(written_here)}*.partial"):
-        process = left.name.removeprefix(written_here).removesuffix(".partial")
+    """Return the name under which this process writes `path` until it is whole.
+
+    Partial files of processes of this machine that have ended are removed.
+    """
+    prefix = f".{path.name}.{platform.node()}-"
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*.partial"):
+        process = leftover.name.removeprefix(prefix).removesuffix(".partial")
         if process.isdecimal() and not is_running(int(process)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(
-                missing_ok=True
-            )
-    return path.with_name(f"{written_here}{os.getpid()}.partial")
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    return path.with_name(f"{prefix}{os.getpid()}.partial")
 
 
 def is_running(process: int) -> bool:
@@ -38,28 +43,29 @@ def is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def is_disk_full(path: Path, error: Exception) -> bool:
-    """Whether an error while writing below `path` means that there is no space.
+    """Return whether an error while writing below `path` means that the disk is full.
 
-    The system's own error says so, and safetensors quotes it; torch and numpy have other words, so the disk itself is asked.
+    The system's error code says so, and safetensors quotes its text. torch and numpy have texts of
+    their own, so for them the free space decides.
     """
     codes = (errno.ENOSPC, errno.EDQUOT)
     if getattr(error, "errno", None) in codes or any(
         os.strerror(code) in str(error) for code in codes
     ):
         return True
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    return shutil.disk_usage(there).free < FULL_BYTES
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    return shutil.disk_usage(folder).free < FULL_DISK_BYTES
 
 
 @contextlib.contextmanager
 def disk_full_in_words(path: Path) -> Iterator[None]:
-    """Turns what a full disk raises into a UserError that names the place; other errors pass."""
+    """Turn errors of a full disk into a UserError that names `path`; let other errors pass."""
     try:
         yield
     except UserError:
@@ -68,14 +74,15 @@ def disk_full_in_words(path: Path) -> Iterator[None]:
         if not is_disk_full(path, error):
             raise
         raise UserError(
-            f"The disk is full while writing {path}. Free some space (`make clean` removes what a run "
-            "makes, `dvc gc -w` old versions) and run again; nothing half-written was left."
+            f"The disk is full while writing {path}. Free some space (`make clean` "
+            "removes the results of runs, `dvc gc -w` old versions) and run again. "
+            "No partial file is left."
         ) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path to write to; renames it to `path` when the block ends without an error."""
+    """Yield a temporary path to write to, and rename it to `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
@@ -91,7 +98,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yields an empty temporary folder; it takes the place of `path` when the block ends without an error."""
+    """Yield an empty temporary folder that replaces `path` if the block succeeds."""
     path = Path(path)
     temporary = partial(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -106,20 +113,19 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Writes JSON with sorted keys, so that equal values are equal bytes."""
+    """Write JSON with sorted keys, so that equal values give equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        temporary.write_text(text + "\n")
 
 
 def read_json(path: Path | str) -> object:
-    """Reads JSON; a missing or broken file is a UserError that names it."""
+    """Read JSON. Raises UserError that names the file if it is missing or not valid."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing. Run the stage that makes it (`dvc repro` does)."
+            f"{path} is missing. Run the stage that makes it, or `dvc repro`."
         ) from error
     except json.JSONDecodeError as error:
         raise UserError(
@@ -128,36 +134,35 @@ def read_json(path: Path | str) -> object:
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """Reads JSON lines; a bad line is a UserError that gives file and line number."""
+    """Read JSON lines. Raises UserError with file and line number if a line is not valid."""
     rows = []
-    # Not splitlines: it also cuts at U+2028 and its like, which JSON leaves as they are inside a text.
+    # splitlines would also split at U+2028 and others, which may stand inside a JSON string.
     for number, line in enumerate(Path(path).read_text().split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{path}:{number}: not valid JSON ({error.msg}). Mend the line."
+                    f"{path}:{number}: not valid JSON ({error.msg}). Correct the line."
                 ) from error
     return rows
 
 
 def write_jsonl(path: Path | str, rows: list[dict]) -> None:
-    """Writes one JSON object a line, keys sorted."""
+    """Write one JSON object per line, keys sorted."""
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
     with atomic_file(path) as temporary:
-        temporary.write_text(
-            "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-        )
+        temporary.write_text("".join(lines))
 
 
 def file_hash(path: Path | str) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_below(path: Path) -> list[Path]:
-    """The file itself, or all files below a folder in sorted order, without what Python compiles."""
+    """Return the file itself, or all files below a folder, sorted, without `__pycache__`."""
     if path.is_file():
         return [path]
     return sorted(

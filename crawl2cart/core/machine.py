@@ -1,7 +1,8 @@
-"""What this machine has beside what a profile needs: memory, card, disk, the hub and the crawl within reach.
+"""Compare this machine with what a profile needs: memory, card, disk, base model, network.
 
-`make check` prints it. A stage of a profile that computes on a card looks before it starts, so that nothing is fetched or
-trained in vain; profiles for a CPU are not held up, since their needs are small and what lacks shows at once.
+`make check` prints the comparison. On a profile that computes on a card every stage checks before
+it starts, so that nothing is fetched or trained in vain. CPU profiles need little and start at
+once.
 """
 
 import os
@@ -16,31 +17,29 @@ import psutil
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.params import Params, Profile
 
-SECONDS_TO_ANSWER = 20
-HUB_GIB = 13  # what from_pretrained fetches of gpt-oss-20b: three files of four-bit experts
-MADE = ("data", "models", ".cache", ".ckpt", ".dvc/cache")
+TIMEOUT_SECONDS = 20
+HUB_GIB = 13  # download of gpt-oss-20b: three files of four-bit experts
+RESULT_FOLDERS = ("data", "models", ".cache", ".ckpt", ".dvc/cache")
 
 
 @cache
 def cards() -> list[tuple[str, float]]:
-    """Name and GiB of memory of every CUDA device."""
-    import torch  # a second or two, which stages without a tensor need not wait
+    """Return name and memory in GiB of every CUDA device."""
+    import torch  # slow to import, and most stages on a CPU do not need it here
 
-    found = [
-        torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())
-    ]
-    return [(card.name, card.total_memory / 2**30) for card in found]
+    devices = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [(device.name, device.total_memory / 2**30) for device in devices]
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def held_gib(root: Path) -> float:
-    """GiB that runs have made below the root already; a file that is linked twice counts once."""
+    """Return the GiB of results below the root. A file with two hard links counts once."""
     sizes = {}
-    for folder in MADE:
+    for folder in RESULT_FOLDERS:
         for path, _, names in os.walk(root / folder):
             for name in names:
                 stat = os.lstat(os.path.join(path, name))
@@ -49,7 +48,7 @@ def held_gib(root: Path) -> float:
 
 
 def hub_cache() -> Path:
-    """The nearest folder to huggingface_hub's cache that is there."""
+    """Return huggingface_hub's cache folder, or its nearest parent that exists."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     path = Path(HF_HUB_CACHE).absolute()
@@ -57,25 +56,22 @@ def hub_cache() -> Path:
 
 
 def is_cached(model: str, revision: str) -> bool:
-    """Whether every weight file of a revision of a hub model is on this disk."""
+    """Return whether every weight file of a revision of a hub model is on this disk."""
     from huggingface_hub import try_to_load_from_cache
 
     from crawl2cart.core.files import read_json
 
-    index = try_to_load_from_cache(model, "model.safetensors.index.json", revision=revision)
-    files = (
-        set(read_json(index)["weight_map"].values())
-        if isinstance(index, str)
-        else {"model.safetensors"}
-    )
-    return all(
-        isinstance(try_to_load_from_cache(model, name, revision=revision), str)
-        for name in files | {"config.json"}
-    )
+    def cached(name: str) -> str | None:
+        path = try_to_load_from_cache(model, name, revision=revision)
+        return path if isinstance(path, str) else None
+
+    index = cached("model.safetensors.index.json")
+    weights = set(read_json(index)["weight_map"].values()) if index else {"model.safetensors"}
+    return all(map(cached, weights | {"config.json"}))
 
 
 def hub_fault(model: str, revision: str) -> str | None:
-    """Why this revision of a hub model can not be had, None if it is here or can be fetched."""
+    """Say why a revision of a hub model is not available, None if it is."""
     import httpx2
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
@@ -86,80 +82,124 @@ def hub_fault(model: str, revision: str) -> str | None:
 
     if is_cached(model, revision):
         return None
-    remedy = "Fetch it where there is a network (`hf download`), bring the cache here and point HF_HOME at it."
+    hub, folder = f"The hub at {constants.ENDPOINT}", constants.HF_HUB_CACHE
+    remedy = (
+        "Fetch it on a machine with a network (`hf download`), copy the cache to this machine and "
+        "set HF_HOME to it."
+    )
     if constants.HF_HUB_OFFLINE:
-        return f"{model} at revision {revision} is not in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set. {remedy}"
+        return (
+            f"{model} at revision {revision} is not in {folder} and HF_HUB_OFFLINE is set. {remedy}"
+        )
     try:
-        HfApi().model_info(model, revision=revision, timeout=SECONDS_TO_ANSWER)
+        HfApi().model_info(model, revision=revision, timeout=TIMEOUT_SECONDS)
     except RevisionNotFoundError:
-        return f"The hub at {constants.ENDPOINT} has no revision {revision} of {model}. Correct midtrain.revision in the profile."
+        return (
+            f"{hub} has no revision {revision} of {model}. Correct midtrain.revision in the "
+            "profile."
+        )
     except RepositoryNotFoundError:
-        return f"The hub at {constants.ENDPOINT} shows no {model} to you. Correct midtrain.base_model, or set HF_TOKEN if it is private."
+        return (
+            f"{hub} does not show you {model}. Correct midtrain.base_model, or set HF_TOKEN if the "
+            "model is private."
+        )
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        return f"The hub at {constants.ENDPOINT} does not give {model} ({type(error).__name__}). {remedy}"
+        return f"{hub} does not give {model} ({type(error).__name__}). {remedy}"
     free = shutil.disk_usage(hub_cache()).free / 2**30
     if free < HUB_GIB:
-        return f"{free:.1f} GiB are free at {constants.HF_HUB_CACHE}, {HUB_GIB} GiB are needed for {model}. Free some, or set HF_HOME."
+        return (
+            f"{free:.1f} GiB are free at {folder}, {model} needs {HUB_GIB} GiB. Free some space, "
+            "or set HF_HOME to another disk."
+        )
     return None
 
 
 def crawl_fault(base: str, crawl: str) -> str | None:
-    """Why the list of a crawl's files can not be had, None if it can. S3 is not asked: that would need credentials."""
+    """Say why the file list of a crawl is not available, None if it is.
+
+    base: address that the crawl's paths are below. S3 is not checked, since that needs credentials.
+    """
     if not base.startswith("http"):
         return None
     address = f"{base}crawl-data/{crawl}/warc.paths.gz"
+    request = urllib.request.Request(address, method="HEAD")
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(address, method="HEAD"), timeout=SECONDS_TO_ANSWER
-        ).close()
+        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()
     except (urllib.error.URLError, OSError) as error:
         return (
-            f"Common Crawl's {address} can not be had ({error}). Is there a network? A mirror: download.base; files of your "
-            "own: download.source=files."
+            f"Common Crawl's {address} is not available ({error}). Check the network, set "
+            "download.base to a mirror, or use files of your own (download.source=files)."
         )
     return None
 
 
 def faults(params: Params, profile: Profile, root: Path) -> list[str]:
-    """What this machine lacks for a profile, a sentence each with its remedy. Asks the network only for what is not here."""
-    needs, found = profile.requirements, []
-    memory, free = (
-        psutil.virtual_memory().total / 2**30,
-        shutil.disk_usage(root).free / 2**30 + held_gib(root),
-    )
-    if profile.device == "cuda" and not cards():
-        found.append(
-            "torch finds no CUDA device, and this profile computes on one. Install a driver and the CUDA build of torch "
-            "(`rm -r .venv && make setup` takes it where there is one), or choose `profile: cpu`."
-        )
-    elif profile.device == "cuda" and cards()[0][1] < needs.card_gib:
-        found.append(
-            f"The card {cards()[0][0]} has {cards()[0][1]:.0f} GiB, {needs.card_gib} GiB are needed. Take one of 80 GB, "
-            "or shorten sft.max_length and dpo.max_length in the profile and lower needs.card_gib."
-        )
-    if memory < needs.memory_gib:
-        found.append(
-            f"The machine has {memory:.1f} GiB of memory, {needs.memory_gib} GiB are needed. Take a larger one."
-        )
-    if free < needs.disk_gib:
-        found.append(
-            f"{free:.1f} GiB of disk are free or hold results already, {needs.disk_gib} GiB are needed. Free some, take "
-            "fewer files (download.files), or let DVC link instead of copy (`dvc config --local cache.type hardlink`)."
-        )
+    """Return one message, with its remedy, for each thing that this machine lacks.
+
+    Asks the network only for what is not on this disk.
+    """
+    needs = profile.requirements
+    messages = [
+        card_fault(profile),
+        memory_fault(needs.memory_gib),
+        disk_fault(needs.disk_gib, root),
+    ]
     if profile.midtrain.base_model != "pretrained":
-        found.append(hub_fault(profile.midtrain.base_model, profile.midtrain.revision))
+        messages.append(hub_fault(profile.midtrain.base_model, profile.midtrain.revision))
     download = params.download.at(profile.download)
     if download.source == "commoncrawl" and not (root / "data" / "raw" / "manifest.json").is_file():
-        found.append(crawl_fault(download.base, download.crawl))
-    return [fault for fault in found if fault]
+        messages.append(crawl_fault(download.base, download.crawl))
+    return [message for message in messages if message]
+
+
+def card_fault(profile: Profile) -> str | None:
+    """Say what is wrong with the card, None if the profile needs none or it is large enough."""
+    if profile.device != "cuda":
+        return None
+    if not cards():
+        return (
+            "This profile computes on a card, and torch finds no CUDA device. Install a driver and "
+            "the CUDA build of torch (`rm -r .venv && make setup` takes it where there is a card), "
+            "or set `profile: cpu`."
+        )
+    (name, gib), needed = cards()[0], profile.requirements.card_gib
+    if gib < needed:
+        return (
+            f"The card {name} has {gib:.0f} GiB, {needed} GiB are needed. Take one of 80 GB, or "
+            "lower sft.max_length, dpo.max_length and requirements.card_gib in the profile."
+        )
+    return None
+
+
+def memory_fault(needed: int) -> str | None:
+    """Say that the machine has less memory than needed (GiB), None if it has enough."""
+    memory = psutil.virtual_memory().total / 2**30
+    if memory >= needed:
+        return None
+    return (
+        f"The machine has {memory:.1f} GiB of memory, {needed} GiB are needed. Take a larger one."
+    )
+
+
+def disk_fault(needed: int, root: Path) -> str | None:
+    """Say that the disk is too small (GiB, results included), None if it is not."""
+    available = shutil.disk_usage(root).free / 2**30 + held_gib(root)
+    if available >= needed:
+        return None
+    return (
+        f"{available:.1f} GiB of disk are free or hold results, {needed} GiB are needed. Free some "
+        "space, take fewer files (download.files), or let DVC link instead of copy "
+        "(`dvc config --local cache.type hardlink`)."
+    )
 
 
 def check_machine(params: Params, root: Path) -> None:
-    """Raises UserError with all that lacks if the chosen profile computes on a card."""
-    profile: Profile = getattr(params.profiles, params.profile)
-    if profile.device == "cuda" and (found := faults(params, profile, root)):
+    """Raise UserError if the active profile computes on a card and this machine lacks something."""
+    if params.active_profile.device != "cuda":
+        return
+    if messages := faults(params, params.active_profile, root):
         raise UserError(
-            "this machine lacks what the profile needs, so nothing was started.\n  "
-            + "\n  ".join(found)
-            + f"\n`make check PROFILE={params.profile}` says more."
+            "This machine lacks what the profile needs, so nothing was started.\n  "
+            + "\n  ".join(messages)
+            + f"\n`make check PROFILE={params.profile}` gives the details."
         )

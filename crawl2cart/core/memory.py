@@ -1,11 +1,14 @@
-"""The most memory that a process has held at once."""
+"""Measure the peak memory of this process."""
 
 import resource
 import sys
 
 
 def peak_memory_bytes(children: bool = False) -> int:
-    """Of this process; with children, of the largest of it and those it has waited for."""
+    """Return the peak resident memory of this process in bytes.
+
+    children: the largest peak of this process and of the child processes that it has waited for.
+    """
     whose = (
         (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) if children else (resource.RUSAGE_SELF,)
     )

@@ -1,4 +1,7 @@
-"""Numbers for people and for `dvc metrics diff`: finite, rounded once, in a fixed order, free of timings."""
+"""Write metrics and learning curves: finite numbers, rounded once, in a fixed order.
+
+Timings do not belong here: outs are the same bytes on every run.
+"""
 
 import fnmatch
 import math
@@ -10,13 +13,17 @@ import numpy as np
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_file, write_json
 
-# Digits of a metric; and of a curve, where two runs that should be the same are compared: as many as float32 has.
-SIGNIFICANT_DIGITS, CURVE_DIGITS = 5, 7
-RESAMPLES = 1000  # of a bootstrap
+SIGNIFICANT_DIGITS = 5  # of a metric
+CURVE_DIGITS = 7  # of a curve: as many as float32 has, so that two runs can be compared
+RESAMPLES = 1000  # of the bootstrap
 
 
 def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
-    """The value with every float cut to so many significant digits. Raises UserError on a float that is not finite."""
+    """Return the value with every float rounded to `digits` significant digits.
+
+    value: a number, or nested dicts and lists of them. Raises UserError on a float that is not
+    finite.
+    """
     if isinstance(value, dict):
         return {str(key): rounded(inner, digits) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -24,48 +31,51 @@ def rounded(value: object, digits: int = SIGNIFICANT_DIGITS) -> object:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise UserError(
-                f"A metric is {value}: the run before it went wrong; look at its log under runs/."
+                f"A metric is {value}, so the training or the measurement went wrong. "
+                "See the output of the stage."
             )
         return float(f"{value:.{digits}g}")
     return value
 
 
 def write_metrics(path: Path | str, values: dict, headlines: Sequence[str] = ()) -> None:
-    """Writes one metrics file, `{model or group: {metric: value}}`, and those that `dvc metrics` shows beside it: headlines/<name>.
+    """Write a metrics file, and headlines/<name> with the few that `dvc metrics` shows.
 
-    headlines: dotted names, in which `*` stands for any name ("*.tool_accuracy"); what a run did not measure is left out.
+    values: {model or group: {metric: value}}. headlines: dotted names, in which `*` stands for any
+    name ("*.tool_accuracy"); a metric that was not measured is left out.
     """
     path, values = Path(path), rounded(values)
     write_json(path, values)
     if headlines:
         (path.parent / "headlines").mkdir(exist_ok=True)
-        write_json(path.parent / "headlines" / path.name, chosen(values, headlines))
+        write_json(path.parent / "headlines" / path.name, select(values, headlines))
 
 
-def chosen(values: dict, names: Sequence[str]) -> dict:
-    """The groups with those of their metrics that the names fit."""
-    found: dict[str, dict] = {}
+def select(values: dict, names: Sequence[str]) -> dict:
+    """Return the metrics that match one of the dotted names, in their groups."""
+    selected: dict[str, dict] = {}
     for name in names:
         group_name, metric = name.split(".")
         for group in fnmatch.filter(values, group_name):
             if metric in values[group]:
-                found.setdefault(group, {})[metric] = values[group][metric]
-    return found
+                selected.setdefault(group, {})[metric] = values[group][metric]
+    return selected
 
 
 def write_curve(path: Path | str, rows: list[dict]) -> None:
-    """Writes a learning curve as tab-separated values with a header; all rows have the keys of the first."""
+    """Write a learning curve as tab-separated values with a header. All rows have the same keys."""
     columns = list(rows[0])
-    lines = ["\t".join(columns)]
-    lines += [
-        "\t".join(str(rounded(row[column], CURVE_DIGITS)) for column in columns) for row in rows
-    ]
+    cells = [[str(rounded(row[column], CURVE_DIGITS)) for column in columns] for row in rows]
+    lines = ["\t".join(line) for line in [columns, *cells]]
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
 
 def share_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share. Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953."""
+    """Return the 95 % Wilson interval of hits / n, (0, 1) if n is 0.
+
+    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
+    """
     if n == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -75,7 +85,10 @@ def share_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean, for values that are no hits and misses. Efron 1979, https://doi.org/10.1214/aos/1176344552."""
+    """Return the 95 % bootstrap interval of the mean, (0, 0) without values.
+
+    For values other than hits and misses. Efron 1979, https://doi.org/10.1214/aos/1176344552
+    """
     if not values:
         return 0.0, 0.0
     draws = np.random.default_rng(seed).choice(

@@ -1,4 +1,4 @@
-"""Checkpoints that one stage hands to the next: one folder with weights, config and tokenizer."""
+"""Check model folders, which hold weights, config and tokenizer."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,12 @@ WEIGHTS = "model.safetensors"
 
 
 def check_model(folder: Path | str) -> dict:
-    """Returns the config of a model folder after checking that weights, config and tokenizer are there and whole.
+    """Return the config of a model folder after checking its weights, config and tokenizer.
 
-    Raises UserError naming the missing or damaged file and the remedy.
+    Raises UserError that names the missing or damaged file and what to do.
     """
     folder = Path(folder)
-    files = sorted(
-        folder.glob("*.safetensors")
-    )  # a model of the hub may have its weights in several
+    files = sorted(folder.glob("*.safetensors"))  # a model of the hub may have several
     for name in (WEIGHTS, "config.json", "tokenizer.json"):
         if not (folder / name).is_file() and not (name == WEIGHTS and files):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Progress that a person can read on a terminal and in a log."""
+"""Show progress on a terminal and in a log."""
 
 import sys
 import time
@@ -16,10 +16,12 @@ SECONDS_BETWEEN_LINES = 15.0
 def progress(
     items: Iterable[Item], name: str, unit: str, total: int | None = None, first: int = 0
 ) -> Iterator[Item]:
-    """Yields the items, showing rate and remaining time: a bar on a terminal, a plain line now and then elsewhere.
+    """Yield the items and show rate and remaining time.
 
-    first: how many items an earlier run has done already. total: all items, the earlier ones included. Of several processes only the
-    first speaks.
+    On a terminal this is a bar, elsewhere a line every 15 seconds.
+
+    first: items that an earlier run has done. total: all items, those included. Of several
+    processes only the first prints.
     """
     if not is_first():
         yield from items
@@ -30,16 +32,17 @@ def progress(
         yield from tqdm(items, desc=name, unit=f" {unit}", total=total, initial=first)
         return
     units = f"{unit}{'es' if unit.endswith(('s', 'x', 'ch')) else 's'}"
-    started = spoken = time.monotonic()
+    started = last_line = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - spoken >= SECONDS_BETWEEN_LINES:
+        if now - last_line >= SECONDS_BETWEEN_LINES:
             rate = done / (now - started)
-            left = (total - first - done) / rate
+            seconds_left = (total - first - done) / rate
+            counts = f"{first + done:,} of {total:,} {units}"
             print(
-                f"{name}: {first + done:,} of {total:,} {units}, {rate:,.1f} a second, {left:,.0f} s left",
+                f"{name}: {counts}, {rate:,.1f} per second, {seconds_left:,.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )
-            spoken = now
+            last_line = now

@@ -1,6 +1,6 @@
-"""What every stage does around its work: parameters, hashes at both ends, locks, signals, errors in words.
+"""Run a stage: read its parameters, hash its inputs before and after, lock, handle signals.
 
-A stage file ends with `run(main)`. `main` gets a Stage and the words of the command line.
+A stage file ends with `run(main)`. `main` gets a Stage and the arguments of the command line.
 """
 
 import contextlib
@@ -28,69 +28,73 @@ from crawl2cart.core.memory import peak_memory_bytes
 from crawl2cart.core.params import Listed, Params, read_params
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STARTER = "CRAWL2CART_STARTER"  # in the environment of a process that a stage started: the process id of that stage
-SECONDS_BETWEEN_LOOKS_AT_THE_PARENT = 0.5
+STARTER = "CRAWL2CART_STARTER"  # environment variable: process id of the stage that started us
+PARENT_POLL_SECONDS = 0.5
 
 
 class Stage:
     """One run of one stage in the current folder.
 
-    name: as in dvc.yaml, `filter` or `pretrain@gru`. params: the parameters that dvc.yaml lists for it and no others
-    (`stage.params.seed`, `stage.params.filter.min_words`, `stage.params.profile.threads`).
-    key: hash of code, inputs and parameters. Equal keys mean equal outs.
+    name: as in dvc.yaml, `filter` or `pretrain@gru`.
+    params: the parameters that dvc.yaml lists for it and no others (`stage.params.seed`,
+    `stage.params.filter.min_words`, `stage.params.profile.threads`).
+    fingerprint: hash of code, inputs and parameters. Equal fingerprints mean equal outs.
     """
 
     def __init__(self, name: str):
         self.name = name
         self.root = Path.cwd()
-        self._all_params: Params = read_params(self.root / "params.yaml")
-        known = definitions(self.root, self._all_params.profile)
-        if name not in known:
-            raise UserError(f"dvc.yaml has no stage {name}. It has: {', '.join(known)}.")
-        self.definition: Definition = known[name]
-        self.params = Listed(self._all_params, self.definition.params)
+        self.definition = read_definition(self.root, name)
+        self.params = Listed(self.read_params(), self.definition.params)
         self.work: Counter = Counter()
 
     @property
     def program(self) -> list[str]:
-        """What follows `python` to run this stage."""
-        module, *words = self.name.split("@")
-        return ["-m", f"stages.{module}", *words]
+        """The arguments of `python` that run this stage."""
+        module, *items = self.name.split("@")
+        return ["-m", f"stages.{module}", *items]
 
     def log_cost(self, tokens: int, flops: float) -> None:
-        """Adds to what the ledger notes of this run: tokens that a model was trained on, and what that took in
-        floating-point operations."""
+        """Add trained tokens and their floating-point operations to the costs of this run."""
         self.work.update(tokens=tokens, flops=flops)
 
     @property
     def repo_root(self) -> Path:
-        """The folder in which work survives: the repository, also when DVC runs in a temporary copy of it."""
+        """The repository, also when DVC runs the stage in a temporary copy of it."""
         return Path(os.environ.get("DVC_ROOT", self.root))
 
     @property
     def cache_dir(self) -> Path:
-        """Where finished pieces of work are kept by content key, outside the outs that DVC deletes."""
+        """Where finished pieces of work survive a restart, outside the outs that DVC deletes."""
         return self.repo_root / ".cache" / self.name
 
+    def read_params(self) -> Params:
+        """Read params.yaml and check the sections that are listed for this stage."""
+        return read_params(self.root / "params.yaml", self.definition.params)
+
     def param_values(self) -> dict[str, object]:
-        """The listed parameters by dotted key, as they stand in params.yaml now."""
-        current = read_params(self.root / "params.yaml")
+        """Return the listed parameters by dotted key, as they are in params.yaml now."""
+        current = self.read_params()
         return {key: current.get(key) for key in self.definition.params}
 
     @cached_property
     def inputs(self) -> dict[str, dict[str, tuple[int, int, str]]]:
-        """Every file below the dependencies: size, time of change in ns, sha256. A missing one is a UserError."""
-        found = {}
+        """The files below each dependency: size, modification time in ns, SHA-256.
+
+        Raises UserError if a dependency is missing.
+        """
+        inputs = {}
         for dependency in self.definition.deps:
             path = self.root / dependency
             if not path.exists():
                 raise UserError(
-                    f"{self.name} needs {dependency}, which is missing. `dvc repro {self.name}` makes it."
+                    f"{self.name} needs {dependency}, which is missing. "
+                    f"`dvc repro {self.name}` makes it."
                 )
-            found[dependency] = {
+            inputs[dependency] = {
                 str(file.relative_to(self.root)): stat_file(file) for file in files_below(path)
             }
-        return found
+        return inputs
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,34 +109,41 @@ class Stage:
         return self.param_values()
 
     def check_unchanged(self) -> None:
-        """Raises UserError if code, inputs or parameters are not what they were at the start.
+        """Raise UserError if code, inputs or parameters changed since the start.
 
-        DVC hashes dependencies after the command (treeverse/dvc#11058): without this it would record results of the
-        old code under the hash of the new one.
+        DVC hashes dependencies after the command (treeverse/dvc#11058), so it would record results
+        of the old code under the hash of the new one.
         """
         changed = [
             key for key, value in self.param_values().items() if value != self._start_params[key]
         ]
         for dependency, before in self.inputs.items():
-            now = {
-                str(file.relative_to(self.root)): file
-                for file in files_below(self.root / dependency)
-            }
+            files = files_below(self.root / dependency)
+            now = {str(file.relative_to(self.root)): file for file in files}
             for name in sorted(before.keys() | now.keys()):
-                if name not in now or name not in before:
-                    changed.append(name)
-                    continue
-                size, changed_ns, digest = before[name]
-                stat = now[name].stat()
-                if (stat.st_size, stat.st_mtime_ns) != (size, changed_ns) and file_hash(
-                    now[name]
-                ) != digest:
+                if name not in now or name not in before or is_changed(now[name], before[name]):
                     changed.append(name)
         if changed:
             raise UserError(
-                f"{', '.join(changed)} changed while {self.name} was running, so its result belongs to no "
-                "version of the project and is thrown away. Run it again."
+                f"{', '.join(changed)} changed while {self.name} was running, so its result "
+                "belongs to no version of the project and is deleted. Run it again."
             )
+
+
+def read_definition(root: Path, name: str) -> Definition:
+    """Return a stage of dvc.yaml on the active profile. Raises UserError if there is none."""
+    profile = read_params(root / "params.yaml", keys=()).profile
+    stages = definitions(root, profile)
+    if name not in stages:
+        raise UserError(f"dvc.yaml has no stage {name}. It has: {', '.join(stages)}.")
+    return stages[name]
+
+
+def is_changed(file: Path, before: tuple[int, int, str]) -> bool:
+    """Return whether a file's bytes differ. before: its size, modification time and SHA-256."""
+    size, modified_ns, digest = before
+    stat = file.stat()
+    return (stat.st_size, stat.st_mtime_ns) != (size, modified_ns) and file_hash(file) != digest
 
 
 def stat_file(file: Path) -> tuple[int, int, str]:
@@ -142,108 +153,122 @@ def stat_file(file: Path) -> tuple[int, int, str]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock on `path`. The kernel lets go of it when the process dies, however it dies."""
+    """Hold a lock on `path`, which the kernel releases when the process dies.
+
+    what: names the holder in the error. Raises UserError if another process holds the lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another process is running {what} here. Wait for it or end it, then run again."
+                f"Another process is running {what} here. Wait for it or stop it, then run again."
             ) from error
         yield
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes, speaks and holds locks, of those that torchrun, Accelerate or a stage started for one
-    run; alone without them."""
+    """Return whether this process is the one of its run that writes, prints and holds locks.
+
+    It is the only process, or that of rank 0 where torchrun, Accelerate or a stage started several.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
 def die_with_parent() -> None:
-    """Ends this process when the one that started it ends: DVC killed alone would leave its trainer running.
+    """End this process when its parent ends, so that killing DVC does not leave a trainer running.
 
-    The first of several processes has outs and locks to see to. The others have nothing, and are killed: they may be waiting for the
-    first within torch, where Python answers no SIGTERM.
+    The first of several processes gets SIGTERM, since it has outs and locks to clean up. The others
+    get SIGKILL: they may wait inside torch for the first, where Python handles no signal.
     """
-    parent, ending = (
-        int(os.environ.get(STARTER, os.getppid())),
-        signal.SIGTERM if is_first() else signal.SIGKILL,
-    )
+    parent = int(os.environ.get(STARTER, os.getppid()))
+    number = signal.SIGTERM if is_first() else signal.SIGKILL
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ending)
-        if os.getppid() != parent:  # it died before that call
-            os.kill(os.getpid(), ending)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died before the call
+            os.kill(os.getpid(), number)
         return
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS_AT_THE_PARENT)
-        os.kill(os.getpid(), ending)
+            time.sleep(PARENT_POLL_SECONDS)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def stop_on(number: int, _frame: object) -> None:
-    """Turns a signal into SystemExit, so that every `finally` runs and the exit status is 128 + the signal's number."""
+    """Turn a signal into SystemExit with status 128 + its number, so that every `finally` runs."""
     raise SystemExit(128 + number)
 
 
 def run(main: Callable[..., None]) -> None:
-    """Runs a stage module as a program: `python -m stages.filter`, `python -m stages.pretrain gru`.
+    """Run a stage module as a program: `python -m stages.filter`, `python -m stages.pretrain gru`.
 
-    `--help` prints the module's docstring. Any failure ends in a non-zero exit status, so that DVC records nothing:
-    1 for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
+    `--help` prints the module's docstring. Any failure ends with a non-zero exit status, so that
+    DVC records nothing: 1 for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
     """
     module = sys.modules[main.__module__]
-    words = sys.argv[1:]
-    if "--help" in words or "-h" in words:
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
         print(module.__doc__.strip())
         return
     signal.signal(signal.SIGTERM, stop_on)
     signal.signal(signal.SIGINT, stop_on)
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # of DVC, of torchrun or of a stage
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:  # started by DVC, torchrun or a stage
         die_with_parent()
     module_name = module.__spec__.name.removeprefix("stages.")
-    name = "@".join([module_name, *words[:1]])
+    name = "@".join([module_name, *arguments[:1]])
+    code = sys._getframe(1).f_code
+    lock = exclusive(Path.cwd() / "runs" / f"{name}.lock", name)
     try:
-        with (
-            exclusive(Path.cwd() / "runs" / f"{name}.lock", name)
-            if is_first()
-            else contextlib.nullcontext()
-        ):
+        with lock if is_first() else contextlib.nullcontext():
             try:
-                started = time.monotonic()
-                stage = Stage(name)
-                check_machine(stage._all_params, stage.repo_root)
-                print(f"{name}: key {stage.fingerprint}", flush=True)
-                check_is_loaded(sys._getframe(1).f_code)
-                main(stage, *words)
-                stage.check_unchanged()
-                if is_first():
-                    note_cost(stage, time.monotonic() - started)
+                run_checked(name, main, arguments, code)
             except UserError:
                 if is_first():
-                    remove_outs(name)  # under the lock: the outs may be another run's
+                    remove_outs(name)  # under the lock, since another run may have made them
                 raise
-    except UserError as problem:
-        sys.exit(f"{name}: {problem}")
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+
+
+def run_checked(name: str, main: Callable[..., None], arguments: list[str], code: CodeType) -> None:
+    """Run `main` with all checks before and after. code: the stage's file as Python compiled it."""
+    started = time.monotonic()
+    stage = Stage(name)
+    params_path = stage.root / "params.yaml"
+    if read_params(params_path, keys=()).active_profile.device == "cuda":
+        check_machine(read_params(params_path), stage.repo_root)
+    print(f"{name}: key {stage.fingerprint}", flush=True)
+    check_is_loaded(code)
+    main(stage, *arguments)
+    stage.check_unchanged()
+    if is_first():
+        write_cost(stage, time.monotonic() - started)
 
 
 def check_is_loaded(code: CodeType) -> None:
-    """Raises UserError if a stage's file is not what runs: it was edited after Python read it and before it was hashed, while
-    packages were imported, which takes seconds. code: what Python made of the file."""
+    """Raise UserError if the stage's file was edited after Python read it.
+
+    That can happen while packages are imported, which takes seconds and comes before the hashing.
+    code: the file as Python compiled it.
+    """
     file = Path(code.co_filename)
     if compile(file.read_bytes(), file, "exec", dont_inherit=True) != code:
         raise UserError(f"{file.name} changed while it was starting. Run it again.")
 
 
-def note_cost(stage: Stage, seconds: float) -> None:
-    """Notes what the run took in runs/<stage>.json, which no out may hold: outs are the same bytes on every run.
+def write_cost(stage: Stage, seconds: float) -> None:
+    """Write what the run cost into runs/<stage>.json.
 
-    Memory is that of the largest process; read are the stage's inputs, written its outs.
+    Outs may not hold it, since they are the same bytes on every run. Memory is that of the largest
+    process; `read_bytes` are the stage's inputs, `written_bytes` its outs.
     """
     cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    card_bytes = cuda.max_memory_allocated() if cuda and cuda.is_initialized() else 0
+    inputs = [file for group in stage.inputs.values() for file in group.values()]
     outs = [file for out in stage.definition.outs for file in files_below(stage.root / out)]
     write_json(
         stage.repo_root / "runs" / f"{stage.name}.json",
@@ -252,23 +277,19 @@ def note_cost(stage: Stage, seconds: float) -> None:
             "tokens": stage.work["tokens"],
             "flops": stage.work["flops"],
             "peak_memory_mib": round(peak_memory_bytes(children=True) / 2**20, 1),
-            "peak_card_mib": round(cuda.max_memory_allocated() / 2**20, 1)
-            if cuda and cuda.is_initialized()
-            else 0,
-            "read_bytes": sum(
-                size for group in stage.inputs.values() for size, _, _ in group.values()
-            ),
+            "peak_card_mib": round(card_bytes / 2**20, 1),
+            "read_bytes": sum(size for size, _, _ in inputs),
             "written_bytes": sum(file.stat().st_size for file in outs),
         },
     )
 
 
 def remove_outs(name: str) -> None:
-    """A failed stage leaves no outs: what it had finished before the failure would look complete."""
+    """Remove the outs of a failed stage, since the finished ones would look complete."""
     root = Path.cwd()
     try:
-        outs = definitions(root, read_params(root / "params.yaml").profile)[name].outs
-    except (UserError, KeyError):
+        outs = read_definition(root, name).outs
+    except UserError:
         return
     for out in outs:
         path = root / out

@@ -28,8 +28,8 @@ import daft  # noqa: E402
 
 from crawl2cart.core.errors import UserError  # noqa: E402
 from crawl2cart.core.files import atomic_file  # noqa: E402
-from crawl2cart.core.params import Filter  # noqa: E402
 from crawl2cart.core.progress import progress  # noqa: E402
+from crawl2cart.crawl.params import Filter  # noqa: E402
 
 Item = TypeVar("Item")
 Work = Callable[[Path, Path], None]

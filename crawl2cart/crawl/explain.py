@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import atomic_file
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.filters.page_filters import Page, checks
 from crawl2cart.crawl.filters.topic_classifier import Weights
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.shards import batches, by_reason, read_counts
 from crawl2cart.crawl.warc.records import read_records
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crawl2cart.core.files import atomic_file, read_json, write_json
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.executor import Task, run_tasks
 from crawl2cart.crawl.filters.page_filters import SHARD, filter_page
 from crawl2cart.crawl.filters.topic_classifier import Weights
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.warc.records import read_records
 
 COUNTS = b"counts"

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from crawl2cart.core.dvc_yaml import definitions
 from stages.report import DATA
 from tests.conftest import DVC, ENVIRONMENT, ROOT, dvc
-from tests.unit.test_dvc_consistency import covered, entry, reachable
+from tests.unit.test_dvc_consistency import covered, reachable
 
 pytestmark = pytest.mark.slow
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -125,7 +125,7 @@ def not_opened(name: str) -> set[str]:
     requirements.txt, which stands for the installed packages.
     """
     stage = definitions(ROOT, "smoke")[name]
-    at_once = reachable(entry(stage), at_once=True)
+    at_once = reachable(stage, at_once=True)
     lazy = {dep for dep in stage.deps if not any(covered(file, (dep,)) for file in at_once)}
     return {"requirements.txt"} | {dep for dep in lazy if dep.startswith("crawl2cart/")}
 
@@ -147,9 +147,7 @@ def test_a_stage_needs_no_file_but_those_listed_and_opens_each(finished, tmp_pat
 
 
 def test_a_file_that_is_not_listed_and_one_that_is_not_opened_are_found(finished, tmp_path):
-    for number, missing in enumerate(
-        ("crawl2cart/router", "data/queries")
-    ):  # an import, and data
+    for number, missing in enumerate(("crawl2cart/router", "data/queries")):  # an import, and data
         assert alone(finished, tmp_path / str(number), "router", drop=missing)[0] != 0
     assert (
         alone(finished, tmp_path / "native", "encode", drop="data/corpus")[0] != 0

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.compute as pc
 import xxhash
 
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.dedup.minhash import components, near_pairs
 from crawl2cart.crawl.executor import daft, start_engine
 from crawl2cart.crawl.filters.blocklist import host_of
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.shards import batches
 
 CREDITS_A_SOURCE = re.compile(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.dedup.clusters import Copies, find_copies
 from crawl2cart.crawl.dedup.lines import cut_lines, repeated_lines
 from crawl2cart.crawl.filters.decontaminate import HeldOutNgrams
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.shards import batches
 
 # In the order in which they are applied.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.dedup.fingerprint import text_key
 from crawl2cart.crawl.extract.extract import MAX_DEPTH, decode, is_html, main_text, nesting, tidy
 from crawl2cart.crawl.filters.blocklist import is_blocked, url_words
@@ -18,6 +17,7 @@ from crawl2cart.crawl.filters.language import language, may_be
 from crawl2cart.crawl.filters.pii import MASKS, mask
 from crawl2cart.crawl.filters.quality import NO_END, bounds_of, quality_checks
 from crawl2cart.crawl.filters.topic_classifier import Weights, topic_score
+from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.warc.records import Record
 
 # large_string: a string column holds 2 GiB, and the texts of a crawl may be more.

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crawl2cart.core.params import Filter
 from crawl2cart.crawl.filters.check import Check
 from crawl2cart.crawl.filters.wordlists import ADULT_WORDS, FUNCTION_WORDS, LEGAL_PHRASES
+from crawl2cart.crawl.params import Filter
 
 Bounds = dict[str, tuple[float, float]]
 

@@ -18,10 +18,10 @@ from crawl2cart.dialogues.entity_randomization import EntityRandomizer
 from crawl2cart.dialogues.generator import shop_vocabulary
 from crawl2cart.dialogues.tokenized import (
     ARGUMENTS,
-    TOOL_CHOICE,
-    OPENING,
     CONTEXT,
+    OPENING,
     REPLY,
+    TOOL_CHOICE,
     Example,
     encode,
 )

@@ -229,7 +229,8 @@ def test_repetition_counts_runs_of_four_words():
 def test_right_answers_measure_as_right(dialogues, tmp_path, monkeypatch):
     (tmp_path / "data" / "sft").mkdir(parents=True)
     write_json(
-        tmp_path / "data" / "sft" / "lexicon.json", shop_vocabulary(dialogue_generator(STORE, 7)).to_dict()
+        tmp_path / "data" / "sft" / "lexicon.json",
+        shop_vocabulary(dialogue_generator(STORE, 7)).to_dict(),
     )
     monkeypatch.chdir(tmp_path)
     turns = [row for dialogue in dialogues[:20] for row in to_examples(dialogue)]
@@ -336,7 +337,10 @@ def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
     ]
     (folder / "data" / "sft").mkdir(parents=True)
     write_jsonl(folder / "data" / "sft" / "validation.jsonl", chosen)
-    write_json(folder / "data" / "sft" / "lexicon.json", shop_vocabulary(dialogue_generator(STORE, 7)).to_dict())
+    write_json(
+        folder / "data" / "sft" / "lexicon.json",
+        shop_vocabulary(dialogue_generator(STORE, 7)).to_dict(),
+    )
     return folder, kept
 
 
