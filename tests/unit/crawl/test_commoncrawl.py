@@ -180,7 +180,7 @@ def test_a_kept_file_that_has_rotted_is_fetched_again(place, server):
 
 
 def test_it_says_who_asks_and_keeps_to_four_connections(place, server):
-    choose(place, files=6, contact="crawls@saltnes.example")
+    choose(place, files=6, user_agent_contact="crawls@saltnes.example")
     server.misbehave = lambda request: Wrong(drip=0.0005) if request.method == "HEAD" else None
     run_stage()
     assert server.agents == {"crawl2cart (crawls@saltnes.example)"}
@@ -270,7 +270,7 @@ def test_what_always_fails_is_an_error_in_words(path, wrong, place, server):
     server.misbehave = lambda request: (
         wrong if request.path.endswith(path) and request.method == "GET" else None
     )
-    choose(place, attempts=4)
+    choose(place, max_attempts=4)
     with pytest.raises(
         UserError, match=rf"{path}: .*(attempt 4 of 4|came twice with the same bytes)"
     ):
@@ -365,7 +365,7 @@ def test_attempts_that_bring_much_are_no_failures(place, server):
     server.misbehave = lambda request: (
         Wrong(cut=1200 << 10) if request.method == "GET" and "/warc/" in request.path else None
     )
-    choose(place, attempts=2)
+    choose(place, max_attempts=2)
     assert fetched() == [large]
     assert len(server.asked(first(server))) == 6
 
@@ -378,7 +378,7 @@ def test_ctrl_c_ends_it_at_once_though_a_server_is_silent(place, server):
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.download"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    while len(server.asked(".warc.gz")) < 4:
+    while len(server.asked(".warc.gz")) < 4 and (process.poll() is None or print(process.stderr.read().decode())):
         time.sleep(0.02)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -433,7 +433,7 @@ def test_a_crawl_that_does_not_exist_is_named(place):
 
 
 def test_nobody_there(place):
-    choose(place, base="http://127.0.0.1:9/", attempts=2)
+    choose(place, base="http://127.0.0.1:9/", max_attempts=2)
     with pytest.raises(UserError, match="no answer .*attempt 2 of 2"):
         run_stage()
 
@@ -497,7 +497,7 @@ def test_of_two_hundred_files_in_a_storm_none_is_wrong(place, server, capsys):
     files = [members(records[number * 2 : number * 2 + 6]) for number in range(200)]
     server.add_crawl(files, [])
     server.misbehave = storm(11, 0.4, server.files)
-    choose(place, files=200, attempts=30)
+    choose(place, files=200, max_attempts=30)
     started = time.monotonic()
     accepted = fetched()
     seconds = time.monotonic() - started
@@ -554,12 +554,12 @@ def test_pages_are_picked_through_the_index(patterns, wanted, place, server):
 def test_at_most_so_many_pages_and_only_those_that_pass_the_filters(place, server):
     for number, entry in enumerate(server.index[CRAWL]):
         entry["languages"] = "eng" if number % 2 else "nor,eng"
-    choose(place, urls='"*.example"', index_filters='"=status:200, !~languages:nor.*"', records=13)
+    choose(place, urls='"*.example"', index_filters='"=status:200, !~languages:nor.*"', max_records=13)
     run_stage()
     english = [entry["url"] for entry in server.index[CRAWL] if entry["languages"] == "eng"]
     assert list(pages()) == english[:13]
     before = len(server.requests)
-    choose(place, records=14)
+    choose(place, max_records=14)
     run_stage()
     assert len(server.asked(".warc.gz")) == 14 and len(server.requests) > before, "13 were kept"
 
@@ -617,7 +617,7 @@ def test_an_index_that_points_to_another_record_is_an_error(place, server):
         server.index[CRAWL][1]["length"],
     )
     entry["filename"] = server.index[CRAWL][1]["filename"]
-    choose(place, urls='"*.example"', records=2)
+    choose(place, urls='"*.example"', max_records=2)
     with pytest.raises(UserError, match="the record there is of https://"):
         run_stage()
 
@@ -668,7 +668,7 @@ def s3(place, server, monkeypatch) -> Server:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     server.needs_key = True
-    choose(place, base="s3://commoncrawl/", attempts=4)
+    choose(place, base="s3://commoncrawl/", max_attempts=4)
     return server
 
 
@@ -701,7 +701,7 @@ def test_latest_prints_the_newest_crawl_and_writes_only_its_line(place, server):
     assert (place / "params.yaml").read_text() == text.replace(
         f"crawl: {CRAWL}", "crawl: CC-MAIN-2026-47"
     )
-    choose(place, index="http://127.0.0.1:9/", attempts=1)
+    choose(place, index="http://127.0.0.1:9/", max_attempts=1)
     said = subprocess.run(
         [sys.executable, "-m", "stages.download", "--latest"], capture_output=True, text=True
     )

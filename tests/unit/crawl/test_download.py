@@ -29,7 +29,7 @@ TEXTS = [
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """A folder in which a stage runs: the project's code and parameters and a web of two pages."""
-    for name in ("stages", "requirements.txt"):
+    for name in ("stages", "crawl2cart", "requirements.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("dvc.yaml", "params.yaml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
