@@ -13,10 +13,12 @@ import json
 import random
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Predicate
 from fastwarc.warc import WarcRecord
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 
 from crawl2cart.core.errors import UserError
@@ -29,14 +31,17 @@ MAX_RECORD_BYTES = 64 << 20  # unpacked; Common Crawl cuts pages at 5 MiB
 CRAWL_NAME = re.compile(r"CC-MAIN-\d{4}-\d{2}")
 
 
-@dataclass(frozen=True)
-class Capture:
-    """Where one record lies: `length` bytes of file `name` from `offset` on, one gzip member."""
+def is_crawl_file(name: str) -> bool:
+    return name.startswith("crawl-data/") and name.endswith(".gz") and ".." not in name.split("/")
+
+
+class Capture(BaseModel, frozen=True):
+    """Where one record lies: `length` bytes of a file from `offset` on, one gzip member."""
 
     url: str
-    name: str
-    offset: int
-    length: int
+    filename: Annotated[str, Predicate(is_crawl_file)]
+    offset: NonNegativeInt
+    length: PositiveInt
 
 
 def list_files(downloader: Downloader, crawl: str, kind: str) -> list[str]:
@@ -53,10 +58,6 @@ def list_files(downloader: Downloader, crawl: str, kind: str) -> list[str]:
                 "another mirror (download.base)."
             )
     return names
-
-
-def is_crawl_file(name: str) -> bool:
-    return name.startswith("crawl-data/") and name.endswith(".gz") and ".." not in name.split("/")
 
 
 def select_files(names: list[str], files: int | float | str, seed: int) -> list[str]:
@@ -134,8 +135,8 @@ def index_page(index: HttpClient, crawl: str, query: dict, page: int) -> list[Ca
     captures = []
     for number, line in enumerate(body.splitlines(), 1):
         try:
-            captures.append(parse_capture(line))
-        except (ValueError, KeyError, TypeError) as error:
+            captures.append(Capture.model_validate_json(line))
+        except ValidationError as error:
             raise TransientError(
                 "no index",
                 f"line {number} is not an index entry: {line[:60]!r}",
@@ -144,26 +145,16 @@ def index_page(index: HttpClient, crawl: str, query: dict, page: int) -> list[Ca
     return captures
 
 
-def parse_capture(line: bytes) -> Capture:
-    """Parse one CDXJ line. Raises ValueError, KeyError or TypeError if it is not an entry."""
-    fields = json.loads(line)
-    offset, length = int(fields["offset"]), int(fields["length"])
-    capture = Capture(fields["url"], fields["filename"], offset, length)
-    if not is_crawl_file(capture.name) or offset < 0 or length < 1:
-        raise ValueError(capture)
-    return capture
-
-
 def download_records(downloader: Downloader, captures: list[Capture]) -> list[Path]:
     """Return a file with the gzip member of each capture, downloaded unless an earlier run did."""
 
     def download(capture: Capture) -> Path:
-        path = downloader.path(f"{capture.name}/{capture.offset}-{capture.length}.warc.gz")
+        path = downloader.path(f"{capture.filename}/{capture.offset}-{capture.length}.warc.gz")
         with contextlib.suppress(TransientError, FileNotFoundError):
             check_record(path.read_bytes(), capture)
             return path
         member = downloader.retry.retry(
-            f"{capture.url} in {capture.name}", lambda: request_record(downloader, capture)
+            f"{capture.url} in {capture.filename}", lambda: request_record(downloader, capture)
         )
         with atomic_file(path) as temporary:
             temporary.write_bytes(member)
@@ -173,7 +164,7 @@ def download_records(downloader: Downloader, captures: list[Capture]) -> list[Pa
 
 
 def request_record(downloader: Downloader, capture: Capture) -> bytes:
-    member = downloader.remote.read_range(capture.name, capture.offset, capture.length)
+    member = downloader.remote.read_range(capture.filename, capture.offset, capture.length)
     check_record(member, capture)
     return member
 
