@@ -53,7 +53,8 @@ class Fault:
     cut: the connection breaks after so many bytes of the body.
     length: this is added to the true Content-Length.  no_length: the body ends with the connection.
     drip: seconds between single bytes.  silent: the body never comes.
-    ignore_range: the whole file with 200.  range_off: other bytes than those wanted.
+    ignore_range: the whole file with 200.  ignore_if_range: the range of whatever version there is.
+    range_off: other bytes than those wanted.
     without: headers that are left out.  chunked: send the body in chunks.
     """
 
@@ -67,6 +68,7 @@ class Fault:
     drip: float = 0.0
     silent: bool = False
     ignore_range: bool = False
+    ignore_if_range: bool = False
     range_off: int = 0
     without: tuple[str, ...] = ()
     chunked: bool = False
@@ -236,7 +238,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         condition = request.headers.get("if-range", headers["ETag"])
-        if not wanted or fault.ignore_range or condition not in headers.values():
+        is_current = condition in headers.values() or fault.ignore_if_range
+        if not wanted or fault.ignore_range or not is_current:
             return 200, whole, headers
         first, last = int(wanted[1]), min(int(wanted[2] or len(whole)), len(whole) - 1)
         if first >= len(whole):

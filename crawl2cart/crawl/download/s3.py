@@ -55,7 +55,7 @@ class S3Client:
             yield Body(current, start, self._pieces(file, name))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Download exactly `length` bytes of a file from byte `start` on."""
+        """Download `length` bytes of a file from byte `start` on; the caller checks the content."""
         with self._open(name) as file, s3_errors(self.base + name):
             content = file.read_at(length, start)
         if len(content) != length:

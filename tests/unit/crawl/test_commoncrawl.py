@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -294,12 +295,21 @@ def test_two_downloads_do_not_share_a_cache(project):
         project.download()
 
 
-def test_a_file_resumes_where_the_connection_broke(project, server):
-    server.fault_for = faults_at(first_file(server), Fault(cut=4000), Fault(cut=3000))
+@pytest.mark.parametrize(
+    ("second", "ranges"),
+    [
+        (Fault(cut=3000), [None, "bytes=4000-", "bytes=7000-"]),
+        (Fault(body=HTML), [None, "bytes=4000-", "bytes=4000-"]),
+        (Fault(range_off=1), [None, "bytes=4000-", None]),
+    ],
+    ids=["cut again", "an error page in its place", "another range"],
+)
+def test_a_file_resumes_where_the_connection_broke(second, ranges, project, server):
+    server.fault_for = faults_at(first_file(server), Fault(cut=4000), second)
     assert project.files() == WARCS[:1]
     headers = [request.headers for request in server.requests_for(first_file(server))]
-    assert [h.get("range") for h in headers] == [None, "bytes=4000-", "bytes=7000-"]
-    assert all(h["if-range"].startswith('"') for h in headers[1:])
+    assert [h.get("range") for h in headers] == ranges
+    assert all(h["if-range"].startswith('"') for h in headers if "range" in h)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +335,22 @@ def test_a_file_that_changes_between_attempts_starts_over(newer, project, server
     assert project.files() == [newer]
 
 
+def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(project, server):
+    name = first_file(server)
+    newer = members([RECORDS[1], RECORDS[0], *RECORDS[2:10]])
+
+    def fault_for(request: Request) -> Fault | None:
+        if request.path != name or request.method != "GET":
+            return None
+        if request.number == 0:
+            return Fault(cut=len(members(RECORDS[:2])))
+        server.files[name] = newer
+        return Fault(ignore_if_range=True)
+
+    server.fault_for = fault_for
+    assert project.files() == [newer]
+
+
 def test_an_attempt_that_brings_a_mebibyte_is_not_a_failure(project, server):
     body = random.Random(5).randbytes(6 << 20)
     large = members([warc_record("https://shop.example/large", http_block(body))])
@@ -341,11 +367,18 @@ def test_a_connection_that_stalls_is_given_up(fault, project, server, capsys):
     assert re.search("slow|ReadTimeout", capsys.readouterr().out)
 
 
-def test_retry_after_holds_for_all_connections(project, server):
-    server.fault_for = lambda request: busy(503, "0.5") if len(server.requests) == 3 else None
-    assert project.files(files=4) == WARCS[:4]
-    times = [request.arrived for request in server.requests]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) > 0.3
+def test_retry_after_holds_for_all_connections():
+    def attempt() -> None:
+        raise TransientError("503", "busy", retry_after=600.0)
+
+    retry = Retry(0.0, 2)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(retry.retry, "file", attempt)
+        time.sleep(0.1)
+        other = pool.submit(retry.take_turn)
+        waiting = wait([other], timeout=0.2).not_done
+        retry.stopped.set()
+    assert waiting and isinstance(other.exception(), Stopped)
 
 
 def test_retry_after_is_seconds_or_a_date():
