@@ -1,12 +1,13 @@
-"""Put the crawl in place: the embedded web packed into WARC files, files of your own, or a part of Common Crawl.
+"""Put the crawl in place: the embedded web, files of your own, or a part of Common Crawl.
 
-in   data/web/sites, data/web/designs (`source: embedded`), the files of `paths` (`source: files`), or the network
-     (`source: commoncrawl`: whole WARC or WET files, or the single pages that match `urls`)
-out  data/raw/: the WARC files and manifest.json (source; of each file name, bytes, sha256, and records if we packed it)
+in   data/web/sites and data/web/designs (source: embedded), the files of `paths` (source: files),
+     or the network (source: commoncrawl; whole files, or the single pages that match `urls`)
+out  data/raw/: WARC or WET files and manifest.json (source; each file's name, bytes and sha256)
 
-`python -m stages.download --latest` prints the newest crawl's name and writes it into params.yaml.
-An embedded page becomes a response record as a crawler would have stored it, one gzip member a record, sorted by URL.
-What was fetched is kept in .cache/download. ISO 28500:2017, https://iipc.github.io/warc-specifications/
+An embedded page becomes the response record that a crawler would store: one gzip member a record,
+sorted by URL. Downloads are kept in .cache/download.
+`python -m stages.download --latest` writes the newest crawl's name into params.yaml and prints it.
+ISO 28500:2017, https://iipc.github.io/warc-specifications/
 """
 
 import glob
@@ -25,67 +26,60 @@ from crawl2cart.core.files import atomic_directory, file_hash, write_json
 from crawl2cart.core.params import read_params
 from crawl2cart.core.progress import progress
 from crawl2cart.core.stage import Stage, exclusive, run
-from crawl2cart.crawl.download.commoncrawl import (
-    captures,
-    list_files,
-    newest,
-    records,
-    select_files,
-    set_crawl,
-)
-from crawl2cart.crawl.download.downloader import Fetcher
+from crawl2cart.crawl.download import commoncrawl
+from crawl2cart.crawl.download.downloader import Downloader
 from crawl2cart.crawl.download.file_type import check_is_warc
-from crawl2cart.crawl.download.http_client import Web
+from crawl2cart.crawl.download.http_client import HttpClient
 from crawl2cart.crawl.download.params import Download
 from crawl2cart.crawl.download.retry import Retry
-from crawl2cart.crawl.download.s3 import S3
+from crawl2cart.crawl.download.s3 import S3Client
 from crawl2cart.crawl.embedded_web.html_pages import CRAWL_DAY, Renderer, Response
 from crawl2cart.crawl.embedded_web.sites import Page, read_sites
 
 WRITE_BITS = 0o222
 
 
-def warc_response(response: Response, page: Page) -> bytes:
-    """The response as a WARC record, with the false length or the cut that the page asks for."""
+def warc_record(kind: WarcRecordType, record_id: object, headers: dict, block: bytes) -> bytes:
+    """Return a WARC record with its digests. headers: in the order in which they are written."""
     record = WarcRecord()
-    record.init_headers(
-        record_type=WarcRecordType.response, record_urn=f"uuid:{response.record_id}".encode()
-    )
-    record.headers["WARC-Date"] = response.date
-    record.headers["WARC-Target-URI"] = response.url
-    record.headers["Content-Type"] = "application/http; msgtype=response"
-    block = response.head + response.body
+    record.init_headers(record_type=kind, record_urn=f"uuid:{record_id}".encode())
+    for name, value in headers.items():
+        record.headers[name] = value
     record.set_bytes_content(block)
     buffer = io.BytesIO()
     record.write(buffer, checksum_data=True)
-    written = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def warc_response(response: Response, page: Page) -> bytes:
+    """Return the response as a WARC record, with the damage that the page's [serve] asks for."""
+    headers = {
+        "WARC-Date": response.date,
+        "WARC-Target-URI": response.url,
+        "Content-Type": "application/http; msgtype=response",
+    }
+    block = response.head + response.body
+    record = warc_record(WarcRecordType.response, response.record_id, headers, block)
     serve = page.front.serve
     if serve.wrong_length:
-        right, wrong = (
-            b"\r\nContent-Length: %d\r\n" % (len(block) + off) for off in (0, serve.wrong_length)
-        )
-        written = written.replace(right, wrong, 1)
+        stated = b"\r\nContent-Length: %d\r\n"
+        wrong = stated % (len(block) + serve.wrong_length)
+        record = record.replace(stated % len(block), wrong, 1)
     if serve.cut_at_byte is not None:
         missing = len(response.body) - serve.cut_at_byte
-        written = written[: len(written) - len(b"\r\n\r\n") - missing] if missing > 0 else written
-    return written
+        record = record[: len(record) - len(b"\r\n\r\n") - missing] if missing > 0 else record
+    return record
 
 
 def warcinfo(number: int) -> bytes:
-    record = WarcRecord()
+    headers = {
+        "WARC-Date": f"{CRAWL_DAY}T00:00:00Z",
+        "WARC-Filename": part_name(number),
+        "Content-Type": "application/warc-fields",
+    }
+    block = b"format: WARC File Format 1.1\r\ndescription: the embedded web of data/web\r\n"
     record_id = uuid5(NAMESPACE_URL, part_name(number))
-    record.init_headers(
-        record_type=WarcRecordType.warcinfo, record_urn=f"uuid:{record_id}".encode()
-    )
-    record.headers["WARC-Date"] = f"{CRAWL_DAY}T00:00:00Z"
-    record.headers["WARC-Filename"] = part_name(number)
-    record.headers["Content-Type"] = "application/warc-fields"
-    record.set_bytes_content(
-        b"format: WARC File Format 1.1\r\ndescription: the embedded web of data/web\r\n"
-    )
-    buffer = io.BytesIO()
-    record.write(buffer, checksum_data=True)
-    return buffer.getvalue()
+    return warc_record(WarcRecordType.warcinfo, record_id, headers, block)
 
 
 def part_name(number: int) -> str:
@@ -93,7 +87,7 @@ def part_name(number: int) -> str:
 
 
 def write_warc(path: Path, records: list[bytes]) -> None:
-    """One gzip member a record, so that it can be read alone from its offset. FastWARC writes no time into it."""
+    """Write one gzip member a record, so that each can be read alone. FastWARC stores no time."""
     with path.open("wb") as file:
         writer = GzipWriter(file)
         for record in records:
@@ -102,145 +96,129 @@ def write_warc(path: Path, records: list[bytes]) -> None:
 
 
 def pack_web(sites: Path, designs: Path, pages_per_file: int, folder: Path) -> list[dict]:
-    """Renders all pages into WARC files in `folder` and returns the name of each and how many records it has."""
+    """Render all pages into WARC files in `folder`; return their names and numbers of records."""
     pages = read_sites(sites)
     renderer = Renderer(designs, pages)
+    parts = [pages[i : i + pages_per_file] for i in range(0, len(pages), pages_per_file)]
     files = []
-    starts = range(0, len(pages), pages_per_file)
-    for number, start in enumerate(
-        progress(starts, "packing the embedded web", "file", total=len(starts))
-    ):
-        part = pages[start : start + pages_per_file]
-        write_warc(
-            folder / part_name(number),
-            [warcinfo(number), *(warc_response(renderer.response(page), page) for page in part)],
-        )
+    for number, part in enumerate(progress(parts, "packing the embedded web", "file")):
+        responses = [warc_response(renderer.response(page), page) for page in part]
+        write_warc(folder / part_name(number), [warcinfo(number), *responses])
         files.append({"file": part_name(number), "records": 1 + len(part)})
     return files
 
 
 def find_files(patterns: str) -> list[Path]:
-    """The files that the comma-separated names or globs mean, in sorted order. One that means none is a UserError."""
-    found: set[Path] = set()
+    """Return the files that comma-separated names or globs match, sorted.
+
+    Raises UserError if a pattern matches no file, or if there is no pattern.
+    """
+    matches: set[Path] = set()
     for pattern in split_list(patterns):
-        files = {
-            Path(name).resolve()
-            for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)
-        }
-        files = {file for file in files if file.is_file()}
+        paths = map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        files = {path.resolve() for path in paths if path.is_file()}
         if not files:
             raise UserError(
-                f"download.paths: nothing is there under {pattern!r} (seen from {Path.cwd()}). Give the "
+                f"download.paths: no file matches {pattern!r} (seen from {Path.cwd()}). Give the "
                 "path of a WARC or WET file, or a pattern such as crawl/*.warc.gz."
             )
-        found |= files
-    if not found:
+        matches |= files
+    if not matches:
         raise UserError(
-            "download.source is `files`, but download.paths is empty. Name your WARC or WET files there, "
-            "separated by commas, or use `source: embedded`."
+            "download.source is `files`, but download.paths is empty. Name your WARC or WET files "
+            "there, separated by commas, or set download.source=embedded."
         )
-    return sorted(found)
+    return sorted(matches)
 
 
 def take_files(patterns: str, folder: Path) -> list[dict]:
-    """Puts the files of `patterns` into `folder` under names without folders and returns these.
-
-    A file that nobody may write to is linked, any other copied: DVC may link its cache to what lies in data/raw, and a
-    crawler that goes on writing to its file would then change the cache.
-    """
+    """Put the files that match into `folder`, under names without folders, and return these."""
     files = find_files(patterns)
     for file in files:
         check_is_warc(file)
-    taken = []
+    entries = []
     for number, file in enumerate(progress(files, "taking files", "file")):
         target = folder / f"{number:05}-{file.name}"
-        put(file, target)
-        taken.append({"file": target.name})
-    return taken
+        link_or_copy(file, target)
+        entries.append({"file": target.name})
+    return entries
 
 
-def put(file: Path, target: Path) -> None:
+def link_or_copy(file: Path, target: Path) -> None:
+    """Link a read-only file and copy any other: a later write would change DVC's cache as well."""
     if file.stat().st_mode & WRITE_BITS or file.stat().st_dev != target.parent.stat().st_dev:
         shutil.copyfile(file, target)
     else:
         os.link(file, target)
 
 
-def retry(params: Download) -> Retry:
-    return Retry(params.seconds_between_requests, params.max_attempts)
-
-
-def web(base: str, params: Download) -> Web:
-    return Web(base, params.user_agent_contact, params.read_timeout, params.connections)
-
-
 def fetch_common_crawl(params: Download, cache: Path, folder: Path) -> list[dict]:
-    """Puts the chosen part of Common Crawl into `folder`, fetching what `cache` does not hold."""
+    """Put the chosen part of Common Crawl into `folder`, downloading what `cache` lacks."""
     if params.urls and params.kind == "wet":
         raise UserError(
-            "download.urls picks single pages, and the index knows those of WARC files only. Set download.kind=warc."
+            "download.urls: the index has single pages of WARC files only. Set download.kind=warc."
         )
     if not params.user_agent_contact:
         print(
-            "download.user_agent_contact is empty: with an address in it you can be told when your requests are a burden.",
+            "download.user_agent_contact is empty. Set it, so that Common Crawl can tell you when "
+            "your requests are a burden.",
             flush=True,
         )
-    remote = (
-        S3(params.base, params.read_timeout)
-        if params.base.startswith("s3://")
-        else web(params.base, params)
-    )
-    fetcher = Fetcher(remote, retry(params), cache, params.connections)
+    if params.base.startswith("s3://"):
+        remote = S3Client(params.base, params.read_timeout)
+    else:
+        remote = http_client(params.base, params)
+    retry = Retry(params.seconds_between_requests, params.max_attempts)
+    downloader = Downloader(remote, retry, cache, params.connections)
     with exclusive(cache / "lock", "a download with the same .cache"):
-        files = (
-            fetch_pages(params, fetcher, folder)
-            if params.urls
-            else fetch_files(params, fetcher, folder)
-        )
-    print(f"on the way: {fetcher.retry.fault_summary()}", flush=True)
+        fetch = fetch_pages if params.urls else fetch_files
+        files = fetch(params, downloader, folder)
+    print(f"retried: {retry.error_summary()}", flush=True)
     return files
 
 
-def fetch_files(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
-    names = select_files(list_files(fetcher, params.crawl, params.kind), params.files, params.seed)
+def fetch_files(params: Download, downloader: Downloader, folder: Path) -> list[dict]:
+    """Put whole WARC or WET files into `folder`."""
+    names = commoncrawl.list_files(downloader, params.crawl, params.kind)
+    names = commoncrawl.select_files(names, params.files, params.seed)
     entries = []
-    for kept in fetcher.files(names, starts=b"WARC/"):
-        target = folder / PurePosixPath(kept.name).name
-        put(kept.path, target)
-        entries.append({"file": target.name, "path": kept.name, "sha256": kept.sha256})
+    for file in downloader.files(names, prefix=b"WARC/"):
+        target = folder / PurePosixPath(file.name).name
+        link_or_copy(file.path, target)
+        entries.append({"file": target.name, "path": file.name, "sha256": file.sha256})
     return entries
 
 
-def fetch_pages(params: Download, fetcher: Fetcher, folder: Path) -> list[dict]:
-    """The pages that match `urls`, packed in the order of the index."""
-    found = captures(
-        web(params.index, params),
-        fetcher.retry,
-        params.crawl,
-        split_list(params.urls),
-        split_list(params.index_filters),
-        params.max_records,
+def fetch_pages(params: Download, downloader: Downloader, folder: Path) -> list[dict]:
+    """Pack the pages that match `urls` into WARC files in `folder`, in the order of the index."""
+    index = http_client(params.index, params)
+    patterns, filters = split_list(params.urls), split_list(params.index_filters)
+    captures = commoncrawl.find_captures(
+        index, downloader.retry, params.crawl, patterns, filters, params.max_records
     )
-    members = records(fetcher, found)
-    entries = []
-    for number, start in enumerate(range(0, len(members), params.pages_per_file)):
-        part = members[start : start + params.pages_per_file]
-        with (folder / part_name(number)).open("wb") as file:
-            for member in part:
-                file.write(member.read_bytes())
+    members = commoncrawl.download_records(downloader, captures)
+    size, entries = params.pages_per_file, []
+    for number, part in enumerate(members[i : i + size] for i in range(0, len(members), size)):
+        (folder / part_name(number)).write_bytes(b"".join(map(Path.read_bytes, part)))
         entries.append({"file": part_name(number), "records": len(part)})
     return entries
 
 
+def http_client(base: str, params: Download) -> HttpClient:
+    return HttpClient(base, params.user_agent_contact, params.read_timeout, params.connections)
+
+
 def split_list(text: str) -> list[str]:
-    """The values of a comma-separated parameter."""
+    """Return the values of a comma-separated parameter."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def choose_latest(path: Path) -> str:
+    """Write the newest crawl's name into the params.yaml at `path` and return it."""
     params = read_params(path).download
-    crawl = newest(web(params.index, params), retry(params))
-    set_crawl(path, crawl)
+    retry = Retry(params.seconds_between_requests, params.max_attempts)
+    crawl = commoncrawl.newest_crawl(http_client(params.index, params), retry)
+    commoncrawl.set_crawl(path, crawl)
     return crawl
 
 
@@ -249,19 +227,16 @@ def main(stage: Stage) -> None:
     with atomic_directory("data/raw") as folder:
         match params.source:
             case "embedded":
-                files = pack_web(
-                    Path("data/web/sites"), Path("data/web/designs"), params.pages_per_file, folder
-                )
+                web = Path("data/web")
+                files = pack_web(web / "sites", web / "designs", params.pages_per_file, folder)
             case "files":
                 files = take_files(params.paths, folder)
             case "commoncrawl":
                 files = fetch_common_crawl(params, stage.cache_dir, folder)
         for entry in files:
             path = folder / entry["file"]
-            entry |= {
-                "bytes": path.stat().st_size,
-                "sha256": entry.get("sha256") or file_hash(path),
-            }
+            entry["bytes"] = path.stat().st_size
+            entry["sha256"] = entry.get("sha256") or file_hash(path)
         write_json(folder / "manifest.json", {"source": params.source, "files": files})
     print(f"{len(files)} files, {sum(entry['bytes'] for entry in files):,} bytes")
 

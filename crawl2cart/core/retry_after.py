@@ -1,11 +1,14 @@
-"""When a server that is busy wants to be asked again."""
+"""The Retry-After header, with which a busy server says when to come back."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header of seconds or a date (RFC 9110, 10.2.3); None if there is none to be read."""
+    """Parse a Retry-After header (RFC 9110, section 10.2.3), which holds seconds or a date.
+
+    Returns seconds from now, at least 0, or None if the header is absent or unreadable.
+    """
     if not header:
         return None
     try:
@@ -14,5 +17,5 @@ def retry_after(header: str | None) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # TypeError: a date without a zone
+    except (ValueError, TypeError):  # TypeError: a date without a time zone
         return None

@@ -1,4 +1,4 @@
-"""A web server on this machine, at a free port, for as long as a block runs."""
+"""Run a web server on this machine while a block runs."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def listening(
     handler: type[BaseHTTPRequestHandler], kind: type[ThreadingHTTPServer] = ThreadingHTTPServer
 ) -> Iterator[str]:
-    """Yields its address, such as http://127.0.0.1:40001."""
+    """Start a server on a free port and yield its address, such as http://127.0.0.1:40001."""
     server = kind(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,265 +1,232 @@
-"""One request to a web server, and what the answer means.
+"""HTTP requests to a crawl's server, and what each answer means.
 
-An answer is either what was asked for, or a Fault (ask again), or a UserError (asking again would be rude or useless).
-Ranges and validators: RFC 9110 sections 8.8, 13.1.5 and 14.
+A request returns what was asked for, or raises a TransientError (worth a retry) or a UserError
+(a retry would be useless or rude).
+Ranges and validators: RFC 9110, sections 8.8, 13.1.5 and 14.
 """
 
 import contextlib
 import re
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import requests
-import urllib3
+import httpx
 
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.retry_after import retry_after
-from crawl2cart.crawl.download.retry import Fault
+from crawl2cart.crawl.download.retry import TransientError
 
-PIECE = 1 << 16
-LEAST_RATE = (
-    1024  # bytes a second; below it over `read_timeout` a connection is given up and resumed
-)
-LONGEST_TEXT = 64 << 20  # of an answer that is read into memory
-REASON_LETTERS = 160
-NOT_NOW = {408, 425, 429, 500, 502, 503, 504, 509}
+MIN_BYTES_PER_SECOND = 1024  # a connection that is slower for `read_timeout` seconds is given up
+MAX_TEXT_BYTES = 64 << 20  # of an answer that is read into memory
+MAX_REASON_CHARS = 160
+RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504, 509}
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says about a file. mark: strong ETag, else Last-Modified, else "" (then nothing can be resumed)."""
+    """A file's size in bytes and its validator, by which we notice that the file changed.
+
+    validator: the strong ETag, else Last-Modified, else "" (then a download cannot be resumed).
+    """
 
     bytes: int
-    mark: str
+    validator: str
 
 
 @dataclass(frozen=True)
 class Body:
-    """An open answer: pieces of the file from byte `start` on."""
+    """The open answer to a download: pieces of the file from byte `start` on."""
 
     version: Version
     start: int
     pieces: Iterator[bytes]
 
 
-class Changed(Fault):
-    """The part that lies here belongs to another version of the file than the one the server has now."""
+class FileChanged(TransientError):
+    """The part on disk belongs to another version of the file than the server's."""
 
 
-class Web:
-    """Files below an http(s) address. read_timeout: how long silence, or less than LEAST_RATE, is borne."""
+class HttpClient:
+    """Reads files below the address `base`; safe to share between threads.
+
+    contact: goes into the User-Agent. read_timeout: seconds of silence, or of less than
+    MIN_BYTES_PER_SECOND, after which a connection is given up. connections: most at a time.
+    """
 
     def __init__(self, base: str, contact: str, read_timeout: float, connections: int):
         self.base, self.read_timeout = base.rstrip("/") + "/", read_timeout
-        self.answers: set[requests.Response] = set()
-        self.session = requests.Session()
-        self.session.headers = {
-            "User-Agent": f"crawl2cart ({contact or 'no contact given'})",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-        }
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=connections))
+        self._responses: set[httpx.Response] = set()
+        self._client = httpx.Client(
+            headers={
+                "User-Agent": f"crawl2cart ({contact or 'no contact given'})",
+                "Accept-Encoding": "identity",
+            },
+            timeout=read_timeout,
+            limits=httpx.Limits(max_connections=connections),
+            follow_redirects=True,
+        )
 
     def version(self, name: str) -> Version:
-        with self._ask("HEAD", name) as answer:
-            return Version(stated_length(answer), mark(answer.headers))
+        """Ask for a file's size and validator without downloading it."""
+        with self._request("HEAD", name) as response:
+            return version_of(response)
 
     @contextlib.contextmanager
     def open(self, name: str, start: int, version: Version | None) -> Iterator[Body]:
-        """The file from `start` on if it is still `version`; from its first byte on if it is not, or if it must be."""
-        wanted = {"Range": f"bytes={start}-", "If-Range": version.mark} if start else {}
-        with self._ask("GET", name, wanted) as answer:
-            if answer.status_code == 206:
-                first, _, total = content_range(answer)
-                now = Version(total, mark(answer.headers) or version.mark)
-                if first != start or now != version:
-                    raise Changed(
-                        "changed", "the range that came is not of the file that was begun"
-                    )
-                if "html" in answer.headers.get("Content-Type", ""):
-                    raise Fault("html", "an HTML page came instead of a part of the file")
-                yield Body(now, start, self._pieces(answer))
-            else:
-                yield Body(
-                    Version(stated_length(answer), mark(answer.headers)), 0, self._pieces(answer)
-                )
+        """Download a file from byte `start` on, or from byte 0 if it is no longer `version`."""
+        headers = {"Range": f"bytes={start}-", "If-Range": version.validator} if start else {}
+        with self._request("GET", name, headers) as response:
+            current, first = version_of(response), 0
+            if start and response.status_code == 206:
+                first, last, total = content_range(response)
+                if current.bytes != last - first + 1:
+                    raise TransientError("length", "Content-Length and Content-Range disagree")
+                current = Version(total, current.validator or version.validator)
+                if first != start or current != version:
+                    raise FileChanged("changed", "the server sent a range of another version")
+            yield Body(current, first, self._pieces(response))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes of the file from `start` on."""
-        with self._ask("GET", name, {"Range": f"bytes={start}-{start + length - 1}"}) as answer:
-            if answer.status_code != 206:
-                raise Fault(
-                    "no range", "the server ignored the range and began to send the whole file"
-                )
-            first, last, _ = content_range(answer)
-            if (first, last) != (start, start + length - 1):
-                raise Fault(
-                    "other range",
-                    f"bytes {first}-{last} came instead of {start}-{start + length - 1}",
-                )
-            content = b"".join(self._pieces(answer))
+        """Download `length` bytes of a file from byte `start` on; the caller checks the content."""
+        end = start + length - 1
+        with self._request("GET", name, {"Range": f"bytes={start}-{end}"}) as response:
+            if response.status_code != 206:
+                raise TransientError("no range", "the server sent the whole file, not the range")
+            content = b"".join(self._pieces(response))
         if len(content) != length:
-            raise Fault("cut", f"{len(content):,} bytes came instead of {length:,}")
+            raise TransientError("cut", f"{len(content):,} bytes came instead of {length:,}")
         return content
 
     def text(self, name: str, **query: object) -> bytes | None:
-        """A small answer as a whole; None where there is none (404)."""
-        with self._ask("GET", name, query=query, absent=True) as answer:
-            if answer.status_code == 404:
+        """Return a small answer as a whole, or None if the server has none (404)."""
+        with self._request("GET", name, query=query, allow_404=True) as response:
+            if response.status_code == 404:
                 return None
-            if "Content-Length" not in answer.headers and "chunked" not in answer.headers.get(
-                "Transfer-Encoding", ""
-            ):
-                raise Fault("no length", "the answer does not say where it ends")
+            if not {"content-length", "transfer-encoding"} & response.headers.keys():
+                raise TransientError("no length", "the answer does not say where it ends")
             content = bytearray()
-            for piece in self._pieces(answer):
+            for piece in self._pieces(response):
                 content += piece
-                if len(content) > LONGEST_TEXT:
+                if len(content) > MAX_TEXT_BYTES:
                     raise UserError(
-                        f"{answer.url}: the answer is longer than {LONGEST_TEXT >> 20} MiB."
+                        f"{response.url}: the answer is longer than {MAX_TEXT_BYTES >> 20} MiB. "
+                        "Check download.index, or choose fewer pages (download.urls)."
                     )
-            if "Content-Length" in answer.headers and len(content) != stated_length(answer):
-                raise Fault(
-                    "cut", f"{len(content):,} bytes came instead of {stated_length(answer):,}"
-                )
             return bytes(content)
 
+    def close(self) -> None:
+        """Break off the transfers that other threads are waiting for."""
+        for response in list(self._responses):
+            stream = response.extensions["network_stream"]
+            with contextlib.suppress(OSError):  # the transfer has just ended by itself
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
     @contextlib.contextmanager
-    def _ask(
+    def _request(
         self,
         method: str,
         name: str,
-        headers: dict | None = None,
-        query: dict | None = None,
-        absent: bool = False,
-    ) -> Iterator[requests.Response]:
+        headers: dict[str, str] | None = None,
+        query: dict[str, object] | None = None,
+        allow_404: bool = False,
+    ) -> Iterator[httpx.Response]:
+        """Send a request and check the status; what breaks in the block becomes our errors."""
         url = self.base + name
         try:
-            answer = self.session.request(
-                method,
-                url,
-                headers=headers,
-                params=query,
-                stream=True,
-                allow_redirects=True,
-                timeout=self.read_timeout,
-            )
-        except (
-            requests.exceptions.InvalidURL,
-            requests.exceptions.InvalidSchema,
-            requests.exceptions.MissingSchema,
-        ) as error:
+            with self._client.stream(method, url, headers=headers, params=query) as response:
+                raise_for_status(response, allow_404)
+                self._responses.add(response)
+                try:
+                    yield response
+                finally:
+                    self._responses.discard(response)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise UserError(
-                f"{url} is no address that can be asked ({error}). Mend download.base or download.index."
+                f"{url} is not a valid address ({error}). Correct download.base or download.index."
             ) from error
-        except requests.RequestException as error:
+        except httpx.RequestError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise UserError(
-                    f"{url}: the certificate of the server is not trusted here ({error}). Behind a proxy, name its "
-                    "certificate in REQUESTS_CA_BUNDLE."
+                    f"{url}: the server's certificate is not trusted ({error}). "
+                    "Behind a proxy, set SSL_CERT_FILE to the file of its certificate."
                 ) from error
-            raise Fault("no answer", f"no answer ({error.__class__.__name__})") from error
-        with answer:
-            raise_for_status(answer, absent)
-            self.answers.add(answer)
-            try:
-                yield answer
-            finally:
-                self.answers.discard(answer)
+            kind = type(error).__name__
+            raise TransientError(kind, f"the connection failed ({kind}: {error})") from error
 
-    def close(self) -> None:
-        """Ends the answers that other threads are reading."""
-        for answer in list(self.answers):
-            with contextlib.suppress(
-                RuntimeError, ValueError, OSError
-            ):  # it has just ended by itself
-                answer.raw.shutdown()
-
-    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
-        """The body as it comes. Raises Fault when the connection breaks, falls silent or only drips."""
+    def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
+        """Yield the body as it arrives. Raises TransientError if it arrives too slowly."""
         started, size = time.monotonic(), 0
-        while True:
-            try:
-                piece = answer.raw.read1(PIECE, decode_content=False)
-            except urllib3.exceptions.ReadTimeoutError as error:
-                raise Fault("silent", f"nothing came for {self.read_timeout:g} s") from error
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Fault("cut", f"the connection broke ({error.__class__.__name__})") from error
-            if not piece:
-                return
+        for piece in response.iter_raw():
             yield piece
             size += len(piece)
             seconds = time.monotonic() - started
             if seconds >= self.read_timeout:
-                if size < LEAST_RATE * seconds:
-                    raise Fault("slow", f"only {size / seconds:,.0f} bytes a second came")
+                if size < MIN_BYTES_PER_SECOND * seconds:
+                    raise TransientError("slow", f"only {size / seconds:,.0f} bytes/s came")
                 started, size = time.monotonic(), 0
 
 
-def raise_for_status(answer: requests.Response, absent: bool) -> None:
-    """Raises Fault or UserError unless the answer is a success (or a 404, where `absent` allows it)."""
-    status = answer.status_code
-    if status in (200, 206) or (status == 404 and absent):
+def raise_for_status(response: httpx.Response, allow_404: bool) -> None:
+    """Raise TransientError or UserError unless the request succeeded."""
+    status = response.status_code
+    if status in (200, 206) or (status == 404 and allow_404):
         return
-    said = f"{answer.url} answered {status} {answer.reason}"
+    answer = f"{status} {response.reason_phrase}"
     match status:
         case 403:
             raise UserError(
-                f"{said}: {reason(answer)}. That means stop: the address is blocked for a while after too many requests, or "
-                "nobody may read this. Nothing more was asked. What has come is kept; wait some hours, then run again "
-                "with a larger download.seconds_between_requests, or use another mirror (download.base)."
+                f"{response.url} answered {answer}: {reason(response)}. The server wants us to "
+                "stop: after too many requests it blocks an address for a while, or nobody may "
+                "read this file. We sent nothing more and keep what was downloaded. Wait some "
+                "hours, then run again with a larger download.seconds_between_requests, or use "
+                "another mirror (download.base)."
             )
         case 404 | 410:
             raise UserError(
-                f"{said}: there is no such file. Is download.crawl the name of a crawl, and download.base right? "
-                "`python -m stages.download --latest` names the newest crawl."
+                f"{response.url} answered {answer}: there is no such file. Check download.crawl "
+                "and download.base. `python -m stages.download --latest` names the newest crawl."
             )
         case 416:
-            raise Changed("changed", "the file is shorter than what had come of it")
-        case _ if status in NOT_NOW:
-            raise Fault(
-                str(status),
-                f"{status} {answer.reason}",
-                after=retry_after(answer.headers.get("Retry-After")),
-            )
+            raise FileChanged("changed", "the server's file is shorter than the part on disk")
+        case _ if status in RETRY_STATUS:
+            seconds = retry_after(response.headers.get("Retry-After"))
+            raise TransientError(str(status), answer, retry_after=seconds)
         case _:
-            raise UserError(f"{said}: {reason(answer)}. Asking again would not help.")
+            raise UserError(
+                f"{response.url} answered {answer}: {reason(response)}. A retry would not help. "
+                "Check download.base and download.index."
+            )
 
 
-def reason(answer: requests.Response) -> str:
-    """What the body of a refusal says, without its tags."""
-    try:
-        body = answer.raw.read(4096, decode_content=False)
-    except (urllib3.exceptions.HTTPError, OSError):
-        body = b""
+def reason(response: httpx.Response) -> str:
+    """Return the start of an error page as plain words."""
+    body = b""
+    with contextlib.suppress(httpx.RequestError):
+        body = next(response.iter_raw(), b"")
     words = re.sub(r"<[^>]*>", " ", body.decode("utf-8", "replace")).split()
-    return " ".join(words)[:REASON_LETTERS].rstrip(". ") or "it gave no reason"
+    return " ".join(words)[:MAX_REASON_CHARS].rstrip(". ") or "no reason given"
 
 
-def stated_length(answer: requests.Response) -> int:
-    length = answer.headers.get("Content-Length", "")
-    if not length.isdecimal():
-        raise Fault("no length", "the server does not say how long the file is")
-    return int(length)
+def version_of(response: httpx.Response) -> Version:
+    """Read size and validator from the headers. Raises TransientError without a size."""
+    if "Content-Length" not in response.headers:
+        raise TransientError("no length", "the server does not say how long the file is")
+    return Version(int(response.headers["Content-Length"]), validator(response.headers))
 
 
-def content_range(answer: requests.Response) -> tuple[int, int, int]:
-    """First byte, last byte and size of the whole file, from Content-Range."""
-    found = re.fullmatch(
-        r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip()
-    )
-    if not found:
-        raise Fault(
-            "other range",
-            f"the range that came is not named ({answer.headers.get('Content-Range')!r})",
-        )
-    first, last, total = map(int, found.groups())
+def content_range(response: httpx.Response) -> tuple[int, int, int]:
+    """Return first byte, last byte and size of the whole file, from Content-Range."""
+    header = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", header.strip())
+    if not match:
+        raise TransientError("other range", f"Content-Range is unreadable: {header!r}")
+    first, last, total = map(int, match.groups())
     return first, last, total
 
 
-def mark(headers: dict[str, str]) -> str:
-    """The strong validator that If-Range needs."""
-    tag = headers.get("ETag", "")
-    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
+def validator(headers: httpx.Headers | dict[str, str]) -> str:
+    """Return the strong validator that If-Range needs, or "" if there is none."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified", "")

@@ -1,7 +1,8 @@
-"""The one loop in which requests are repeated: what may be asked again, when, and when to stop asking.
+"""When requests may start, which failures are retried, and when to give up.
 
-All connections share one Retry, so that a server which says "later" to one of them is left alone by all.
-Retry-After: RFC 9110 section 10.2.3. Jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+All connections share one Retry: a server that asks one of them to wait is left alone by all.
+Retry-After: RFC 9110, section 10.2.3. Backoff with jitter:
+https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
 """
 
 import random
@@ -17,118 +18,113 @@ from tqdm import tqdm
 from crawl2cart.core.errors import UserError
 
 Result = TypeVar("Result")
-LONGEST_WAIT = 600.0  # seconds between two attempts, unless the server asks for more
-LONGEST_RETRY_AFTER = 3600.0  # seconds; whoever asks for more is not waited for
-SPOKEN_WAIT = 2.0  # seconds from which on a wait is announced
+MAX_BACKOFF = 600.0  # seconds
+MAX_RETRY_AFTER = 3600.0  # seconds; we end the run if a server asks for more
+ANNOUNCED_WAIT = 2.0  # seconds; shorter waits are silent
 
 
-class Fault(Exception):
-    """An attempt that failed for now: it is worth while to ask again.
+class TransientError(Exception):
+    """A failure that a retry may mend.
 
-    kind: one word for the counts. after: seconds that the server asked to wait. gained: whether the attempt brought
-    the work forward. evidence: a hash of what came, where it came whole and is wrong; the same twice is no accident.
+    kind: one or two words, for the counts. retry_after: seconds the server asked us to wait.
+    progressed: whether the attempt brought the work forward. checksum: hash of content that
+    arrived whole but is wrong; the same hash twice means that the server's copy is bad.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        text: str,
-        after: float | None = None,
-        gained: bool = False,
-        evidence: str = "",
-    ):
+    def __init__(self, kind: str, text: str, retry_after: float | None = None, checksum: str = ""):
         super().__init__(text)
-        self.kind, self.after, self.gained, self.evidence = kind, after, gained, evidence
+        self.kind, self.retry_after, self.checksum = kind, retry_after, checksum
+        self.progressed = False
 
 
 class Stopped(Exception):
-    """Raised in the connections that still work when another has met a UserError or the user has ended the run."""
+    """Ends the other connections when one has met a UserError or the user ends the run."""
 
 
 class Retry:
-    """seconds_between_requests: least time from one request to the next over all connections, and the first wait.
+    """Spaces requests and repeats those that fail.
 
-    attempts: how many attempts in a row may fail. faults: how often which fault was met.
+    seconds_between_requests: least time between the starts of two requests, and the first backoff.
+    max_attempts: how many attempts in a row may fail. errors: how often each kind was met.
     """
 
-    def __init__(self, seconds_between_requests: float, attempts: int):
-        self.pause, self.attempts = seconds_between_requests, attempts
-        self.faults: Counter[str] = Counter()
+    def __init__(self, seconds_between_requests: float, max_attempts: int):
+        self.pause, self.max_attempts = seconds_between_requests, max_attempts
+        self.errors: Counter[str] = Counter()
         self.stopped = threading.Event()
         self._lock = threading.Lock()
-        self._next = 0.0  # time.monotonic() from which on the next request may start
+        self._next_start = 0.0  # time.monotonic() from which the next request may start
 
     def take_turn(self) -> None:
-        """Returns when the next request may start. Raises Stopped."""
+        """Wait until the next request may start. Raises Stopped."""
         while True:
             with self._lock:
                 now = time.monotonic()
-                wait = self._next - now
-                if wait <= 0:
-                    self._next = now + self.pause
+                seconds = self._next_start - now
+                if seconds <= 0:
+                    self._next_start = now + self.pause
                     return
-            self.sleep(wait)
+            self.sleep(seconds)
 
     def sleep(self, seconds: float) -> None:
+        """Wait. Raises Stopped as soon as the run is to end."""
         if self.stopped.wait(seconds):
             raise Stopped
 
-    def check(self) -> None:
-        """Raises Stopped when the run is to end."""
-        if self.stopped.is_set():
-            raise Stopped
-
     def retry(self, what: str, attempt: Callable[[], Result]) -> Result:
-        """What `attempt` returns, however often it has to be made. what: for messages.
+        """Call `attempt` until it succeeds and return its result. what: names the work in messages.
 
-        Raises UserError when `attempts` in a row have failed, or when the same wrong content came twice.
+        Raises UserError when `max_attempts` in a row have failed, when the same wrong content came
+        twice, or when the server asks for too long a wait.
         """
-        failures, seen = 0, set()
+        failures, checksums = 0, set()
         while True:
             self.take_turn()
             try:
                 return attempt()
-            except Fault as fault:
-                failures = 1 if fault.gained else failures + 1
+            except TransientError as error:
                 with self._lock:
-                    self.faults[fault.kind] += 1
-                if fault.evidence and fault.evidence in seen:
+                    self.errors[error.kind] += 1
+                failures = 1 if error.progressed else failures + 1
+                if error.checksum in checksums:
                     raise UserError(
-                        f"{what}: {fault}. It came twice with the same bytes, so it is the server's copy that is bad. "
+                        f"{what}: {error}. The same bytes came twice, so the server's copy is bad. "
                         "Choose other files or another mirror (download.base)."
-                    ) from fault
-                seen.add(fault.evidence)
-                if failures >= self.attempts:
+                    ) from error
+                if failures >= self.max_attempts:
                     raise UserError(
-                        f"{what}: {fault}. That was attempt {failures} of {self.attempts} without success (met so far: "
-                        f"{self.fault_summary()}). What has come is kept; run again later and it goes on from there."
-                    ) from fault
-                self.wait(what, fault, failures)
+                        f"{what}: {error}. Attempt {failures} of {self.max_attempts} failed "
+                        f"(so far: {self.error_summary()}). What was downloaded is kept: run again "
+                        "later to resume."
+                    ) from error
+                if error.checksum:
+                    checksums.add(error.checksum)
+                self.back_off(what, error, failures)
 
-    def wait(self, what: str, fault: Fault, failures: int) -> None:
-        """Waits as long as the server asked, or else twice as long each time, less a random part."""
-        backoff = min(LONGEST_WAIT, self.pause * 2 ** min(failures - 1, 30)) * random.uniform(
-            0.5, 1.0
-        )
-        seconds = max(fault.after or 0.0, backoff)
-        if seconds > LONGEST_RETRY_AFTER:
+    def back_off(self, what: str, error: TransientError, failures: int) -> None:
+        """Wait as long as the server asked, or else exponentially with jitter.
+
+        Raises Stopped, or UserError if the server asks for more than MAX_RETRY_AFTER.
+        """
+        backoff = min(MAX_BACKOFF, self.pause * 2 ** min(failures - 1, 30))
+        seconds = max(error.retry_after or 0.0, backoff * random.uniform(0.5, 1.0))
+        if seconds > MAX_RETRY_AFTER:
             raise UserError(
-                f"{what}: {fault}. The server asks to be left alone for {seconds / 3600:,.1f} hours. What has come is "
-                "kept; run again then."
-            ) from fault
-        if fault.after is not None:
+                f"{what}: {error}. The server asks us to wait {seconds / 3600:,.1f} hours. What "
+                "was downloaded is kept: run again then to resume."
+            ) from error
+        if error.retry_after is not None:
             with self._lock:
-                self._next = max(self._next, time.monotonic() + seconds)
-        if seconds >= SPOKEN_WAIT:
+                self._next_start = max(self._next_start, time.monotonic() + seconds)
+        if seconds >= ANNOUNCED_WAIT:
             tqdm.write(
-                f"{what}: {fault}; again in {seconds:,.0f} s ({failures} of {self.attempts})",
+                f"{what}: {error}. Retry in {seconds:,.0f} s "
+                f"(attempt {failures} of {self.max_attempts} failed)",
                 file=sys.stderr,
             )
         self.sleep(seconds)
 
-    def fault_summary(self) -> str:
-        """The faults met, in words."""
-        return (
-            ", ".join(f"{kind} {count} times" for kind, count in sorted(self.faults.items()))
-            or "no fault"
-        )
+    def error_summary(self) -> str:
+        """Return the errors met and how often, in words."""
+        counts = [f"{kind} {count} times" for kind, count in sorted(self.errors.items())]
+        return ", ".join(counts) or "no error"
