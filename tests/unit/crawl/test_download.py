@@ -180,7 +180,10 @@ def test_only_a_read_only_file_is_linked(raw, tmp_path):
     ("content", "word"),
     [
         (b"<!DOCTYPE html><html><body>503 Slow down</body></html>", "HTML page"),
-        (gzip.compress(b"  <html><head><title>Please reduce your request rate"), "HTML page"),
+        (
+            gzip.compress(b"  <html><head><title>Please reduce your request rate", mtime=0),
+            "HTML page",
+        ),
         (b'<?xml version="1.0"?><Error><Code>SlowDown</Code></Error>', "XML"),
         (b"filedesc://IAH-2008.arc 0.0.0.0 20080430 text/plain 77\n", "ARC"),
         (b"", "empty"),
