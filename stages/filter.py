@@ -55,7 +55,8 @@ from crawl2cart.crawl.params import Filter
 from crawl2cart.crawl.shards import by_reason, make_shards, prune, read_counts
 from crawl2cart.crawl.stats import RemovalStats, copy_counts
 
-RAW, WEB = Path("data/raw"), Path("data/web")
+RAW, SITES = Path("data/raw"), Path("data/web/sites")
+TOPICS = Path("data/web/topics.csv")
 # What `dvc metrics` shows of the metrics.
 HEADLINES = (
     "documents.in",
@@ -69,9 +70,10 @@ HEADLINES = (
 
 def topic_weights(limits: Filter) -> Weights | None:
     """Train the topic classifier on the labelled sites; None if pages of all topics are kept."""
+    topics = read_topics(TOPICS)  # a wrong line is an error even if no topic is filtered
     if limits.topic_filter == "all":
         return None
-    return learn_from_sites(read_sites(WEB / "sites"), read_topics(WEB / "topics.csv"))
+    return learn_from_sites(read_sites(SITES), topics)
 
 
 def code_hashes(stage: Stage) -> dict[str, str]:
@@ -136,11 +138,11 @@ def label_metrics(
     limits: Filter, stats: RemovalStats, clusters: list[list[str]], labels: dict
 ) -> dict:
     """Return the metrics by the labels of the embedded web, see `measure`."""
-    pages, spans = read_sites(WEB / "sites"), read_spans(WEB / "personal.csv")
+    pages, spans = read_sites(SITES), read_spans(Path("data/web/personal.csv"))
     if limits.topic_filter == "all":
         return measure(stats, clusters, labels, pages, spans)
     # A readable page about something else is not wanted.
-    topic_labels = labels_of_topics(labels, read_topics(WEB / "topics.csv"))
+    topic_labels = labels_of_topics(labels, read_topics(TOPICS))
     held_out = {page.url for page in pages if page.site.held_out}
     return measure(stats, clusters, labels | topic_labels, pages, spans) | {
         "topic": keep_quality(stats.kept_urls, topic_labels, held_out)
@@ -150,7 +152,7 @@ def label_metrics(
 def main(stage: Stage) -> None:
     limits, manifest = stage.params.filter, read_json(RAW / "manifest.json")
     shards, corpus_filters = filter_files(stage, manifest["files"])
-    labels = read_labels(WEB / "labels.csv") if manifest["source"] == "embedded" else {}
+    labels = read_labels(Path("data/web/labels.csv")) if manifest["source"] == "embedded" else {}
     stats = RemovalStats(limits.rejects_per_reason, labels.keys())
     with write_decisions(stage.repo_root, manifest["files"], shards) as decisions:
         split_hashes = assign_splits(shards, corpus_filters, stats, decisions)

@@ -132,9 +132,9 @@ def measure(
     good = [page for url, page in held_out.items() if url in labels and labels[url].keep]
     scores = [token_f1(stats.texts.get(page.url, ""), mask(gold_text(page))[0]) for page in good]
     extraction = {"f1": sum(scores) / len(scores)} if scores else {}
+    keep = keep_quality(stats.kept_urls, labels, urls)
     return {
-        "keep": keep_quality(stats.kept_urls, labels, urls)
-        | keep_errors(stats.reasons, labels, urls),
+        "keep": keep | keep_errors(stats.reasons, labels, urls),
         "extraction": extraction | {"n": len(scores)},
         "near_duplicates": copy_quality(clusters, stats.compared_urls, labels, urls),
         "pii": pii_quality(good, spans) | {"masked": dict(stats.masked)},
