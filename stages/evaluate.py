@@ -17,7 +17,9 @@ from itertools import zip_longest
 
 from openai import OpenAIError
 
-from crawl2cart.agent.agent import EpisodeResult, Writer, open_writer
+from crawl2cart.agent.agent import open_writer
+from crawl2cart.agent.endpoint import Writer
+from crawl2cart.agent.episodes import EpisodeResult
 from crawl2cart.agent.hf_writer import answer_turns
 from crawl2cart.agent.local_writer import open_folder
 from crawl2cart.core.device import Device, open_device

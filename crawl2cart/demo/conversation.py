@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, Agent, Hear
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, Agent
+from crawl2cart.agent.endpoint import OnText
 from crawl2cart.core.errors import UserError
 from crawl2cart.router.policy import Route, Router
 from crawl2cart.shop.tool_schemas import WRITES
@@ -84,7 +85,7 @@ class Conversation:
         """Opens the agent now. Raises UserError if it cannot be."""
         self.agent = self.agent or self.open_agent()
 
-    def __call__(self, query: str, hear: Hear | None = None) -> Answer:
+    def __call__(self, query: str, hear: OnText | None = None) -> Answer:
         """The answer to the customer's next turn. There is always one. hear: told its text as far as it is written."""
         query, before = plain(query), tuple(self.queries)
         self.route = route = self.router(query, before)
@@ -112,7 +113,7 @@ class Conversation:
                 return "shopping"
         return route.label
 
-    def _shopping(self, query: str, route: Route, hear: Hear | None) -> Answer:
+    def _shopping(self, query: str, route: Route, hear: OnText | None) -> Answer:
         """The agent's answer, or that there is none: nobody else can see stock and orders, so nobody else may answer."""
         try:
             self.open()
@@ -135,10 +136,10 @@ class Conversation:
             route,
             tuple(self.agent.session.calls[before:]),
             text in (COULD_NOT, TOO_LONG, CHANGED),
-            failure(self.agent.late) if self.agent.late else None,
+            failure(self.agent.timeout_error) if self.agent.timeout_error else None,
         )
 
-    def _other(self, query: str, route: Route, hear: Hear | None) -> Answer:
+    def _other(self, query: str, route: Route, hear: OnText | None) -> Answer:
         turn = {"role": "user", "content": query}
         text = self.router.answer_other([*self.other, turn], hear)
         if text is None:

@@ -6,7 +6,8 @@ pass^k is the share of dialogues in which k runs out of k succeed: Yao et al. 20
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from crawl2cart.agent.agent import EpisodeResult, Writer, play, play_all
+from crawl2cart.agent.endpoint import Writer
+from crawl2cart.agent.episodes import EpisodeResult, run_episode, run_episodes
 from crawl2cart.core.metrics import share_interval
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.evaluation.turn_metrics import summarize_turns
@@ -34,7 +35,7 @@ def critical(dialogue: dict, session: Session) -> Generator[list[dict], str, Cas
     what no shop does. Yields as `play`.
     """
     before = [message for message in dialogue["messages"][:-1] if message["role"] == "assistant"]
-    run = play(dialogue, session)
+    run = run_episode(dialogue, session)
     try:
         prompt = next(run)
         for message in before:
@@ -71,7 +72,7 @@ def passed_all(
     left = list(range(len(dialogues)))
     for run in range(RUNS):
         plays = world.all_gather(
-            play_all(
+            run_episodes(
                 [dialogues[number] for number in world.shard(left)], shops, sampler(run), batch
             )
         )
@@ -108,8 +109,8 @@ def trials(
     attempted one, `_count` attempts in all. attack_success_rate, unauthorized_write_rate, unconfirmed_write_rate, citation_accuracy, declines: of the
     safety cases of that kind. words: as for `judge`.
     """
-    plays = world.all_gather(play_all(world.shard(plans), shops, writer, batch))
-    played = world.all_gather(play_all(world.shard(cases), shops, writer, batch, critical))
+    plays = world.all_gather(run_episodes(world.shard(plans), shops, writer, batch))
+    played = world.all_gather(run_episodes(world.shard(cases), shops, writer, batch, critical))
     kinds = safety(cases, played, words)
     everything = [*plays, *(case.play for case in played)]
     found = share("pass_1", [one.success for one in plays])

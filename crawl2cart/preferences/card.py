@@ -149,7 +149,7 @@ def example(pair: dict) -> str:
         ("why", "; ".join(pair["reasons"]) or "lower score"),
     ]
     shown = [
-        f"{name}: {' '.join(harmony.plain(text).split())[:SHOWN_LETTERS]}" for name, text in lines
+        f"{name}: {' '.join(harmony.escape_markers(text).split())[:SHOWN_LETTERS]}" for name, text in lines
     ]
     scores = " and ".join(f"{value:.2f}" for value in pair["scores"])
     return "\n".join([f"{pair['origin']}, {pair['intent']}, scores {scores}", "```", *shown, "```"])

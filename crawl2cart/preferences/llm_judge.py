@@ -138,7 +138,7 @@ def conversation(prompt: list[dict]) -> list[dict]:
     return [
         {
             "role": message["role"],
-            "text": harmony.plain(
+            "text": harmony.escape_markers(
                 message.get("content")
                 or compact([call["function"] for call in message.get("tool_calls", [])])
             ),

@@ -16,7 +16,7 @@ from functools import cached_property
 from httpx import Timeout
 from openai import APIConnectionError, APIStatusError, OpenAI
 
-from crawl2cart.agent.agent import Hear
+from crawl2cart.agent.endpoint import OnText
 from crawl2cart.core.deadline import Result, with_deadline
 from crawl2cart.core.retry_after import retry_after
 
@@ -143,7 +143,7 @@ class Gpt4:
             self.circuit.failed()
             raise
 
-    def _ask(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> str:
+    def _ask(self, ends: float, spent: Spent, hear: OnText | None, request: dict) -> str:
         try:
             return self._text(self._send(ends, spent, hear, request), spent)
         except (APIConnectionError, APIStatusError) as error:
@@ -156,7 +156,7 @@ class Gpt4:
         except (APIConnectionError, APIStatusError) as error:
             raise Unreachable(f"{in_words(error)}, twice") from error
 
-    def _send(self, ends: float, spent: Spent, hear: Hear | None, request: dict) -> object:
+    def _send(self, ends: float, spent: Spent, hear: OnText | None, request: dict) -> object:
         left = ends - time.monotonic()
         if left <= 0:
             raise Unreachable("no time left")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crawl2cart.agent.agent import Hear
+from crawl2cart.agent.endpoint import OnText
 from crawl2cart.router.gpt4 import Ask, Gpt4, Spent, Unreachable, Unusable
 from crawl2cart.router.local import LocalRouter
 from crawl2cart.shop.data_model import Intent
@@ -137,7 +137,7 @@ class Router:
         except ValidationError as error:
             raise Unusable("an answer outside of the schema") from error
 
-    def answer_other(self, turns: list[dict], hear: Hear | None = None) -> str | None:
+    def answer_other(self, turns: list[dict], hear: OnText | None = None) -> str | None:
         """GPT-4's answer to a conversation that is not about the shop, or None when it is not to be had.
 
         turns: messages of the roles user and assistant, the last one the user's. hear: told the text as far as it is written.

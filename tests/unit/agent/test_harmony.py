@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crawl2cart.agent.agent import api_messages
+from crawl2cart.agent.endpoint import api_messages
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.lm import tokenizer as tokenizers

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent
+from crawl2cart.agent.endpoint import Endpoint
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.core.params import read_params
 from crawl2cart.demo import cli

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route as Address
 from starlette.testclient import TestClient
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint, Hear
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent
+from crawl2cart.agent.endpoint import Endpoint, OnText
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.demo.auth import MOST_BYTES, Guard
 from crawl2cart.demo.conversation import DOWN, Conversation
@@ -511,7 +512,7 @@ def test_a_server_that_drips_does_not_hang_an_answer_and_calls_nothing_afterward
 
 
 def test_gpt_is_heard_word_by_word_and_counted_as_when_it_is_not(monkeypatch):
-    def ask(hear: Hear | None, spent: Spent) -> str:
+    def ask(hear: OnText | None, spent: Spent) -> str:
         return Gpt4("m", 2.0, 8.0)(
             5,
             lambda ask: ask(

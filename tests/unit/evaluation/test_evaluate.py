@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, GptOssForCausalLM
 
-from crawl2cart.agent.agent import COULD_NOT, play_all
+from crawl2cart.agent.agent import COULD_NOT
+from crawl2cart.agent.episodes import run_episodes
 from crawl2cart.agent.hf_writer import whole_characters
 from crawl2cart.agent.local_writer import OwnWriter, open_folder, writer_of
 from crawl2cart.core.device import Device
@@ -147,7 +148,7 @@ def test_who_names_no_section_and_calls_where_nothing_can_be_looked_up_neither_c
 def test_who_writes_whatever_the_customer_says_is_found_out(recorded):
     cases = [case for case in recorded["safety"] if case["session"]["orders"]]
     number = {case["id"]: case["session"]["orders"][0]["order"]["order"] for case in cases}
-    played = play_all(
+    played = run_episodes(
         cases[:1],
         recorded["shops"],
         always(call("cancel_order", order=number[cases[0]["id"]])),
@@ -167,7 +168,7 @@ def test_a_safety_case_begins_where_the_agent_could_err(recorded):
         seen.extend(prompts)
         return [reply("I can't tell.")] * len(prompts)
 
-    play_all(recorded["safety"], recorded["shops"], writer, 4, critical)
+    run_episodes(recorded["safety"], recorded["shops"], writer, 4, critical)
     assert len(seen) == len(recorded["safety"])
     by_case = dict(zip([case["case"] for case in recorded["safety"]], seen, strict=True))
     assert "review" in by_case["injection"][-1]["content"]
@@ -204,7 +205,7 @@ def test_three_of_three_needs_all_three_runs(recorded):
 def test_who_says_nothing_of_use_fails_a_plan_with_facts(recorded):
     plans = [plan for plan in recorded["plans"] if any(note["facts"] for note in plan["notes"])]
     for text in (reply("Thank you."), "no such form"):
-        plays = play_all(plans, recorded["shops"], always(text), 8)
+        plays = run_episodes(plans, recorded["shops"], always(text), 8)
         assert not any(play.success for play in plays)
     assert COULD_NOT in plays[0].messages[-1]["content"]
 

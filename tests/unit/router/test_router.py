@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from openai import OpenAI
 
-from crawl2cart.agent.agent import Agent, Endpoint
+from crawl2cart.agent.agent import Agent
+from crawl2cart.agent.endpoint import Endpoint
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.core.params import read_params

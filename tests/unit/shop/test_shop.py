@@ -16,11 +16,10 @@ from crawl2cart.agent.agent import (
     MAX_TOKENS,
     TOO_LONG,
     Agent,
-    Endpoint,
-    about_tokens,
-    api_messages,
-    play_all,
+    estimate_tokens,
 )
+from crawl2cart.agent.endpoint import Endpoint, api_messages
+from crawl2cart.agent.episodes import run_episodes
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.dialogues.generator import shop_lexicon
 from crawl2cart.dialogues.sft_examples import to_examples
@@ -972,13 +971,13 @@ def test_tokens_are_rather_overcounted_than_undercounted(recorded):
         )
         for dialogue in recorded["test"]
     ]
-    counted = [about_tokens(compact(dialogue["messages"])) for dialogue in recorded["test"]]
+    counted = [estimate_tokens(compact(dialogue["messages"])) for dialogue in recorded["test"]]
     assert all(true <= guess for true, guess in zip(used, counted, strict=True))
     assert sum(counted) < 1.5 * sum(used)
     tools = len(table.encode(harmony.prefix(TOOLS), allowed_special="all"))
     assert tools + MAX_TOKENS + Endpoint.max_tokens < 4096
     for text in ("1" * 300, "日本語" * 50, "🐕" * 50, "Is the Heron in stock?"):
-        assert len(table.encode(text)) <= about_tokens(text)
+        assert len(table.encode(text)) <= estimate_tokens(text)
 
 
 def test_a_change_that_was_made_is_never_called_one_that_could_not_be(shop):
@@ -1025,11 +1024,11 @@ def test_time_that_runs_out_anywhere_in_a_turn_ends_in_words_that_fit_the_store(
     agent(f"cancel {order['id']}, I am {order['email']}")
     agent.session.faults = len(agent.session.calls) + 1 if down else 0
     assert agent("yes") == reply == agent.messages[-1]["content"]
-    assert isinstance(agent.late, TimeoutError)
+    assert isinstance(agent.timeout_error, TimeoutError)
     assert agent.session.store.order(order["id"])["state"] == (
         order["state"] if state == "as it was" else state
     )
-    assert agent("thanks") == "Anything else?" and agent.late is None
+    assert agent("thanks") == "Anything else?" and agent.timeout_error is None
     silent.set()
 
 
@@ -1041,7 +1040,7 @@ def test_a_server_that_is_silent_longer_than_its_client_waits_is_late_too(sessio
             Endpoint(OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=0.3), "m"),
         )
         assert agent("hello") == COULD_NOT
-    assert isinstance(agent.late, APITimeoutError) and not session.calls
+    assert isinstance(agent.timeout_error, APITimeoutError) and not session.calls
 
 
 @pytest.mark.parametrize(
@@ -1186,7 +1185,7 @@ def test_the_recorded_turns_are_right_by_every_check(recorded):
 
 
 def test_played_again_the_recorded_turns_succeed(recorded):
-    plays = play_all(recorded["test"], recorded["shops"], replay(recorded["test"]), batch=1)
+    plays = run_episodes(recorded["test"], recorded["shops"], replay(recorded["test"]), batch=1)
     assert all(play.success for play in plays)
     assert [play.messages for play in plays] == [
         dialogue["messages"] for dialogue in recorded["test"]
@@ -1209,7 +1208,7 @@ def test_many_dialogues_side_by_side_end_as_one_by_one(recorded):
         return texts
 
     assert all(
-        play.success for play in play_all(dialogues, recorded["shops"], side_by_side, batch=8)
+        play.success for play in run_episodes(dialogues, recorded["shops"], side_by_side, batch=8)
     )
 
 
@@ -1231,7 +1230,7 @@ def test_a_model_that_cancels_without_asking_fails_and_is_counted(recorded):
             for prompt in prompts
         ]
 
-    play = play_all([dialogue], recorded["shops"], rash, batch=1)[0]
+    play = run_episodes([dialogue], recorded["shops"], rash, batch=1)[0]
     assert play.policy_violations == 1 and play.state and not play.success
 
 
@@ -1245,7 +1244,7 @@ def test_the_scripted_customer_says_yes_only_to_what_was_asked_for(recorded):
             final("Shall I go ahead then?") if message is question else harmony.completion(message)
         )
 
-    play = play_all([dialogue], recorded["shops"], replay([dialogue], vague), batch=1)[0]
+    play = run_episodes([dialogue], recorded["shops"], replay([dialogue], vague), batch=1)[0]
     assert not play.success and not play.state
     assert any(
         message["content"] == "No, that is not what I asked for." for message in play.messages
