@@ -6,6 +6,9 @@ are those of the OpenAI API; `notes` holds for each reply which acts it is made 
 the hash of the store after the last turn; `case` is the safety case, if it is one.
 """
 
+import random
+from collections.abc import Sequence
+
 from crawl2cart.shop.tool_schemas import TOOLS
 
 
@@ -29,3 +32,10 @@ def to_examples(dialogue: dict) -> list[dict]:
                 }
             )
     return found
+
+
+def sample_examples(examples: Sequence[dict], count: int, seed: int) -> list[dict]:
+    """Draw `count` examples without replacement; all of them if there are fewer."""
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:count]

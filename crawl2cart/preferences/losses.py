@@ -1,6 +1,6 @@
-"""Losses of preference learning as functions of four log-probabilities: of two completions under the policy and the reference.
+"""Define the losses of preference learning as functions of four log-probabilities.
 
-Written out to be read; training uses TRL's, to which they are equal.
+They are written out to be read; training uses TRL's, to which tests hold them equal.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOSSES = ("sigmoid", "apo_zero", "ipo", "sigmoid_norm")
+PER_TOKEN = ("ipo", "sigmoid_norm")
 
 
 def preference_loss(
@@ -20,35 +21,46 @@ def preference_loss(
     chosen_tokens: Tensor | None = None,
     rejected_tokens: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each pair, (B,). chosen … reference_rejected: nats, summed over a completion's tokens, (B,).
+    """Return the loss of each pair, (B,).
 
-    chosen_tokens, rejected_tokens: how many tokens that were, (B,); for ipo and sigmoid_norm. With h = log π/π_ref:
+    chosen, rejected: log-probabilities of the completions under the policy, in nats, summed over
+    tokens, (B,); reference_*: under the reference. *_tokens: numbers of tokens, (B,), which ipo and
+    sigmoid_norm need. With h = log π/π_ref of a completion, ĥ = h divided by its tokens:
 
-    sigmoid       −log σ(β (h_chosen − h_rejected))            Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7
-    apo_zero      1 − σ(β h_chosen) + σ(β h_rejected)          D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7
-    ipo           (h_chosen − h_rejected − 1 / 2β)², h a token Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17
-    sigmoid_norm  sigmoid with h a token                       Lambert et al. 2024, https://arxiv.org/abs/2411.15124, eq. 6
+    sigmoid       −log σ(β (h_chosen − h_rejected))
+                  Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7
+    apo_zero      1 − σ(β h_chosen) + σ(β h_rejected)
+                  D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7
+    ipo           (ĥ_chosen − ĥ_rejected − 1 / 2β)²
+                  Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17
+    sigmoid_norm  −log σ(β (ĥ_chosen − ĥ_rejected))
+                  Lambert et al. 2024, https://arxiv.org/abs/2411.15124, eq. 6
 
-    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind.
+    Where the policy is the reference they are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for
+    another kind, and for ipo and sigmoid_norm without numbers of tokens.
     """
+    if kind not in LOSSES:
+        raise ValueError(f"no preference loss is called {kind}; there are {', '.join(LOSSES)}")
     better, worse = chosen - reference_chosen, rejected - reference_rejected  # (B,) each
-    if kind in ("ipo", "sigmoid_norm"):
+    if kind in PER_TOKEN:
+        if chosen_tokens is None or rejected_tokens is None:
+            raise ValueError(f"{kind} needs chosen_tokens and rejected_tokens")
         better, worse = better / chosen_tokens.clamp(min=1), worse / rejected_tokens.clamp(min=1)
-    match kind:
-        case "sigmoid" | "sigmoid_norm":
-            return -F.logsigmoid(beta * (better - worse))
-        case "apo_zero":
-            return 1 - torch.sigmoid(beta * better) + torch.sigmoid(beta * worse)
-        case "ipo":
-            return (better - worse - 1 / (2 * beta)).square()
-    raise ValueError(f"no preference loss is called {kind}; there are {', '.join(LOSSES)}")
+    if kind == "apo_zero":
+        return 1 - torch.sigmoid(beta * better) + torch.sigmoid(beta * worse)
+    if kind == "ipo":
+        return (better - worse - 1 / (2 * beta)).square()
+    return -F.logsigmoid(beta * (better - worse))
 
 
 def mean_divergence(logits: Tensor, reference: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the counted tokens of KL(policy ‖ reference), in nats a token, exact over the vocabulary.
+    """Return the mean KL(policy ‖ reference) of the counted tokens, in nats per token, ().
 
-    logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool.
+    logits, reference: (B, T, V), each position's for the next token. counted: (B, T) bool. The
+    divergence is exact over the vocabulary. Raises ValueError if no token counts.
     """
+    if not counted[:, 1:].any():
+        raise ValueError("no token counts, so there is no mean divergence")
     log_p, log_q = (
         part[:, :-1][counted[:, 1:]].log_softmax(-1, dtype=torch.float32)
         for part in (logits, reference)

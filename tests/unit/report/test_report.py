@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from crawl2cart.core.files import read_json, write_json, write_jsonl
 from crawl2cart.core.metrics import write_curve
-from crawl2cart.evaluation.release_gates import Guard
+from crawl2cart.evaluation.release_gates import Gate
 from crawl2cart.report import figures
 from crawl2cart.report.cards import MEASURED, ORIGINS
 from stages.report import agent_row, agents_of
@@ -27,7 +27,7 @@ from tools import costs as ledger
 from tools import repro
 
 SHARES = (*MEASURED, "call_or_reply_accuracy")
-FAILED = Guard("tool_accuracy", before=0.8, after=0.7, least=0.75)
+FAILED = Gate("tool_accuracy", before=0.8, after=0.7, least=0.75)
 ATTACK = "</pre><script>document.title = 'owned'</script><img src=http://evil.example/x.png>"
 
 
