@@ -18,9 +18,13 @@ COUNTS = {"train": 120, "validation": 60, "test": 60}
 SAFETY_CASES = 5  # of each kind
 
 
+def generate(split: str, count: int) -> list[dict]:
+    return maker_of(STORE, 7).split(split, count)
+
+
 @cache
 def dialogues(split: str) -> list[dict]:
-    return maker_of(STORE, 7).split(split, COUNTS[split])
+    return generate(split, COUNTS[split])
 
 
 @cache

@@ -1,450 +1,213 @@
-"""The preference losses against TRL's own, the guards by hand, and the stage with pairs the right and the wrong way round."""
+"""build_prefs and dpo from end to end on a tiny model that knows its turns by heart."""
 
+import functools
 import json
 import math
 import os
-import re
+import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from crawl2cart.core.files import read_json, write_json, write_jsonl
-from crawl2cart.dialogues.generator import shop_lexicon
+from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
+from crawl2cart.core.params import read_yaml
 from crawl2cart.dialogues.sft_examples import to_examples
-from crawl2cart.evaluation.release_gates import guards, measure, repetition, unsafe
-from crawl2cart.lm.formats import harmony
-from crawl2cart.preferences.losses import LOSSES, mean_divergence, preference_loss
 from crawl2cart.preferences.pairs import make_pair
-from crawl2cart.preferences.style_classifier import ToneScorer
-from crawl2cart.shop.env import ShopSessions
-from crawl2cart.shop.tool_schemas import TOOLS
-from tests.conftest import ROOT, copy_project, maker_of
-from tests.unit.preferences.test_build_prefs import SITUATIONS
+from tests import recorded_dialogues as recorded
+from tests.conftest import ROOT
+from tests.servers.openai_server import KEY, Server
+from tests.taught_model import teach
+from tests.unit.preferences.test_llm_judge import answers, prefers, question
 
-STORE = ROOT / "data" / "store"
-
-
-# Losses
+pytestmark = pytest.mark.slow
 
 
-def trl_loss(
-    kind: str, beta: float, policy: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    """What TRL's DPOTrainer computes of token log-probabilities (2 B, T), chosen rows before rejected ones; mask (2 B, T + 1)."""
-    from trl import DPOTrainer
-
-    accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True),
-        accelerator=accelerator,
-        aux_loss_enabled=False,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        f_divergence_type="reverse_kl",
-        loss_types=[kind],
-        loss_weights=[1.0],
-        beta=beta,
-        label_smoothing=0.0,
-        use_weighting=False,
-        _metrics={"train": defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
-    chosen, rejected = reference.sum(1).chunk(2)
-    inputs = {
-        "input_ids": torch.zeros_like(mask),
-        "attention_mask": torch.ones_like(mask),
-        "completion_mask": mask,
-        "ref_chosen_logps": chosen,
-        "ref_rejected_logps": rejected,
-    }
-    outputs = SimpleNamespace(
-        log_probs=policy,
-        entropy=torch.zeros_like(policy),
-        mean_logits=torch.zeros_like(policy),
-        is_top1=torch.zeros_like(policy, dtype=torch.bool),
-    )
-    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
-
-
-@pytest.mark.parametrize("beta", [0.05, 0.1, 0.5])
-@pytest.mark.parametrize("kind", LOSSES)
-def test_each_loss_and_its_gradient_are_trls(kind, beta):
-    draw = torch.Generator().manual_seed(3)
-    pairs, length = 6, 9
-    tokens = torch.randint(1, length + 1, (2 * pairs, 1), generator=draw)
-    mask = torch.cat(
-        [torch.zeros(2 * pairs, 1, dtype=torch.long), (torch.arange(length) < tokens).long()], 1
-    )  # the first is the prompt
-    policy, reference = (
-        -3 * torch.rand(2 * pairs, length, generator=draw, dtype=torch.float64) * mask[:, 1:]
-        for _ in range(2)
-    )
-    policy.requires_grad_()
-    theirs = trl_loss(kind, beta, policy, reference, mask)
-    sums, counts = (*policy.sum(1).chunk(2), *reference.sum(1).chunk(2)), tokens.squeeze(1).chunk(2)
-    ours = preference_loss(*sums, beta, kind, *counts)
-    assert ours.shape == (pairs,)
-    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-12, atol=0)
-    gradients = [
-        torch.autograd.grad(loss, policy, retain_graph=True)[0] for loss in (ours.mean(), theirs)
-    ]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
-
-
-def test_the_losses_start_where_their_papers_say():
-    zero, five = torch.zeros(2), torch.full((2,), 5)
-    at_start = {
-        kind: preference_loss(-five, -five, -five, -five, 0.1, kind, five, five).tolist()
-        for kind in LOSSES
-    }
-    assert at_start["sigmoid"] == at_start["sigmoid_norm"] == pytest.approx([math.log(2)] * 2)
-    assert at_start["apo_zero"] == pytest.approx([1, 1]) and at_start["ipo"] == pytest.approx(
-        [25, 25]
-    )
-    with pytest.raises(ValueError, match="hinge"):
-        preference_loss(zero, zero, zero, zero, 0.1, "hinge")
-
-
-def test_the_loss_falls_as_the_margin_grows_and_ipo_alone_has_an_end():
-    margins = torch.linspace(-4, 40, 200, dtype=torch.float64)
-    zero, one = torch.zeros_like(margins), torch.ones_like(margins)
-    falls = {
-        kind: (preference_loss(margins, zero, zero, zero, 0.5, kind, one, one).diff() < 0)
-        .all()
-        .item()
-        for kind in LOSSES
-    }
-    assert falls == {"sigmoid": True, "apo_zero": True, "sigmoid_norm": True, "ipo": False}
-
-
-def test_the_divergence_is_torchs_over_the_counted_tokens_alone():
-    draw = torch.Generator().manual_seed(0)
-    logits, reference = torch.randn(2, 2, 5, 11, generator=draw)
-    counted = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]).bool()
-    from torch.distributions import Categorical, kl_divergence
-
-    each = kl_divergence(
-        Categorical(logits=logits), Categorical(logits=reference)
-    )  # of the token behind each place
-    expected = (each[0, 1] + each[0, 2] + each[1, 0]) / 3
-    assert mean_divergence(logits, reference, counted).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
-    assert mean_divergence(logits, logits, counted) == 0
-
-
-# Guards
-
-
-@pytest.fixture(scope="module")
-def dialogues() -> list[dict]:
-    return maker_of(STORE, 7).split("validation", 60)
-
-
-BEFORE = {
-    "tool_accuracy": 0.9,
-    "argument_exact_match": 0.8,
-    "calls": 100,
-    "policy_violation_rate": 0,
-    "hallucination_rate": 0.1,
-    "repetition": 0.05,
-    "runs": 500,
-    "mean_reply_words": 20.0,
-    "quality": 0.7,
-    "qualities": [0.6, 0.8] * 50,
-}
-START, END = (
-    {"accuracy": 0.0, "chosen_log_probability": -40.0},
-    {"accuracy": 0.8, "chosen_log_probability": -39.0},
-)
-
-
-def failed(after: dict | None = None, end: dict | None = None) -> list[str]:
-    return [
-        guard.name
-        for guard in guards(BEFORE, BEFORE | (after or {}), START, END | (end or {}))
-        if not guard.passed
-    ]
-
-
-def test_an_unchanged_model_passes_and_each_guard_fails_alone():
-    assert failed() == []
-    # One standard error of 0.8 against 0.74 of 100 each is sqrt(0.16 / 100 + 0.1924 / 100) = 0.0594.
-    assert failed({"argument_exact_match": 0.75}) == [] and failed(
-        {"argument_exact_match": 0.74}
-    ) == ["argument_exact_match"]
-    assert failed({"tool_accuracy": 0.8}) == ["tool_accuracy"]
-    assert failed({"policy_violation_rate": 1}) == ["policy_violation_rate"]
-    assert failed({"hallucination_rate": 0.101}) == ["hallucination_rate"]
-    assert failed({"repetition": 0.05}) == [] and failed({"repetition": 0.051}) == ["repetition"]
-    assert failed({"mean_reply_words": 22.9}) == failed({"mean_reply_words": 17.1}) == []
-    assert (
-        failed({"mean_reply_words": 23.1})
-        == failed({"mean_reply_words": 16.9})
-        == ["mean_reply_words"]
-    )
-    assert failed(end={"chosen_log_probability": -41.9}) == []
-    assert failed(end={"chosen_log_probability": -42.1}) == ["chosen_log_probability"]
-    assert failed(end={"accuracy": 0.4}) == ["reward_accuracy"]
-    assert failed({"quality": 0.6, "qualities": [0.5, 0.7] * 50}) == ["quality"]
-
-
-def test_a_guard_says_what_it_found_and_what_had_to_be():
-    guard = next(
-        guard
-        for guard in guards(BEFORE, BEFORE | {"policy_violation_rate": 2}, START, END)
-        if not guard.passed
-    )
-    assert guard.reason == "unsafe writes is 2, was 0 and has to be at most 0"
-
-
-def test_a_write_without_consent_is_unsafe_and_the_recorded_one_is_not(dialogues):
-    shops, seen = ShopSessions(STORE), 0
-    for dialogue in dialogues:
-        rows = to_examples(dialogue)
-        for asks, writes in zip(rows, rows[1:], strict=False):
-            if any(act.endswith("_confirm") for act in asks["acts"]) and writes["acts"] == ["call"]:
-                text = harmony.completion(writes["completion"][0])
-                if "get_order" in text:
-                    continue
-                seen += 1
-                assert unsafe(writes, text, dialogue, shops) == 0
-                assert unsafe(asks, text, dialogue, shops) == 1, (
-                    "the question has not been asked yet"
-                )
-    assert seen >= 5
-
-
-def test_repetition_counts_runs_of_four_words():
-    assert repetition(["a b c d a b c d"]) == (0.2, 5)  # abcd bcda cdab dabc abcd
-    assert repetition(["a b c", "a b c"]) == (0.0, 0)
-    assert repetition(["a b c d", "a b c d"]) == (0.0, 2), "each reply for itself"
-
-
-def test_right_answers_measure_as_right(dialogues, tmp_path, monkeypatch):
-    (tmp_path / "data" / "sft").mkdir(parents=True)
-    write_json(
-        tmp_path / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict()
-    )
-    monkeypatch.chdir(tmp_path)
-    turns = [row for dialogue in dialogues[:20] for row in to_examples(dialogue)]
-    texts = [harmony.completion(row["completion"][0]) for row in turns]
-    found = measure(
-        turns,
-        texts,
-        {dialogue["id"]: dialogue for dialogue in dialogues},
-        ShopSessions(STORE),
-        ToneScorer.fit(SITUATIONS),
-    )
-    assert (
-        found["tool_accuracy"] == found["argument_exact_match"] == 1
-        and found["policy_violation_rate"] == found["hallucination_rate"] == 0
-    )
-    assert min(found["qualities"]) >= 0.5
-
-
-# The stage
-
-
-def taught(folder: Path, rows: list[dict]) -> None:
-    """A gpt_oss of two small layers that knows the turns of these rows nearly by heart."""
-    from transformers import GptOssConfig, GptOssForCausalLM
-
-    from crawl2cart.lm.tokenizer import encoding, read_ranks, save_tokenizer
-
-    torch.manual_seed(0)
-    table = encoding(read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))
-    pad = table.encode_single_token("<|endoftext|>")
-    model = GptOssForCausalLM(
-        GptOssConfig(
-            vocab_size=table.n_vocab,
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            num_local_experts=2,
-            num_experts_per_tok=1,
-            sliding_window=64,
-            max_position_embeddings=4096,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            pad_token_id=pad,
-            bos_token_id=pad,
-            eos_token_id=table.encode_single_token("<|return|>"),
-            output_router_logits=False,
-        )
-    )
-    prompts, wholes = (
-        [
-            table.encode(
-                harmony.render(messages, TOOLS, add_generation_prompt=not added),
-                allowed_special="all",
-            )
-            for row in rows
-            for messages in (row["prompt"] + added * row["completion"],)
-        ]
-        for added in (0, 1)
-    )
-    longest = max(map(len, wholes))
-    ids = torch.tensor([whole + [pad] * (longest - len(whole)) for whole in wholes])
-    place = torch.arange(longest)
-    learnt = (place >= torch.tensor([[len(prompt)] for prompt in prompts])) & (
-        place < torch.tensor([[len(whole)] for whole in wholes])
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(300):
-        loss = model(input_ids=ids, labels=ids.where(learnt, -100)).loss
-        if loss < 0.05:
-            break
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss < 0.05
-    folder.mkdir(parents=True)
-    model.save_pretrained(folder)
-    save_tokenizer(table, folder)
-    (folder / "chat_template.jinja").write_text(harmony.TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def learnt(dialogues, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """A project with an SFT model that answers six turns of validation rightly, and pairs of these turns and worse ones."""
-    rows, kept = (
-        [
-            row
-            for dialogue in dialogues
-            for row in to_examples(dialogue)
-            if row["prompt"] == [row["prompt"][0]]
-        ],
-        [],
-    )
-    for calls in (True, False):
-        kept += [row for row in rows if bool(row["completion"][0].get("tool_calls")) == calls][:3]
-    folder = copy_project(tmp_path_factory.mktemp("dpo") / "project")
-    taught(folder / "models" / "sft", kept)
-    names = {row["id"].rpartition(":")[0] for row in kept}
-    chosen = [
-        dialogue | {"messages": dialogue["messages"][:2], "notes": dialogue["notes"][:1]}
-        for dialogue in dialogues
-        if dialogue["id"] in names
-    ]
-    (folder / "data" / "sft").mkdir(parents=True)
-    write_jsonl(folder / "data" / "sft" / "validation.jsonl", chosen)
-    write_json(folder / "data" / "sft" / "lexicon.json", shop_lexicon(maker_of(STORE, 7)).to_dict())
-    return folder, kept
-
-
-def worse(row: dict) -> dict:
-    """Another call than the right one, or a reply that invents."""
-    if row["completion"][0].get("tool_calls"):
-        return {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [
-                {
-                    "type": "function",
-                    "function": {"name": "hand_off", "arguments": {"reason": "the customer asks"}},
-                }
-            ],
-        }
-    return {
-        "role": "assistant",
-        "content": "Buy the blue one today, it is only $77.31 and it will be gone tomorrow.",
-    }
-
-
-def run_dpo(
-    project: Path, rows: list[dict], reversed_pairs: bool, learning_rate: float, sft_weight: float
-) -> tuple[dict, str]:
-    pairs = []
-    for row in rows:
-        sides = [(row["completion"][0], 1.0), (worse(row), 0.1)]
-        pairs.append(make_pair(row, *(reversed(sides) if reversed_pairs else sides), [], "sampled"))
-    (project / "data" / "prefs").mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation"):
-        write_jsonl(project / "data" / "prefs" / f"{split}.jsonl", pairs)
-    text = (ROOT / "params.yaml").read_text().replace("\nprofile: cpu\n", "\nprofile: smoke\n")
-    smoke = text.index("  smoke:")
-    sizes = r"(    dpo:\n      steps: )\d+(\n      batch: )\d+(.*?eval_samples: )\d+"
-    text = text[:smoke] + re.sub(
-        sizes, r"\g<1>24\g<2>3\g<3>6", text[smoke:], count=1, flags=re.DOTALL
-    )
-    start = text.index("\ndpo:")
-    for key, value in (("learning_rate", learning_rate), ("sft_weight", sft_weight)):
-        text = text[:start] + re.sub(rf"{key}: \S+", f"{key}: {value}", text[start:], count=1)
-    (project / "params.yaml").write_text(text)
-    said = subprocess.run(
-        [ROOT / ".venv" / "bin" / "python", "-m", "stages.dpo"],
+def run_stage(project: Path, name: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{name}"],
         cwd=project,
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(project)},
     )
-    assert said.returncode == 0, said.stderr
-    return read_json(project / "metrics" / "dpo.json"), said.stdout
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+def make_project(folder: Path) -> Path:
+    """A folder with the code and the shop, in which a stage runs."""
+    for name in ("dvc.yaml", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("stages", "crawl2cart"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data/sft").mkdir(parents=True)
+    (folder / "data/store").symlink_to(ROOT / "data/store")
+    write_json(folder / "data/sft/lexicon.json", recorded.vocabulary().to_dict())
+    return folder
 
 
-@pytest.mark.slow
-def test_pairs_the_wrong_way_round_release_sft_and_say_why(learnt):
-    project, rows = learnt
-    found, said = run_dpo(project, rows, reversed_pairs=True, learning_rate=0.01, sft_weight=0.1)
-    assert not found["dpo"]["released_is_dpo"] and found["released"]["model"] == "sft"
-    assert not found["guards"]["quality"] and not all(
-        found["guards"][name] for name in ("tool_accuracy", "hallucination_rate")
+def write_params(project: Path, changes: dict[str, object]) -> None:
+    """Write params.yaml on the smoke profile; changes: values by dotted key."""
+    params = read_yaml(ROOT / "params.yaml")
+    for path, value in {"profile": "smoke", **changes}.items():
+        *sections, key = path.split(".")
+        section = functools.reduce(dict.__getitem__, sections, params)
+        assert key in section
+        section[key] = value
+    (project / "params.yaml").write_text(json.dumps(params))  # JSON is YAML
+
+
+def shortened(dialogue: dict) -> dict:
+    """The dialogue's first query and its answer."""
+    return dialogue | {"messages": dialogue["messages"][:2], "notes": dialogue["notes"][:1]}
+
+
+# dpo
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A project whose SFT model answers three calls and three replies rightly, and these turns."""
+    dialogues = recorded.dialogues("validation")
+    first = [to_examples(dialogue)[0] for dialogue in dialogues]
+    turns = []
+    for is_call in (True, False):
+        turns += [t for t in first if bool(t["completion"][0].get("tool_calls")) == is_call][:3]
+    project = make_project(tmp_path_factory.mktemp("dpo"))
+    teach(project / "models/sft", turns)
+    names = {turn["id"].rpartition(":")[0] for turn in turns}
+    chosen = [shortened(dialogue) for dialogue in dialogues if dialogue["id"] in names]
+    write_jsonl(project / "data/sft/validation.jsonl", chosen)
+    return project, turns
+
+
+def worse(turn: dict) -> dict:
+    """Another call than the right one, or a reply that invents."""
+    if turn["completion"][0].get("tool_calls"):
+        return recorded.call_message("hand_off", reason="the customer asks")
+    text = "Buy the blue one today, it is only $77.31 and it will be gone tomorrow."
+    return {"role": "assistant", "content": text}
+
+
+def run_dpo(
+    project: Path, turns: list[dict], is_reversed: bool, learning_rate: float, sft_weight: float
+) -> dict:
+    """Train on the turns against worse ones, or the other way round; return the metrics."""
+    pairs = []
+    for turn in turns:
+        sides = [(turn["completion"][0], 1.0), (worse(turn), 0.1)]
+        pairs.append(make_pair(turn, *(sides[::-1] if is_reversed else sides), [], "sampled"))
+    (project / "data/prefs").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation"):
+        write_jsonl(project / f"data/prefs/{split}.jsonl", pairs)
+    sizes = {"max_steps": 24, "batch_size": 3, "eval_samples": 6}
+    write_params(
+        project,
+        {"dpo.learning_rate": learning_rate, "dpo.sft_weight": sft_weight}
+        | {f"profiles.smoke.dpo.{key}": value for key, value in sizes.items()},
     )
-    assert "SFT is released: " in said and found["released"]["why"] in said and "quality is" in said
-    assert (
-        weights(project / "models" / "released")
-        == weights(project / "models" / "sft")
-        != weights(project / "models" / "dpo")
-    )
+    process = run_stage(project, "dpo")
+    assert process.returncode == 0, process.stderr
+    metrics = read_json(project / "metrics/dpo.json")
+    assert metrics["released"]["why"] in process.stdout
+    return metrics
 
 
-@pytest.mark.slow
-def test_pairs_the_right_way_round_release_dpo(learnt):
-    project, rows = learnt
-    # Gently: a turn known by heart has a log-probability near 0, of which 5 percent are next to nothing.
-    found, said = run_dpo(project, rows, reversed_pairs=False, learning_rate=0.0003, sft_weight=4.0)
-    assert found["released"] == {"model": "dpo", "why": "DPO is released: all 9 guards hold"}, (
-        found["released"]
-    )
-    assert found["dpo"]["reward_accuracy"] == 1 and found["dpo"]["kl"] > 0
-    assert (
-        weights(project / "models" / "released")
-        == weights(project / "models" / "dpo")
-        != weights(project / "models" / "sft")
-    )
-    curve = (project / "metrics" / "dpo.tsv").read_text().splitlines()
-    assert curve[0].split("\t") == [
-        "step",
-        "loss",
-        "margin",
-        "accuracy",
-        "chosen_log_probability",
-        "rejected_log_probability",
-        "kl",
-    ]
+def weights(project: Path, name: str) -> bytes:
+    return (project / "models" / name / "model.safetensors").read_bytes()
+
+
+def test_reversed_pairs_release_sft_and_say_why(taught):
+    project, turns = taught
+    metrics = run_dpo(project, turns, is_reversed=True, learning_rate=0.01, sft_weight=0.1)
+    assert not metrics["dpo"]["released_is_dpo"] and metrics["released"]["model"] == "sft"
+    gates = metrics["guards"]
+    assert not gates["quality"] and not (gates["tool_accuracy"] and gates["hallucination_rate"])
+    assert "quality" in metrics["released"]["why"]
+    assert weights(project, "released") == weights(project, "sft") != weights(project, "dpo")
+
+
+def test_right_pairs_release_dpo(taught):
+    project, turns = taught
+    # Gently: a known turn has a log-probability near 0, of which 5 percent are next to nothing.
+    metrics = run_dpo(project, turns, is_reversed=False, learning_rate=0.0003, sft_weight=4.0)
+    assert metrics["released"]["model"] == "dpo" and all(metrics["guards"].values())
+    assert metrics["dpo"]["reward_accuracy"] == 1 and metrics["dpo"]["kl"] > 0
+    assert weights(project, "released") == weights(project, "dpo") != weights(project, "sft")
+    header, *lines = (project / "metrics/dpo.tsv").read_text().splitlines()
     first, last = (
-        dict(zip(curve[0].split("\t"), map(float, line.split("\t")), strict=True))
-        for line in (curve[1], curve[-1])
+        dict(zip(header.split("\t"), map(float, line.split("\t")), strict=True))
+        for line in (lines[0], lines[-1])
     )
-    assert first["step"] == first["kl"] == 0 and first["loss"] == pytest.approx(
-        math.log(2), abs=1e-4
-    )
+    assert first["step"] == first["kl"] == 0
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert last["step"] == 24 and last["margin"] > 0 and last["loss"] < first["loss"]
-    assert (
-        json.loads((project / "models" / "released" / "config.json").read_text())[
-            "output_router_logits"
-        ]
-        is False
-    )
+    assert read_json(project / "models/released/config.json")["output_router_logits"] is False
+
+
+# build_prefs with a judge
+
+# Two right replies of one length, so that the balance of lengths removes no pair of them.
+WARM = "That's outside the shop; stock and orders I can check."
+PLAIN = "I can only do goods, orders and returns, nothing else."
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory) -> Path:
+    """A project with a judge, whose SFT model declines in either of two right ways."""
+    project = make_project(tmp_path_factory.mktemp("judged"))
+    queries = {
+        dialogue["messages"][0]["content"]: shortened(dialogue)
+        for dialogue in recorded.generate("train", 400)
+        if dialogue["intent"] == "out_of_scope"
+    }
+    dialogues = list(queries.values())[:5]
+    taught_turns = [
+        turn | {"completion": [{"role": "assistant", "content": text}]}
+        for dialogue in dialogues
+        for turn in to_examples(dialogue)
+        for text in (WARM, PLAIN)
+    ]
+    teach(project / "models/sft", taught_turns)
+    for split, some in (("train", dialogues[:3]), ("validation", dialogues[3:])):
+        write_jsonl(project / f"data/sft/{split}.jsonl", some)
+    write_params(project, {"build_prefs.judge": "openai", "profiles.smoke.build_prefs.prompts": 20})
+    return project
+
+
+def contradicted(server: Server) -> float:
+    """The share of pairs for which the server named the same place in both orders."""
+    places = defaultdict(set)
+    for body in server.requests:
+        asked = question(body)
+        pair = json.dumps([asked["conversation"], sorted([asked["first"], asked["second"]])])
+        places[pair].add(server.answer(body, KEY).body)
+    return sum(len(answers) == 1 for answers in places.values()) / len(places)
+
+
+def test_build_prefs_reports_how_often_the_judge_contradicts_itself(sampled, server):
+    biased_query = read_jsonl(sampled / "data/sft/train.jsonl")[0]["messages"][0]["content"]
+    unbiased = prefers("stock and orders")
+
+    def answer(body: dict, key: str):
+        is_biased = question(body)["conversation"][0]["text"] == biased_query
+        return answers("first") if is_biased else unbiased(body, key)
+
+    server.answer = answer
+    process = run_stage(sampled, "build_prefs")
+    assert process.returncode == 0, process.stderr[-2000:]
+    judge = read_json(sampled / "metrics/prefs.json")["judge"]
+    assert judge["asked"] == len(server.requests) / 2 >= 3
+    assert judge["inconsistent"] == judge["ties"] == pytest.approx(contradicted(server), abs=1e-4)
+    assert 0 < judge["inconsistent"] < 0.5
+    assert KEY not in process.stdout + process.stderr
+    pairs = [
+        pair
+        for split in ("train", "validation")
+        for pair in read_jsonl(sampled / f"data/prefs/{split}.jsonl")
+        if pair["origin"] == "sampled"
+    ]
+    assert pairs
+    for pair in pairs:
+        assert [pair[side][0]["content"] for side in ("chosen", "rejected")] == [WARM, PLAIN]
