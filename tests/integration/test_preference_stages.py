@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from crawl2cart.core.dvc_yaml import read_yaml
 from crawl2cart.core.files import read_json, read_jsonl, write_json, write_jsonl
-from crawl2cart.core.params import read_yaml
 from crawl2cart.dialogues.sft_examples import to_examples
 from crawl2cart.preferences.pairs import make_pair
 from tests import recorded_dialogues as recorded
