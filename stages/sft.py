@@ -3,7 +3,7 @@
 in   models/base, data/sft/{train.jsonl,validation.jsonl,lexicon.json}
 out  models/sft (merged weights) and models/sft/adapter, metrics/sft.json, metrics/sft.tsv
 
-One example per assistant turn; the loss covers that turn and nothing before it. What is kept is the
+One example per assistant turn; the loss covers that turn and nothing before it. It keeps the
 adapter with the highest token accuracy on held-out calls, with early stopping.
 Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """

@@ -164,7 +164,7 @@ def apply_judge(pairs: list[dict], judge: PairJudge) -> list[dict]:
 
     Only sampled pairs of two right turns go to the judge: the checks have decided the others.
     """
-    kept = []
+    decided = []
     for pair in pairs:
         both_right = pair["origin"] == "sampled" and pair["scores"][1] >= RIGHT
         decision = judge(pair) if both_right else "chosen"
@@ -176,5 +176,5 @@ def apply_judge(pairs: list[dict], judge: PairJudge) -> list[dict]:
                 "reasons": ["the judge prefers the other"],
             }
         if decision != "tie":
-            kept.append(pair)
-    return kept
+            decided.append(pair)
+    return decided

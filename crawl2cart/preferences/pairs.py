@@ -142,13 +142,13 @@ def cap_reference(slots: Sequence[list[dict]], max_ratio: float) -> list[list[di
     """Drop slots with a recorded turn beyond this share of all slots; the first ones stay."""
     others = sum(slot[0]["origin"] != "gold" for slot in slots)
     left = int(max_ratio * others / (1 - max_ratio)) if max_ratio < 1 else len(slots)
-    kept = []
+    capped = []
     for slot in slots:
         if slot[0]["origin"] == "gold":
             left -= 1
         if slot[0]["origin"] != "gold" or left >= 0:
-            kept.append(slot)
-    return kept
+            capped.append(slot)
+    return capped
 
 
 def balance_lengths(slots: Sequence[list[dict]]) -> list[dict]:
