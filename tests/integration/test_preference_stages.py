@@ -48,9 +48,10 @@ def make_project(folder: Path) -> Path:
 
 
 def write_params(project: Path, changes: dict[str, object]) -> None:
-    """Write params.yaml on the smoke profile; changes: values by dotted key."""
+    """Write params.yaml on the smoke profile, one thread; changes: values by dotted key."""
     params = read_yaml(ROOT / "params.yaml")
-    for path, value in {"profile": "smoke", **changes}.items():
+    one_thread = {"profiles.smoke.threads": 1, "profiles.smoke.num_processes": 1}
+    for path, value in {"profile": "smoke", **one_thread, **changes}.items():
         *sections, key = path.split(".")
         section = functools.reduce(dict.__getitem__, sections, params)
         assert key in section
