@@ -3,12 +3,11 @@
 in   models/base, data/sft/{train.jsonl,validation.jsonl,lexicon.json}
 out  models/sft (merged weights) and models/sft/adapter, metrics/sft.json, metrics/sft.tsv
 
-One row per assistant turn: the loss covers the turn's tokens and nothing before it. LOOKS times the held-out turns are read: what is kept
-is the adapter with which most tokens of their calls were right, and after PATIENCE looks without a better one training ends.
+One example per assistant turn; the loss covers that turn and nothing before it. It keeps the
+adapter with the highest token accuracy on held-out calls, with early stopping.
 Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """
 
-import random
 from pathlib import Path
 
 from datasets import Dataset
@@ -21,7 +20,7 @@ from crawl2cart.core.files import atomic_directory, read_jsonl
 from crawl2cart.core.metrics import write_curve, write_metrics
 from crawl2cart.core.stage import Stage, is_first, run
 from crawl2cart.core.training_state import open_checkpoint
-from crawl2cart.dialogues.sft_examples import to_examples
+from crawl2cart.dialogues.sft_examples import sample_examples, to_examples
 from crawl2cart.evaluation.turn_metrics import summarize_turns, without_intervals
 from crawl2cart.lm.training.trl_utils import (
     KEPT_CHECKPOINTS,
@@ -38,8 +37,9 @@ from crawl2cart.lm.training.trl_utils import (
     trained,
 )
 
-LOOKS, PATIENCE = 8, 4
-# What `dvc metrics` shows of the metrics.
+EVALUATIONS = 8  # over the whole training
+PATIENCE = 4  # evaluations without improvement before training stops
+# What `dvc metrics` shows.
 HEADLINES = (
     "sft.validation_loss",
     "sft.best_step",
@@ -49,18 +49,16 @@ HEADLINES = (
 
 
 def sample_rows(split: str, count: int, seed: int) -> list[dict]:
-    """`count` rows of a split, drawn without repeats; all of them if there are fewer."""
-    rows = [
-        row for dialogue in read_jsonl(f"data/sft/{split}.jsonl") for row in to_examples(dialogue)
-    ]
-    random.Random(seed).shuffle(rows)
-    return rows[:count]
+    """Draw `count` examples of a split of data/sft without replacement; at most all of them."""
+    dialogues = read_jsonl(f"data/sft/{split}.jsonl")
+    examples = [example for dialogue in dialogues for example in to_examples(dialogue)]
+    return sample_examples(examples, count, seed)
 
 
 def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfig) -> SFTConfig:
-    """TRL's arguments. The router loss is off: pretraining owns the balance of the experts."""
+    """Return TRL's arguments. The router loss is off: pretraining balances the experts."""
     sft, scale = stage.params.sft, stage.params.profile.sft
-    look = max(1, scale.max_steps // LOOKS)
+    eval_interval = max(1, scale.max_steps // EVALUATIONS)
     return SFTConfig(
         output_dir=str(folder),
         max_steps=scale.max_steps,
@@ -78,13 +76,13 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
         seed=stage.params.seed,
         data_seed=stage.params.seed,
         dataloader_pin_memory=False,
-        logging_steps=look,
+        logging_steps=eval_interval,
         report_to="none",
         disable_tqdm=None,
         eval_strategy="steps",
-        eval_steps=look,
+        eval_steps=eval_interval,
         save_strategy="steps",
-        save_steps=look,
+        save_steps=eval_interval,
         save_total_limit=KEPT_CHECKPOINTS,
         load_best_model_at_end=True,
         metric_for_best_model="eval_mean_token_accuracy",
@@ -92,25 +90,28 @@ def settings(stage: Stage, device: Device, folder: Path, config: PretrainedConfi
     )
 
 
-def dataset(rows: list[dict]) -> Dataset:
-    return json_dataset(
-        [{key: row[key] for key in ("prompt", "completion", "tools")} for row in rows]
-    )
+def dataset(examples: list[dict]) -> Dataset:
+    """Return the columns that SFTTrainer reads."""
+    columns = ("prompt", "completion", "tools")
+    return json_dataset([{name: example[name] for name in columns} for example in examples])
 
 
 def eval_history(log_history: list[dict]) -> list[dict]:
-    """Rows step, loss since the row before, and of held-out calls their loss and the share of their tokens that are right."""
-    held_out = {
+    """Return the learning curve: step, training loss since the last row, and both call metrics.
+
+    eval_call_loss: mean loss on held-out calls. eval_call_token_accuracy: share of their tokens
+    that are the most likely one.
+    """
+    columns = {
         "eval_loss": "eval_call_loss",
         "eval_mean_token_accuracy": "eval_call_token_accuracy",
     }
-    read = {
-        row["step"]: row for row in reversed(curve(log_history, held_out))
-    }  # the first of a step: at the end all rows are read
+    # The first entry of a step: a later one, at the end, covers all held-out turns.
+    evaluations = {row["step"]: row for row in reversed(curve(log_history, columns))}
     return [
-        row | read[row["step"]]
+        row | evaluations[row["step"]]
         for row in curve(log_history, {"loss": "loss"})
-        if row["step"] in read
+        if row["step"] in evaluations
     ]
 
 
@@ -122,8 +123,8 @@ def main(stage: Stage) -> None:
     train = sample_rows("train", scale.max_steps * scale.batch_size, seed)
     held_out = sample_rows("validation", scale.eval_samples, seed)
     check_lengths(train + held_out, tokenizer, ("completion",), scale.max_length)
+    calls = [turn for turn in held_out if turn["completion"][0].get("tool_calls")] or held_out
 
-    calls = [row for row in held_out if row["completion"][0].get("tool_calls")] or held_out
     with open_checkpoint(stage) as checkpoint:
         trainer = SFTTrainer(
             model,
@@ -140,27 +141,26 @@ def main(stage: Stage) -> None:
         stage.log_cost(*trained(trainer, 4))
         if not is_first():  # of several processes one merges and writes
             return
-        rows = eval_history(trainer.state.log_history)
-        kept = next(row for row in rows if row["step"] == trainer.state.best_global_step)
+        history = eval_history(trainer.state.log_history)
+        best = next(row for row in history if row["step"] == trainer.state.best_global_step)
         with atomic_directory("models/sft") as folder:
             save_adapter(trainer.model, folder / "adapter")
             merged = trainer.model.merge_and_unload()
             save_merged(merged, tokenizer, folder)
-        answers = answer_turns(
-            writer_of(merged, tokenizer, device, EVAL_TOKENS), held_out, EVAL_BATCH
-        )
+        writer = writer_of(merged, tokenizer, device, EVAL_TOKENS)
+        texts = answer_turns(writer, held_out, EVAL_BATCH)
 
-    write_curve("metrics/sft.tsv", rows)
+    write_curve("metrics/sft.tsv", history)
     write_metrics(
         "metrics/sft.json",
         {
             "sft": {
-                "train_loss": kept["loss"],
+                "train_loss": best["loss"],
                 "validation_loss": validation_loss,
-                "best_step": kept["step"],
+                "best_step": best["step"],
                 "rows": len(train),
             },
-            "validation": without_intervals(summarize_turns(held_out, answers)),
+            "validation": without_intervals(summarize_turns(held_out, texts)),
         },
         HEADLINES,
     )

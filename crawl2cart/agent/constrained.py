@@ -1,7 +1,8 @@
-"""Constrained decoding: a model may write a reply, or a call whose arguments fit the tool's schema, and nothing else.
+"""Constrain decoding to replies, and to calls whose arguments fit the tool's JSON schema.
 
-An option of the local writer (`demo.constrained`): what is measured and trained is the free model. llguidance compiles the harmony form
-and the JSON schemas into one grammar and says before each token which may follow. https://github.com/guidance-ai/llguidance
+`demo.constrained` turns it on; training and evaluation use the unconstrained model. llguidance
+compiles the harmony form and the schemas into one grammar and masks the tokens that may not come
+next. https://github.com/guidance-ai/llguidance
 """
 
 import json
@@ -16,63 +17,68 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from crawl2cart.core.errors import UserError
 
-# JSON as calls are written in training: no spaces.
+# JSON without spaces, as in the training data.
 COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
 def grammar(tools: Sequence[dict]) -> str:
-    """What may stand behind `<|start|>assistant`, in llguidance's Lark.
+    """Return the grammar of what may follow `<|start|>assistant`, in llguidance's Lark dialect.
 
-    Properties come in the order of the alphabet, as in the recorded calls: a grammar fixes their order.
+    A grammar fixes the order of properties: alphabetical, as in the training data.
     """
+    functions = [tool["function"] for tool in tools]
     rules = []
-    for tool in (tool["function"] for tool in tools):
-        schema = tool["parameters"] | {
-            "properties": dict(sorted(tool["parameters"]["properties"].items())),
-            "x-guidance": COMPACT,
-        }
+    for function in functions:
+        name, parameters = function["name"], function["parameters"]
+        properties = dict(sorted(parameters["properties"].items()))
+        schema = parameters | {"properties": properties, "x-guidance": COMPACT}
         rules.append(
-            f'{tool["name"]}: " to=functions.{tool["name"]}" <|channel|> "commentary " <|constrain|> "json" <|message|> '
-            f"%json {json.dumps(schema)} <|call|>"
+            f'{name}: " to=functions.{name}" <|channel|> "commentary " <|constrain|> "json" '
+            f"<|message|> %json {json.dumps(schema)} <|call|>"
         )
-    names = " | ".join(tool["function"]["name"] for tool in tools)
-    return "\n".join(
-        [f"start: reply | {names}", 'reply: <|channel|> "final" <|message|> /(.|\\n)+/', *rules]
-    )
+    names = " | ".join(function["name"] for function in functions)
+    reply = 'reply: <|channel|> "final" <|message|> /(.|\\n)+/'
+    return "\n".join([f"start: reply | {names}", reply, *rules])
 
 
 class Guide:
-    """guide(tools, rows) is what keeps one `generate` of so many rows to the grammar. vocabulary: width of the model's logits."""
+    """Make the logits processor for one `generate`: guide(tools, rows).
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int):
-        self.tokens = from_tokenizer(tokenizer, n_vocab=vocabulary)
-        self.vocabulary = vocabulary
+    vocab_size: the width of the model's logits, which may exceed the tokenizer's vocabulary.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+        self.tokens = from_tokenizer(tokenizer, n_vocab=vocab_size)
+        self.vocab_size = vocab_size
 
     def __call__(self, tools: Sequence[dict], rows: int) -> LogitsProcessor:
-        return Allowed(self, grammar(tools), rows)
+        """Return a processor for a batch of `rows`. Raises UserError if a schema is unsupported."""
+        return GrammarProcessor(self, grammar(tools), rows)
 
 
-class Allowed(LogitsProcessor):
-    """Sets the logits of all tokens that may not follow to −inf."""
+class GrammarProcessor(LogitsProcessor):
+    """Set the logits of all tokens that the grammar forbids to −inf."""
 
-    def __init__(self, guide: Guide, text: str, rows: int):
-        self.matchers = [LLMatcher(guide.tokens, text) for _ in range(rows)]
+    def __init__(self, guide: Guide, grammar_text: str, rows: int):
+        self.matchers = [LLMatcher(guide.tokens, grammar_text) for _ in range(rows)]
         if self.matchers[0].is_error():
-            raise UserError(f"The tools' schemas make no grammar: {self.matchers[0].get_error()}")
-        self.mask = allocate_token_bitmask(rows, guide.vocabulary)  # (B, V / 32) int32
-        self.vocabulary, self.started = guide.vocabulary, False
+            raise UserError(
+                f"llguidance cannot compile the tools' schemas: {self.matchers[0].get_error()} "
+                "Mend the schema, or set demo.constrained to false."
+            )
+        self.mask = allocate_token_bitmask(rows, guide.vocab_size)  # (B, V / 32) int32
+        self.vocab_size, self.started = guide.vocab_size, False
 
     def __call__(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """tokens (B, T) so far, prompt included; logits (B, V)."""
+        """Mask the logits (B, V) of the token after `tokens` (B, T), prompt included."""
         for row, matcher in enumerate(self.matchers):
             if self.started and not matcher.is_stopped():
                 matcher.consume_token(int(tokens[row, -1]))
             if matcher.is_stopped():
-                self.mask[row] = -1  # it is done, and padded from here
+                self.mask[row] = -1  # all bits set: a finished row is padded with anything
             else:
                 fill_next_token_bitmask(matcher, self.mask, row)
         self.started = True
-        allowed = np.unpackbits(self.mask.view(np.uint8), axis=1, bitorder="little")[
-            :, : self.vocabulary
-        ]
-        return logits.masked_fill(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)
+        bits = np.unpackbits(self.mask.view(np.uint8), axis=1, bitorder="little")
+        forbidden = torch.from_numpy(bits[:, : self.vocab_size] == 0).to(logits.device)
+        return logits.masked_fill(forbidden, -torch.inf)

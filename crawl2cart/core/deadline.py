@@ -1,4 +1,4 @@
-"""A deadline for a call that may never return."""
+"""Give a call that may never return a deadline."""
 
 import threading
 from collections.abc import Callable
@@ -9,10 +9,10 @@ Result = TypeVar("Result")
 
 
 def with_deadline(seconds: float, call: Callable[[], Result]) -> Result:
-    """The call's result; what it raises; or TimeoutError when it takes longer.
+    """Return the call's result or raise its exception; raise TimeoutError after `seconds`.
 
-    A network client's own timeout is for each read, so a server that sends a byte now and then would hold the customer for
-    ever. The call runs in a thread that is left behind when the time is over.
+    A network client's timeout is for one read, so a server that sends a byte now and then would
+    block for ever. The call runs in a daemon thread, which is abandoned at the deadline.
     """
     future: Future[Result] = Future()
 

@@ -27,7 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crawl2cart.agent.agent import Agent, Writer, is_url, open_writer
+from crawl2cart.agent.agent import Agent, open_writer
+from crawl2cart.agent.endpoint import Writer, is_url
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.model_folder import check_model
 from crawl2cart.core.params import read_params

@@ -134,7 +134,7 @@ class Conversation:
             return Answer(text, "shop", route, calls, failed=True, problem=describe_failure(error))
         calls = tuple(agent.session.calls[before:])
         failed = text in (COULD_NOT, TOO_LONG, CHANGED)
-        problem = describe_failure(agent.late) if agent.late else None
+        problem = describe_failure(agent.timeout_error) if agent.timeout_error else None
         return Answer(text, "agent", route, calls, failed, problem)
 
     def _answer_other(self, query: str, route: Route, on_text: OnText | None) -> Answer:

@@ -11,6 +11,7 @@ end_state  hash of the store after the last turn
 case       the safety case, or null
 """
 
+import random
 from collections.abc import Sequence
 
 from crawl2cart.shop.tool_schemas import TOOLS
@@ -52,3 +53,10 @@ def texts_of(messages: Sequence[dict], role: str) -> list[str]:
 def calls_of(messages: Sequence[dict]) -> list[dict]:
     """Return all tool calls, each with its name and arguments."""
     return [call["function"] for message in messages for call in message.get("tool_calls", [])]
+
+
+def sample_examples(examples: Sequence[dict], count: int, seed: int) -> list[dict]:
+    """Draw `count` examples without replacement; all of them if there are fewer."""
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:count]

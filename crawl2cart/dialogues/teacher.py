@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from openai import AuthenticationError, NotFoundError, PermissionDeniedError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG, api_messages, play
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, TOO_LONG
+from crawl2cart.agent.endpoint import api_messages
+from crawl2cart.agent.episodes import run_episode
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.llm_client import OverBudget, PaidChat
 from crawl2cart.dialogues.generator import DialogueGenerator, characters, shop_vocabulary
@@ -305,7 +307,7 @@ def teach_dialogues(
 
     def play_again(job: tuple[dict, Session]) -> list[tuple[dict, list[dict]]]:
         dialogue, session = job
-        run = play(dialogue, session)
+        run = run_episode(dialogue, session)
         prompt = next(run)
         while True:
             try:
@@ -361,7 +363,7 @@ def dialogue_fault(
     replies = texts_of(messages, "assistant")
     if set(replies) & {COULD_NOT, TOO_LONG, CHANGED}:
         return "it gave up"
-    if any(harmony.plain("<|") in reply for reply in replies):
+    if any(harmony.escape_markers("<|") in reply for reply in replies):
         return "markers of the chat format"
     for reply, note in zip(replies, recorded["notes"], strict=True):
         if not all(contains_phrase(reply, fact) for fact in note["facts"]):

@@ -1,7 +1,8 @@
-"""Thumbs of customers, as the demonstration's page notes them, and the pairs that they give.
+"""Make pairs from customers' thumbs, as the demo page records them.
 
-{"messages": [...], "reply": {"content": "..."}, "liked": true}, one a line of the folder's *.jsonl: the conversation before the reply,
-the reply, and the thumb.
+One JSON object a line in the folder's *.jsonl:
+{"messages": [...], "reply": {"content": "..."}, "liked": true}
+holds the conversation before the reply, the reply, and the thumb.
 """
 
 import json
@@ -18,86 +19,98 @@ from crawl2cart.shop.grounding import ShopVocabulary
 from crawl2cart.shop.tool_schemas import TOOLS
 
 KEYS = {"messages": list, "reply": dict, "liked": bool}
+DISLIKED = "a customer disliked it"
 
 
 def read_feedback(folder: Path) -> list[dict]:
-    """One row for each conversation that got a thumb, of the form of `to_examples`, with `liked` and `disliked` replies.
+    """Return one example for each conversation with a thumb.
 
-    Raises UserError for a folder without files and for a line that is not of the form above.
+    An example has the form of `to_examples`, and lists of `liked` and `disliked` replies. Raises
+    UserError for a folder without files and for a line of another form.
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(
-            f"build_prefs.feedback names {folder}, which has no *.jsonl. Name the folder of the thumbs, or leave it empty."
+            f"build_prefs.feedback names {folder}, which has no *.jsonl. "
+            "Name the folder of the thumbs, or leave it empty."
         )
-    rows: dict[str, dict] = {}
+    examples: dict[str, dict] = {}
     for file in files:
         for number, line in enumerate(read_jsonl(file), 1):
-            wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
-            if wrong or not line["messages"] or not str(line["reply"].get("content") or "").strip():
-                raise UserError(
-                    f"{file}:{number}: {', '.join(wrong) or 'messages or reply'}: missing or ill-formed; expected "
-                    '{"messages": [...], "reply": {"content": "..."}, "liked": true or false}'
-                )
-            row = rows.setdefault(
-                json.dumps(line["messages"], sort_keys=True),
-                {
-                    "prompt": line["messages"],
-                    "completion": [{"role": "assistant", "content": line["reply"]["content"]}],
-                    "tools": TOOLS,
-                    "acts": [],
-                    "facts": [],
-                    "intent": "feedback",
-                    "id": f"{file.stem}:{number}",
-                    "liked": [],
-                    "disliked": [],
-                },
-            )
-            row["liked" if line["liked"] else "disliked"].append(line["reply"]["content"])
-    return list(rows.values())
+            _check_line(line, f"{file}:{number}")
+            conversation = json.dumps(line["messages"], sort_keys=True)
+            example = examples.setdefault(conversation, _example(line, f"{file.stem}:{number}"))
+            example["liked" if line["liked"] else "disliked"].append(line["reply"]["content"])
+    return list(examples.values())
+
+
+def _check_line(line: dict, place: str) -> None:
+    wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
+    if wrong or not line["messages"] or not str(line["reply"].get("content") or "").strip():
+        raise UserError(
+            f"{place}: {', '.join(wrong) or 'messages or reply'}: missing or ill-formed; expected "
+            '{"messages": [...], "reply": {"content": "..."}, "liked": true or false}'
+        )
+
+
+def _example(line: dict, example_id: str) -> dict:
+    return {
+        "prompt": line["messages"],
+        "completion": [{"role": "assistant", "content": line["reply"]["content"]}],
+        "tools": TOOLS,
+        "acts": [],
+        "facts": [],
+        "intent": "feedback",
+        "id": example_id,
+        "liked": [],
+        "disliked": [],
+    }
 
 
 def feedback_slots(
-    row: dict,
+    example: dict,
     samples: Sequence[Score],
     tone: ToneScorer,
     min_score_margin: float,
-    words: ShopVocabulary | None = None,
+    vocabulary: ShopVocabulary | None = None,
 ) -> list[list[dict]]:
-    """At most two slots of pairs: a liked reply against disliked ones, or against samples that are wrong; without a liked
-    one, the best right sample against a disliked reply that scores lower.
+    """Return at most two slots of pairs (see pairs.py) for an example of `read_feedback`.
 
-    A thumb says more about a reply than its score, but a liked reply that states what no tool returned is never chosen. words: the
-    shop's lexicon, data/sft's by default.
+    The best liked reply stands against disliked replies and wrong samples. Without a liked reply
+    the best right sample stands against disliked replies that score lower by min_score_margin.
+    A liked reply with an unsupported fact is never chosen, and replies with both thumbs are left
+    out. vocabulary: the shop's; by default that of data/sft.
     """
-    judged = {
-        text: score(row, harmony.completion({"role": "assistant", "content": text}), tone, words)
-        for text in dict.fromkeys(row["liked"] + row["disliked"])
+    scores = {
+        text: score(
+            example, harmony.completion({"role": "assistant", "content": text}), tone, vocabulary
+        )
+        for text in dict.fromkeys(example["liked"] + example["disliked"])
     }
-    both = set(row["liked"]) & set(row["disliked"])  # opinions differ
-    liked = [judged[text] for text in row["liked"] if text not in both and judged[text].right]
-    disliked = [judged[text] for text in row["disliked"] if text not in both]
+    disputed = set(example["liked"]) & set(example["disliked"])
+    liked = [
+        scores[text] for text in example["liked"] if text not in disputed and scores[text].right
+    ]
+    disliked = [scores[text] for text in example["disliked"] if text not in disputed]
     if liked:
-        worse = [(one, "a customer disliked it") for one in disliked]
+        best = max(liked, key=lambda one: one.total)
+        worse = [(one, DISLIKED) for one in disliked]
         worse += [(one, ", ".join(one.reasons)) for one in samples if one.message and not one.right]
-        pairs = [
-            pair_of(row, max(liked, key=lambda one: one.total), one, reason)
-            for one, reason in worse
-        ]
+        pairs = [_pair(example, best, one, reason) for one, reason in worse]
     else:
         right = [one for one in samples if one.right and one.message.get("content")]
         best = max(right, key=lambda one: one.total, default=None)
         pairs = [
-            pair_of(row, best, one, "a customer disliked it")
+            _pair(example, best, one, DISLIKED)
             for one in disliked
             if best and best.total - one.total >= min_score_margin
         ]
     return [slot for slot in (pairs[::2], pairs[1::2]) if slot]
 
 
-def pair_of(row: dict, chosen: Score, rejected: Score, reason: str) -> dict:
+def _pair(example: dict, chosen: Score, rejected: Score, reason: str) -> dict:
     return make_pair(
-        row,
+        example,
         (chosen.message, chosen.total),
         (rejected.message, rejected.total),
         [reason],

@@ -1,7 +1,8 @@
-"""A GPT-4 judge for pairs of which both turns are right: it is asked in both orders, and only agreement counts.
+"""Let GPT-4 decide between two right replies, asked in both orders; only agreement counts.
 
-The rubric is rubric.md. A judge that leans to a place gives itself away: what it says changes with the order. Such an answer is a
-tie, and their rate is reported. Zheng et al. 2023, https://arxiv.org/abs/2306.05685, section 3.4.
+The rubric is rubric.md. A judge with a position bias changes its answer when the order changes.
+Such a pair counts as a tie, and their rate is reported. Zheng et al. 2023,
+https://arxiv.org/abs/2306.05685, section 3.4.
 """
 
 from dataclasses import dataclass, field
@@ -14,19 +15,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.llm_client import OverBudget, PaidChat
 from crawl2cart.lm.formats import harmony
-from crawl2cart.preferences.pairs import plain
+from crawl2cart.preferences.pairs import message_text
 from crawl2cart.preferences.reward import RIGHT
 from crawl2cart.shop.tool_schemas import compact
 
 RUBRIC = Path(__file__).with_name("rubric.md")
 ATTEMPTS = 3  # at an answer of the right form
-MOST_TOKENS = 200  # of an answer
-LEANS = 0.5  # a judge that contradicts itself more often is none
-LEAST_ASKED = 8  # pairs before that can be said
+MAX_TOKENS = 200  # of an answer
+MAX_INCONSISTENT = 0.5  # the highest rate of contradictions of a usable judge
+MIN_PAIRS = 8  # before the rate is judged
 
 
 class Answer(BaseModel):
-    """What the judge has to write."""
+    """The JSON that the judge has to write."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,57 +55,64 @@ FORM = {
 
 @dataclass
 class PairJudge(PaidChat):
-    """judge(pair) is "chosen", "rejected" or "tie"."""
+    """Judge pairs: judge(pair) is "chosen", "rejected" or "tie".
 
-    verdicts: list[str] = field(default_factory=list)
+    decisions: of all pairs so far. inconsistent: how many of them differ between the two orders.
+    """
+
+    decisions: list[str] = field(default_factory=list)
     inconsistent: int = 0
 
     def __call__(self, pair: dict) -> str:
-        """Raises UserError if the service fails, answers in no form that can be read, or would cost more than the budget."""
-        chosen, rejected = (plain(pair[side]) for side in ("chosen", "rejected"))
-        one, other = (
-            self.better(pair["prompt"], chosen, rejected),
-            self.better(pair["prompt"], rejected, chosen),
-        )
-        if {one.better, other.better} == {"first", "second"}:  # the same reply in both places
-            verdict = "chosen" if one.better == "first" else "rejected"
+        """Return the better side of a pair.
+
+        Raises UserError if the service fails, if no answer has the right form, or if the next
+        request could exceed the budget.
+        """
+        chosen, rejected = (message_text(pair[side]) for side in ("chosen", "rejected"))
+        forward = self._better(pair["prompt"], chosen, rejected)
+        backward = self._better(pair["prompt"], rejected, chosen)
+        if {forward, backward} == {"first", "second"}:  # the same reply in both places
+            decision = "chosen" if forward == "first" else "rejected"
         else:
-            verdict = "tie"
-            self.inconsistent += one.better != other.better or one.better != "tie"
-        self.verdicts.append(verdict)
-        return verdict
+            decision = "tie"
+            self.inconsistent += (forward, backward) != ("tie", "tie")
+        self.decisions.append(decision)
+        return decision
 
     def summary(self) -> dict[str, float]:
-        """Counts, shares and the price of what was asked. Raises UserError if the judge contradicts itself too often."""
-        asked = len(self.verdicts)
-        rate = self.inconsistent / max(1, asked)
-        if asked >= LEAST_ASKED and rate > LEANS:
+        """Return the number of judged pairs and three shares of them.
+
+        asked: pairs. inconsistent: the two orders contradict each other. ties. disagrees: the other
+        side is preferred. Raises UserError if the judge contradicts itself too often.
+        """
+        pairs = len(self.decisions)
+        rate = self.inconsistent / max(1, pairs)
+        if pairs >= MIN_PAIRS and rate > MAX_INCONSISTENT:
             raise UserError(
-                f"The judge {self.model} contradicts itself in {rate:.0%} of {asked} pairs when their order is swapped: it "
-                "goes by the place, not by the reply. Name another build_prefs.judge_model, or set build_prefs.judge to none."
+                f"The judge {self.model} contradicts itself in {rate:.0%} of {pairs} pairs when "
+                "their order is swapped, so it goes by position. Name another "
+                "build_prefs.judge_model, or set build_prefs.judge to none."
             )
         return {
-            "asked": asked,
+            "asked": pairs,
             "inconsistent": rate,
-            "ties": self.verdicts.count("tie") / max(1, asked),
-            "disagrees": self.verdicts.count("rejected") / max(1, asked),
+            "ties": self.decisions.count("tie") / max(1, pairs),
+            "disagrees": self.decisions.count("rejected") / max(1, pairs),
         }
 
-    def better(self, prompt: list[dict], first: str, second: str) -> Answer:
+    def _better(self, prompt: list[dict], first: str, second: str) -> str:
+        """Return "first", "second" or "tie" for two replies in this order."""
+        question = {"conversation": _conversation(prompt), "first": first, "second": second}
         messages = [
             {"role": "system", "content": RUBRIC.read_text()},
-            {
-                "role": "user",
-                "content": compact(
-                    {"conversation": conversation(prompt), "first": first, "second": second}
-                ),
-            },
+            {"role": "user", "content": compact(question)},
         ]
         for _ in range(ATTEMPTS):
             try:
                 answer = self.ask(
-                    lambda said: Answer.model_validate_json(said["content"]),
-                    MOST_TOKENS,
+                    lambda answer: Answer.model_validate_json(answer["content"]),
+                    MAX_TOKENS,
                     temperature=0,
                     response_format=FORM,
                     messages=messages,
@@ -113,32 +121,36 @@ class PairJudge(PaidChat):
                 continue
             except OverBudget as error:
                 raise UserError(
-                    f"The judge has cost ${self.dollars:.2f} and the next question could pass build_prefs.judge_budget "
-                    f"(${self.budget:.2f}). What it answered is kept in {self.cache}; raise the budget and run again."
+                    f"The judge has cost ${self.dollars:.2f}, and the next question could exceed "
+                    f"build_prefs.judge_budget (${self.budget:.2f}). The answers so far are in "
+                    f"{self.cache}: raise the budget and run again."
                 ) from error
             except Exception as error:  # a server may send anything, or nothing
-                status = (
-                    f"status {error.status_code}"
-                    if isinstance(error, APIStatusError)
-                    else f"no answer ({type(error).__name__})"
-                )
-                raise UserError(
-                    f"The judge {self.model} could not be asked: {status}, after {self.retries} retries. What it answered is "
-                    f"kept in {self.cache}; run again."
-                ) from error
-            return Answer.model_validate_json(answer["content"])
+                raise UserError(self._failure(error)) from error
+            return Answer.model_validate_json(answer["content"]).better
         raise UserError(
-            f"The judge {self.model} answered {ATTEMPTS} times in another form than the JSON schema it was given. Name a model "
-            "that supports structured outputs in build_prefs.judge_model."
+            f"The judge {self.model} answered {ATTEMPTS} times in a form against the schema. "
+            "Name a model with structured outputs in build_prefs.judge_model."
+        )
+
+    def _failure(self, error: Exception) -> str:
+        status = (
+            f"status {error.status_code}"
+            if isinstance(error, APIStatusError)
+            else f"no answer ({type(error).__name__})"
+        )
+        return (
+            f"The judge {self.model} failed: {status}, after {self.retries} retries. The answers "
+            f"so far are in {self.cache}: run again."
         )
 
 
-def conversation(prompt: list[dict]) -> list[dict]:
-    """The messages as a judge reads them: calls as text, markers of the chat format parted."""
+def _conversation(prompt: list[dict]) -> list[dict]:
+    """Return messages as the judge reads them: calls as text, markers of the chat format broken."""
     return [
         {
             "role": message["role"],
-            "text": harmony.plain(
+            "text": harmony.escape_markers(
                 message.get("content")
                 or compact([call["function"] for call in message.get("tool_calls", [])])
             ),
@@ -147,23 +159,22 @@ def conversation(prompt: list[dict]) -> list[dict]:
     ]
 
 
-def judged(pairs: list[dict], judge: PairJudge) -> list[dict]:
-    """The pairs as the judge sees them: swapped where it prefers the other turn, left out where it sees a tie.
+def apply_judge(pairs: list[dict], judge: PairJudge) -> list[dict]:
+    """Return the pairs in the judge's order; ties are left out.
 
-    Only sampled pairs of two right turns are its matter: where one is wrong, the checks have decided.
+    Only sampled pairs of two right turns go to the judge: the checks have decided the others.
     """
-    kept = []
+    decided = []
     for pair in pairs:
-        verdict = (
-            judge(pair) if pair["origin"] == "sampled" and pair["scores"][1] >= RIGHT else "chosen"
-        )
-        if verdict == "rejected":
+        both_right = pair["origin"] == "sampled" and pair["scores"][1] >= RIGHT
+        decision = judge(pair) if both_right else "chosen"
+        if decision == "rejected":
             pair = pair | {
                 "chosen": pair["rejected"],
                 "rejected": pair["chosen"],
                 "scores": pair["scores"][::-1],
                 "reasons": ["the judge prefers the other"],
             }
-        if verdict != "tie":
-            kept.append(pair)
-    return kept
+        if decision != "tie":
+            decided.append(pair)
+    return decided

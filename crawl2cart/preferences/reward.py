@@ -1,7 +1,7 @@
-"""How good one written turn is: executable checks first, among right turns helpfulness, and tone only where both are equal.
+"""Score one turn: executable checks first, then helpfulness, then tone.
 
-A warm wrong answer therefore never stands above a cold right one. All that is checked can be read from the conversation: the call
-itself, what its tools returned, and what the customer has said.
+A warm wrong answer never scores above a cold right one. Every check reads the conversation alone:
+the call itself, what its tools returned, and what the customer wrote.
 """
 
 import json
@@ -14,29 +14,33 @@ from crawl2cart.shop.graders import TurnGrade, grade_turn
 from crawl2cart.shop.grounding import SPANS, ShopVocabulary
 from crawl2cart.shop.tool_schemas import WRITES
 
-# Weights of a score in [0, 1]. A wrong turn reaches at most WRONG. Tone weighs less than what helpfulness loses when one of three facts is
-# left out and all four of its checks apply (0.47 / 12).
+# A right turn scores RIGHT plus its share of HELPFUL and TONE, a wrong one at most WRONG. TONE is
+# less than the loss from leaving out one of three facts where all four checks apply (0.47 / 12).
 RIGHT, HELPFUL, TONE = 0.5, 0.47, 0.03
 WRONG = 0.3
 
-DONE = re.compile(
-    r"(?<!nothing )\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?(?:been )?"
-    r"(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered|changed)\b"
+CLAIMS_CHANGE = re.compile(
+    r"(?<!nothing )\b(?:is|are|was|has been|have been|i've|i have) (?:now |already |just )?"
+    r"(?:been )?(?:cancelled|called off|returned|exchanged|refunded|redirected|amended|registered"
+    r"|changed)\b"
     r"|\bwent through\b|(?:^|[.:!] |that's |all )done\b",
     re.IGNORECASE,
 )
-ASKS = re.compile(r"\?|\b(?:confirm|yes|consent|approval|correct)\b", re.IGNORECASE)
-STEP = re.compile(
-    r"\?|\b(?:tell me|let me know|give me|send me|show me|ask me|just (?:say|name|ask|send|pick)|say (?:yes|which|the)|name (?:the|one|it)"
-    r"|pick (?:one|the)|please (?:tell|state|give|indicate|name|send|confirm|quote|provide|be so good)"
-    r"|(?:if|once) you (?:confirm|say yes|tell|like|want|need|give)|i (?:can|could|may) (?:look|check|show|find|order|put))\b",
+ASKS_CONFIRMATION = re.compile(r"\?|\b(?:confirm|yes|consent|approval|correct)\b", re.IGNORECASE)
+NEXT_STEP = re.compile(
+    r"\?|\b(?:tell me|let me know|give me|send me|show me|ask me|just (?:say|name|ask|send|pick)"
+    r"|say (?:yes|which|the)|name (?:the|one|it)|pick (?:one|the)"
+    r"|please (?:tell|state|give|indicate|name|send|confirm|quote|provide|be so good)"
+    r"|(?:if|once) you (?:confirm|say yes|tell|like|want|need|give)"
+    r"|i (?:can|could|may) (?:look|check|show|find|order|put))\b",
     re.IGNORECASE,
 )
 SOURCE = re.compile(
-    r"\b(?:list(?:ed|ing|s)|catalogue|entry|data|records?|section|polic(?:y|ies)|page|555-\d{4}|help@\S+)\b",
+    r"\b(?:list(?:ed|ing|s)|catalogue|entry|data|records?|section|polic(?:y|ies)|page|555-\d{4}"
+    r"|help@\S+)\b",
     re.IGNORECASE,
 )
-# Acts whose reply should say where the fact comes from or who would know it, and acts after which the customer has to do nothing.
+# Acts whose reply should name its source, and acts after which the customer has nothing to do.
 SOURCED = {"facts", "facts_missing", "policy", "unanswerable"}
 CLOSING = {
     "thanks",
@@ -51,9 +55,11 @@ CLOSING = {
 
 @dataclass(frozen=True)
 class Score:
-    """One turn with what was found out about it. message: as it stands in a conversation, None if the text can not be read.
+    """The score of one turn.
 
-    reasons: what is wrong with it, or what a right one lacks. helpful, tone: of right replies, in [0, 1]; 1 for right calls.
+    message: the turn as a message; None if it is malformed. reasons: what is wrong with a wrong
+    turn, or missing from a right one. partial: how near a wrong turn comes, in [0, 1]. helpful,
+    tone: of right replies, in [0, 1]; right calls have 1.
     """
 
     message: dict | None
@@ -65,61 +71,67 @@ class Score:
 
     @property
     def total(self) -> float:
-        return (
-            RIGHT + HELPFUL * self.helpful + TONE * self.tone
-            if self.right
-            else WRONG * self.partial
-        )
+        """The reward in [0, 1]."""
+        if not self.right:
+            return WRONG * self.partial
+        return RIGHT + HELPFUL * self.helpful + TONE * self.tone
 
 
-def score(row: dict, text: str, tone: ToneScorer, words: ShopVocabulary | None = None) -> Score:
-    """What a model wrote (harmony text) after the prompt of a row of `to_examples`. words: the shop's lexicon, data/sft's by default."""
-    verdict = grade_turn(row, text, words)
-    reasons = (*verdict.reasons, *unkept(row, verdict))
-    right = verdict.right and not unkept(row, verdict)
-    if not right or not (reply := verdict.message.get("content")):
-        return Score(verdict.message, right, reasons if not right else (), verdict.partial)
-    helped, lacking = helpfulness(row, reply, verdict.fact_recall)
+def score(
+    example: dict, text: str, tone: ToneScorer, vocabulary: ShopVocabulary | None = None
+) -> Score:
+    """Score what a model wrote (harmony text) after the prompt of an example of `to_examples`.
+
+    vocabulary: the shop's; by default that of data/sft.
+    """
+    grade = grade_turn(example, text, vocabulary)
+    failures = _failed_checks(example, grade)
+    if failures or not grade.right:
+        return Score(grade.message, False, (*grade.reasons, *failures), grade.partial)
+    reply = grade.message.get("content")
+    if not reply:
+        return Score(grade.message, True, (), grade.partial)
+    helpful, lacking = helpfulness(example, reply, grade.fact_recall)
     broken = broken_rules(reply)
-    sounds = float(tone([reply])[0]) * 0.5 ** len(broken)
-    return Score(
-        verdict.message,
-        True,
-        (*lacking, *broken, *(["sounds cold or overdone"] if sounds < 0.5 else [])),
-        1.0,
-        helped,
-        sounds,
-    )
+    pleasant = float(tone([reply])[0]) * 0.5 ** len(broken)
+    style = ("sounds cold or overdone",) if pleasant < 0.5 else ()
+    return Score(grade.message, True, (*lacking, *broken, *style), 1.0, helpful, pleasant)
 
 
-# Gates beyond the comparison with the right turn
+# Checks beyond the comparison with the right turn
 
 
-def unkept(row: dict, verdict: TurnGrade) -> list[str]:
-    """What a reply promises, asks or leaves out against the rules of the shop, in words."""
-    reply = (verdict.message or {}).get("content")
+def _failed_checks(example: dict, grade: TurnGrade) -> list[str]:
+    """Return what a reply claims, asks or leaves out against the shop's rules."""
+    reply = (grade.message or {}).get("content")
     if not reply:
         return []
-    found = []
-    if DONE.search(reply) and not changed(row["prompt"]):
-        found.append("says that something was done which no tool did")
-    asked_for = {act for act in row["acts"] if act.endswith("_confirm")}
-    if asked_for and not (
-        ASKS.search(reply) and verdict.fact_recall == 1 and restates_total(row, asked_for, reply)
+    failures = []
+    if CLAIMS_CHANGE.search(reply) and not _changed(example["prompt"]):
+        failures.append("says that something was done which no tool did")
+    confirmations = {act for act in example["acts"] if act.endswith("_confirm")}
+    if confirmations and not (
+        ASKS_CONFIRMATION.search(reply)
+        and grade.fact_recall == 1
+        and _restates_total(example, confirmations, reply)
     ):
-        found.append("asks for no consent to exactly this change")
-    if "policy" in row["acts"] and verdict.fact_recall < 1:
-        found.append("names no section of the policy")
-    return found
+        failures.append("asks for no consent to exactly this change")
+    if "policy" in example["acts"] and grade.fact_recall < 1:
+        failures.append("names no section of the policy")
+    return failures
 
 
-def changed(prompt: list[dict]) -> bool:
-    """Whether a tool has changed an order in this conversation, or shown one that is cancelled or returned."""
-    results = [
+def _tool_results(prompt: list[dict]) -> list[tuple[str, dict]]:
+    """Return the name and the result of every tool call in a prompt."""
+    return [
         (message["name"], json.loads(message["content"]))
         for message in prompt
         if message["role"] == "tool"
     ]
+
+
+def _changed(prompt: list[dict]) -> bool:
+    """Tell whether a tool changed an order, or showed a cancelled or returned one."""
     return any(
         "error" not in result
         and (
@@ -128,73 +140,69 @@ def changed(prompt: list[dict]) -> bool:
             or "cancelled" in json.dumps(result)
             or "returned" in json.dumps(result)
         )
-        for name, result in results
+        for name, result in _tool_results(prompt)
     )
 
 
-def restates_total(row: dict, acts: set[str], reply: str) -> bool:
-    """A cancellation is consented to when its total was named (consent.py); other changes need none."""
+def _restates_total(example: dict, acts: set[str], reply: str) -> bool:
+    """Tell whether a reply that asks to confirm a cancellation names the total."""
     if "cancel_confirm" not in acts:
         return True
-    totals = [
-        json.loads(message["content"]).get("total")
-        for message in row["prompt"]
-        if message["role"] == "tool"
-    ]
+    totals = [result.get("total") for _, result in _tool_results(example["prompt"])]
     return any(total and contains_phrase(reply, total) for total in totals)
 
 
 # Helpfulness
 
 
-def helpfulness(row: dict, reply: str, asked_for: float) -> tuple[float, list[str]]:
-    """Mean of the checks that apply to a right reply, and what it lacks. asked_for: share of the asked-for facts that it gives."""
-    acts = set(row["acts"])
-    checks = {"leaves out what was asked for": asked_for}
-    if found := last_search(row["prompt"]):
-        checks["names what does not meet the condition"] = float(meets(reply, row["prompt"], found))
+def helpfulness(example: dict, reply: str, fact_recall: float) -> tuple[float, list[str]]:
+    """Return the mean of the checks that apply to a right reply, and the ones it fails.
+
+    fact_recall: the share of the facts asked for that the reply gives.
+    """
+    acts = set(example["acts"])
+    checks = {"leaves out what was asked for": fact_recall}
+    if matches := _last_search(example["prompt"]):
+        keeps_to_search = _keeps_to_search(reply, example["prompt"], matches)
+        checks["names what does not meet the condition"] = float(keeps_to_search)
     if acts and not acts & CLOSING:
-        checks["does not offer one next step"] = float(
-            sum(bool(STEP.search(part)) for part in sentences(reply)) == 1
-        )
+        steps = sum(bool(NEXT_STEP.search(sentence)) for sentence in sentences(reply))
+        checks["does not offer one next step"] = float(steps == 1)
     if acts & SOURCED:
         checks["names no source"] = float(bool(SOURCE.search(reply)))
-    return sum(checks.values()) / len(checks), [lack for lack, kept in checks.items() if kept < 1]
+    failed = [check for check, value in checks.items() if value < 1]
+    return sum(checks.values()) / len(checks), failed
 
 
-def last_search(prompt: list[dict]) -> list[dict]:
-    """The results of the last tool's call, if that was a search."""
-    results = [message for message in prompt if message["role"] == "tool"]
-    return (
-        json.loads(results[-1]["content"]).get("results", [])
-        if results and results[-1]["name"] == "search_products"
-        else []
-    )
+def _last_search(prompt: list[dict]) -> list[dict]:
+    """Return the matches of the last tool call if it was a search."""
+    results = _tool_results(prompt)
+    if not results or results[-1][0] != "search_products":
+        return []
+    return results[-1][1].get("results", [])
 
 
-def meets(reply: str, prompt: list[dict], found: list[dict]) -> bool:
-    """Whether a reply to a search names only products that this search found, at the prices it found."""
-    earlier = {
-        name
-        for message in prompt
-        if message["role"] == "tool"
-        for name in names(json.loads(message["content"]))
-    }
-    others = earlier - {short_name(entry["name"]) for entry in found}
-    prices = {float(entry["price"]) for entry in found}
-    said = [
-        float(re.sub(r"[$, ]", "", match[0]))
-        for match in SPANS.finditer(reply)
-        if match.lastgroup == "price"
+def _keeps_to_search(reply: str, prompt: list[dict], matches: list[dict]) -> bool:
+    """Tell whether a reply names only products and prices of these matches.
+
+    A price that the customer wrote is allowed.
+    """
+    shown = {name for _, result in _tool_results(prompt) for name in _product_names(result)}
+    others = shown - {short_name(match["name"]) for match in matches}
+    if any(contains_phrase(reply, name) for name in others):
+        return False
+    prices = {float(match["price"]) for match in matches}
+    reply_prices = [
+        float(re.sub(r"[$, ]", "", span[0]))
+        for span in SPANS.finditer(reply)
+        if span.lastgroup == "price"
     ]
-    asked = " ".join(message["content"] for message in prompt if message["role"] == "user")
-    return not any(contains_phrase(reply, name) for name in others) and all(
-        price in prices or f"{price:g}" in asked for price in said
-    )
+    user_text = " ".join(message["content"] for message in prompt if message["role"] == "user")
+    return all(price in prices or f"{price:g}" in user_text for price in reply_prices)
 
 
-def names(result: dict) -> list[str]:
-    """Short names of the products that a tool's result shows."""
+def _product_names(result: dict) -> list[str]:
+    """Return the short names of the products that a tool's result shows."""
     return [
         short_name(entry["name"])
         for key in ("results", "products")

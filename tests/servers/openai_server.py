@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that behaves, or misbehaves on purpose."""
+"""A server of the OpenAI API on this machine that behaves, or misbehaves on purpose."""
 
 import contextlib
 import json
@@ -11,29 +11,32 @@ from http.server import BaseHTTPRequestHandler
 from tests.servers.local_server import listening
 
 KEY = "sk-never-shown-4711"
+MODELS = {
+    "object": "list",
+    "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "us"}],
+}
 
 
 def completion(content: str | None, **message: object) -> bytes:
-    """The body of a chat completion whose assistant says `content`, and which says it read 1,000 tokens and wrote 50."""
-    return json.dumps(
-        {
-            "id": "c-1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "gpt-test",
-            "usage": {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050},
-            "choices": [
-                {
-                    "index": 0,
-                    "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": content, "refusal": None} | message,
-                }
-            ],
-        }
-    ).encode()
+    """The body of a chat completion, billed at 1,000 tokens read and 50 written."""
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": content, "refusal": None} | message,
+    }
+    body = {
+        "id": "c-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "gpt-test",
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050},
+        "choices": [choice],
+    }
+    return json.dumps(body).encode()
 
 
 def verdict(label: str = "shopping", confidence: float = 0.9) -> str:
+    """The JSON with which GPT-4 routes a query."""
     return json.dumps(
         {
             "label": label,
@@ -45,48 +48,41 @@ def verdict(label: str = "shopping", confidence: float = 0.9) -> str:
 
 
 def streamed(body: bytes) -> bytes:
-    """A chat completion as the events of a stream: a word or a quarter of a call's arguments at a time."""
+    """A chat completion as server-sent events: a word, or a quarter of a call's arguments, each."""
     whole = json.loads(body)
     message = whole["choices"][0]["message"]
-    deltas = [
-        {"content": piece} for piece in re.findall(r"\S*\s*", message["content"] or "") if piece
+    deltas = [{"role": "assistant", "refusal": message.get("refusal")}]
+    deltas += [
+        {"content": word} for word in re.findall(r"\S*\s*", message["content"] or "") if word
     ]
     for index, call in enumerate(message.get("tool_calls") or []):
-        function, quarter = call["function"], -(-len(call["function"]["arguments"]) // 4) or 1
-        deltas.append(
-            {"tool_calls": [call | {"index": index, "function": function | {"arguments": ""}}]}
-        )
-        deltas += [
-            {
-                "tool_calls": [
-                    {
-                        "index": index,
-                        "function": {"arguments": function["arguments"][i : i + quarter]},
-                    }
-                ]
-            }
-            for i in range(0, len(function["arguments"]), quarter)
-        ]
+        deltas += [{"tool_calls": [part]} for part in call_parts(call, index)]
     chunks = [
-        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-        for delta in [{"role": "assistant", "refusal": message.get("refusal")}, *deltas]
-    ]
-    chunks += [
+        *({"choices": [{"index": 0, "delta": d, "finish_reason": None}]} for d in deltas),
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": whole["usage"]},
     ]
     head = {"id": "c-1", "object": "chat.completion.chunk", "created": 0, "model": whole["model"]}
-    return (
-        b"".join(b"data: %s\n\n" % json.dumps(head | chunk).encode() for chunk in chunks)
-        + b"data: [DONE]\n\n"
-    )
+    events = [f"data: {json.dumps(head | chunk)}\n\n" for chunk in chunks]
+    return "".join([*events, "data: [DONE]\n\n"]).encode()
+
+
+def call_parts(call: dict, index: int) -> Iterator[dict]:
+    """A call without arguments, then its arguments in quarters."""
+    arguments = call["function"]["arguments"]
+    quarter = -(-len(arguments) // 4) or 1
+    yield call | {"index": index, "function": call["function"] | {"arguments": ""}}
+    for start in range(0, len(arguments), quarter):
+        yield {"index": index, "function": {"arguments": arguments[start : start + quarter]}}
 
 
 @dataclass
 class Reply:
-    """What the server sends: body after `wait` seconds, or one byte every `drip` seconds. cut: it hangs up instead. cut_short: it
-    promises more than the body and hangs up. A completion goes out as a stream where one is asked for, with `pause` seconds between
-    its events.
+    """What the server sends after `wait` seconds.
+
+    drip: seconds between single bytes. pause: seconds between the events of a stream; a completion
+    is streamed if the request asks for it. cut: it hangs up instead. cut_short: it promises more
+    than the body, then hangs up.
     """
 
     body: bytes = b""
@@ -99,10 +95,18 @@ class Reply:
     cut: bool = False
     cut_short: bool = False
 
+    def parts(self) -> list[bytes]:
+        """The pieces that are sent with a pause behind each."""
+        if self.drip:
+            return [self.body[i : i + 1] for i in range(len(self.body))]
+        if self.pause:
+            return [event + b"\n\n" for event in self.body.split(b"\n\n") if event]
+        return [self.body]
+
 
 @dataclass
 class Server:
-    """url: what OPENAI_BASE_URL should be. requests: the bodies that came in. answer: makes the reply to a request."""
+    """url: for OPENAI_BASE_URL. requests: the bodies so far. answer(body, key) makes the reply."""
 
     url: str
     requests: list[dict] = field(default_factory=list)
@@ -111,6 +115,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
+    """Run a server until the block ends."""
     closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -124,40 +129,26 @@ def serve() -> Iterator[Server]:
             if reply.cut:
                 return self.connection.close()
             with contextlib.suppress(OSError):  # the client may have given up
-                self.send_response(reply.status)
-                self.send_header("Content-Type", reply.type)
-                self.send_header("Content-Length", str(len(reply.body) + 100 * reply.cut_short))
-                if reply.retry_after is not None:
-                    self.send_header("Retry-After", reply.retry_after)
-                self.end_headers()
-                for i in range(len(reply.body)) if reply.drip else ():
-                    self.wfile.write(reply.body[i : i + 1])
-                    if closing.wait(reply.drip):
-                        return
-                for event in reply.body.split(b"\n\n") if reply.pause else ():
-                    self.wfile.write(event + b"\n\n" if event else b"")
-                    if closing.wait(reply.pause):
-                        return
-                if not (reply.drip or reply.pause):
-                    self.wfile.write(reply.body)
+                self.send(reply)
 
         def do_GET(self) -> None:
-            """The one model that there is."""
             if self.path != "/v1/models":
                 return self.send_error(404)
-            body = json.dumps(
-                {
-                    "object": "list",
-                    "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "us"}],
-                }
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.send(Reply(json.dumps(MODELS).encode()))
 
-        def log_message(self, *_words: object) -> None:
+        def send(self, reply: Reply) -> None:
+            self.send_response(reply.status)
+            self.send_header("Content-Type", reply.type)
+            self.send_header("Content-Length", str(len(reply.body) + 100 * reply.cut_short))
+            if reply.retry_after is not None:
+                self.send_header("Retry-After", reply.retry_after)
+            self.end_headers()
+            for part in reply.parts():
+                self.wfile.write(part)
+                if closing.wait(reply.drip or reply.pause):
+                    return
+
+        def log_message(self, *_arguments: object) -> None:
             pass
 
     with listening(Handler) as address:

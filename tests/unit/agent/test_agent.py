@@ -13,11 +13,10 @@ from crawl2cart.agent.agent import (
     MAX_TOKENS,
     TOO_LONG,
     Agent,
-    Endpoint,
-    about_tokens,
-    api_messages,
-    play_all,
+    estimate_tokens,
 )
+from crawl2cart.agent.endpoint import Endpoint, api_messages
+from crawl2cart.agent.episodes import run_episodes
 from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.shop.tool_schemas import TOOLS, compact
@@ -118,13 +117,13 @@ def test_tokens_are_never_underestimated():
     prefix, total, estimate = harmony.prefix([]), 0, 0
     for dialogue in samples()["test"]:
         tokens = count(harmony.render(dialogue["messages"], []).removeprefix(prefix))
-        guess = about_tokens(compact(dialogue["messages"]))
+        guess = estimate_tokens(compact(dialogue["messages"]))
         assert tokens <= guess
         total, estimate = total + tokens, estimate + guess
     assert estimate < 1.5 * total
     assert count(harmony.prefix(TOOLS)) + MAX_TOKENS + Endpoint.max_tokens < 4096
     for text in ("1" * 300, "日本語" * 50, "🐕" * 50, "Is the Heron in stock?"):
-        assert count(text) <= about_tokens(text)
+        assert count(text) <= estimate_tokens(text)
 
 
 # Writes and deadlines
@@ -167,10 +166,10 @@ def test_a_late_reply_says_what_the_store_did(cancellation, writes, store_fails,
     agent(cancellation.request)
     agent.session.faults = len(agent.session.calls) + 1 if store_fails else 0
     assert agent("yes") == expected == agent.messages[-1]["content"]
-    assert isinstance(agent.late, TimeoutError)
+    assert isinstance(agent.timeout_error, TimeoutError)
     changed = expected == CHANGED
     assert cancellation.state(agent) == ("cancelled" if changed else cancellation.order["state"])
-    assert agent("thanks") == "Anything else?" and agent.late is None
+    assert agent("thanks") == "Anything else?" and agent.timeout_error is None
     silence.set()
 
 
@@ -224,7 +223,7 @@ def test_a_server_that_is_silent_longer_than_its_client_waits_is_late():
         client = OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=0.3)
         agent = Agent(new_session(), Endpoint(client, "m"))
         assert agent("hello") == COULD_NOT
-    assert isinstance(agent.late, APITimeoutError) and not agent.session.calls
+    assert isinstance(agent.timeout_error, APITimeoutError) and not agent.session.calls
 
 
 def test_messages_for_the_api_keep_calls_and_results_together():
@@ -260,7 +259,7 @@ def recorded_model(dialogues: list[dict], change=harmony.completion):
 def test_recorded_turns_succeed_alone_and_side_by_side(batch):
     dialogues = samples()["test"][:40]
     shops = generator().context.shops
-    results = play_all(dialogues, shops, recorded_model(dialogues), batch=batch)
+    results = run_episodes(dialogues, shops, recorded_model(dialogues), batch=batch)
     assert all(result.success for result in results)
     assert [one.messages for one in results] == [one["messages"] for one in dialogues]
 
@@ -283,7 +282,7 @@ def test_a_model_that_cancels_without_asking_fails_and_is_counted():
         results = [sum(turn["role"] == "tool" for turn in prompt) for prompt in prompts]
         return [turns[min(2, count)] for count in results]
 
-    (result,) = play_all([dialogue], generator().context.shops, rash, batch=1)
+    (result,) = run_episodes([dialogue], generator().context.shops, rash, batch=1)
     assert result.policy_violations == 1 and result.state and not result.success
 
 
@@ -300,7 +299,7 @@ def test_the_scripted_customer_confirms_only_what_it_asked_for():
         is_question = turn is question
         return [reply("Shall I go ahead then?") if is_question else harmony.completion(turn)]
 
-    (result,) = play_all([dialogue], generator().context.shops, vague, batch=1)
+    (result,) = run_episodes([dialogue], generator().context.shops, vague, batch=1)
     assert not result.success and not result.state
     answer = [turn["content"] for turn in result.messages if turn["role"] == "user"][-1]
     assert answer != messages[last]["content"]

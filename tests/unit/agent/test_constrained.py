@@ -1,6 +1,4 @@
-"""Constrained decoding: the grammar holds every recorded turn, and nothing that the tools' schemas do not."""
-
-import random
+"""The grammar allows every recorded turn, and nothing that the tools' schemas forbid."""
 
 import pytest
 
@@ -16,7 +14,8 @@ from crawl2cart.lm import tokenizer as tokenizers
 from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.inference.hf_engine import HfEngine
 from crawl2cart.shop.tool_schemas import TOOLS, is_valid_call
-from tests.conftest import ROOT, dialogue_generator
+from tests import recorded_dialogues as recorded
+from tests.conftest import ROOT
 
 WIDTH = 4160  # of the exported model's logits: more than there are tokens
 PROMPT = 7
@@ -37,23 +36,16 @@ def guide(tokenizer) -> Guide:
 
 
 def test_every_recorded_turn_is_allowed_token_by_token(guide, tokenizer):
-    maker = dialogue_generator(ROOT / "data/store", 6)
-    turns = [
-        harmony.completion(message)
-        for dialogue in maker.split("test", 40)
-        for message in dialogue["messages"]
-        if message["role"] == "assistant"
-    ]
-    for turn in turns:
-        allowed, so_far = guide(TOOLS, 1), [0] * PROMPT
+    for turn in recorded.right_texts(recorded.turns("test")[:100]):
+        processor, ids = guide(TOOLS, 1), [0] * PROMPT
         for token in tokenizer.encode(turn, add_special_tokens=False):
-            logits = allowed(torch.tensor([so_far]), torch.zeros(1, WIDTH))
+            logits = processor(torch.tensor([ids]), torch.zeros(1, WIDTH))
             assert logits[0, token] == 0, (turn, tokenizer.decode([token]))
-            so_far.append(token)
+            ids.append(token)
 
 
-def test_whatever_a_model_prefers_its_calls_fit_the_schemas(guide, tokenizer):
-    """Random preferences, with a liking for what ends a text: otherwise they would write for ever."""
+def test_calls_fit_the_schemas_whatever_the_model_prefers(guide, tokenizer):
+    """Preferences are random, with a bias to tokens that end a text, so that texts do end."""
     rows = 48
     ends = [
         token
@@ -62,28 +54,25 @@ def test_whatever_a_model_prefers_its_calls_fit_the_schemas(guide, tokenizer):
     ]
     stops = set(tokenizer.convert_tokens_to_ids(list(harmony.STOPS)))
     torch.manual_seed(0)
-    allowed, so_far, done = (
-        guide(TOOLS, rows),
-        torch.zeros(rows, PROMPT, dtype=torch.long),
-        torch.zeros(rows, dtype=torch.bool),
-    )
+    processor = guide(TOOLS, rows)
+    ids, done = torch.zeros(rows, PROMPT, dtype=torch.long), torch.zeros(rows, dtype=torch.bool)
     for _ in range(120):
-        liking = 3 * torch.randn(rows, WIDTH)
-        liking[:, ends] += 6
-        chosen = allowed(so_far, liking).argmax(-1).where(~done, tokenizer.pad_token_id)
-        so_far = torch.cat([so_far, chosen[:, None]], 1)
+        logits = 3 * torch.randn(rows, WIDTH)
+        logits[:, ends] += 6
+        chosen = processor(ids, logits).argmax(-1).where(~done, tokenizer.pad_token_id)
+        ids = torch.cat([ids, chosen[:, None]], 1)
         done |= torch.tensor([token in stops for token in chosen.tolist()])
     assert done.float().mean() > 0.8
-    called = set()
-    for row in so_far[done, PROMPT:].tolist():
-        read = harmony.parse_completion(tokenizer.decode(row))
-        for call in (call["function"] for call in read.get("tool_calls", [])):
+    tools = set()
+    for row in ids[done, PROMPT:].tolist():
+        parsed = harmony.parse_completion(tokenizer.decode(row))
+        for call in (call["function"] for call in parsed.get("tool_calls", [])):
             assert is_valid_call(call)
-            called.add(call["name"])
-    assert len(called) >= 4
+            tools.add(call["name"])
+    assert len(tools) >= 4
 
 
-def test_a_model_that_never_learnt_anything_writes_in_the_form(guide, tokenizer):
+def test_an_untrained_model_keeps_to_the_form_with_the_grammar_alone(guide, tokenizer):
     from transformers import GptOssConfig, GptOssForCausalLM
 
     torch.manual_seed(0)
@@ -107,7 +96,7 @@ def test_a_model_that_never_learnt_anything_writes_in_the_form(guide, tokenizer)
         for text in ("hello", "cancel TB-10984 please", "a kettle?", "who are you?")
     ]
     for constrained, right in ((guide, 4), (None, 0)):
-        answerer = LocalWriter(
+        writer = LocalWriter(
             HfEngine(model, tokenizer.pad_token_id),
             tokenizer,
             open_device("cpu", "float32", 1, 0),
@@ -115,19 +104,10 @@ def test_a_model_that_never_learnt_anything_writes_in_the_form(guide, tokenizer)
             temperature=1.0,
             guide=constrained,
         )
-        texts = answerer(prompts, TOOLS)
+        texts = writer(prompts, TOOLS)
         assert (
             sum(
                 text.startswith(("<|channel|>final<|message|>", " to=functions.")) for text in texts
             )
             == right
         )
-
-
-def test_a_free_model_would_not_keep_to_the_form(tokenizer):
-    """The control: the same preferences without the grammar."""
-    draw = random.Random(0)
-    texts = [
-        tokenizer.decode([draw.randrange(len(tokenizer)) for _ in range(40)]) for _ in range(48)
-    ]
-    assert all(isinstance(harmony.parse_completion(text), harmony.Malformed) for text in texts)
