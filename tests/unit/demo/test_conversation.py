@@ -5,7 +5,8 @@ import json
 import pytest
 from openai import OpenAI
 
-from crawl2cart.agent.agent import Agent, Endpoint
+from crawl2cart.agent.agent import Agent
+from crawl2cart.agent.endpoint import Endpoint
 from crawl2cart.demo.conversation import (
     CLARIFY,
     LEAVE_CONFIDENCE,

@@ -17,7 +17,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route as Path
 from starlette.testclient import TestClient
 
-from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent, Endpoint
+from crawl2cart.agent.agent import CHANGED, COULD_NOT, Agent
+from crawl2cart.agent.endpoint import Endpoint
 from crawl2cart.core.files import read_jsonl
 from crawl2cart.demo.auth import MAX_BODY_BYTES, AccessControl
 from crawl2cart.demo.conversation import UNAVAILABLE, Conversation

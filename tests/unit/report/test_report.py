@@ -13,7 +13,7 @@ import pytest
 
 from crawl2cart.core.files import read_json, write_json, write_jsonl
 from crawl2cart.core.metrics import write_curve
-from crawl2cart.evaluation.release_gates import Guard
+from crawl2cart.evaluation.release_gates import Gate
 from crawl2cart.report import figures
 from crawl2cart.report.cards import MEASURED, ORIGINS
 from crawl2cart.report.stage_graph import draw_graph, stage_graph
@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tools import costs, repro
 
 RATES = (*MEASURED, "call_or_reply_accuracy")
-FAILED = Guard("tool_accuracy", before=0.8, after=0.7, least=0.75)
+FAILED = Gate("tool_accuracy", before=0.8, after=0.7, least=0.75)
 ATTACK = "</pre><script>document.title = 'owned'</script><img src=http://evil.example/x.png>"
 MODELS = ("base", "sft", "dpo", "served_gpt")
 

@@ -212,9 +212,10 @@ def test_each_kind_of_fault_in_the_queries_is_named(tmp_path, split, row, fault)
     rows = dict(GOOD_QUERIES)
     if row:
         rows[split] = [rows[split][0], row]
+    (tmp_path / "queries").mkdir()
     for name, values in rows.items():
         keys = ("text", "label", "topic", "hard")
         lines = [dict(zip(keys, value, strict=True)) for value in values]
-        write_jsonl(tmp_path / f"{name}.jsonl", lines)
+        write_jsonl(tmp_path / "queries" / f"{name}.jsonl", lines)
     faults = "\n".join(lint_queries(tmp_path))
     assert re.search(fault, faults) if fault else not faults

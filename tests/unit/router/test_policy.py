@@ -11,7 +11,8 @@ from email.utils import format_datetime
 import pytest
 from openai import OpenAI
 
-from crawl2cart.agent.agent import Agent, Endpoint
+from crawl2cart.agent.agent import Agent
+from crawl2cart.agent.endpoint import Endpoint
 from crawl2cart.core.errors import UserError
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.demo.conversation import UNAVAILABLE, Conversation
