@@ -1,7 +1,9 @@
-"""Run a stage and note what it opens: `python tests/trace_file_access.py note.json stages.router`, in the folder it is to run in.
+"""Run a stage and write down which files it opens.
 
-What opens files without Python (FastWARC, Arrow, safetensors) is not heard of. So the folder should hold what dvc.yaml
-lists for the stage and nothing else of the project: then a file that is not listed is not there, whoever opens it.
+python tests/trace_file_access.py note.json stages.router, in the folder in which the stage runs
+
+Files that are opened without Python (by FastWARC, Arrow, safetensors) are not seen. So the folder
+should hold only what dvc.yaml lists for the stage: a file that is not listed is then missing.
 """
 
 import json
@@ -10,14 +12,14 @@ import runpy
 import sys
 from pathlib import Path
 
-# Each stage hashes all that it lists (crawl2cart/core/stage.py); that alone is no use of a file.
+# Every stage hashes what dvc.yaml lists for it (core/stage.py). That is no use of a file.
 HASHING = {"file_hash", "files_below"}
 
 
 def main(note: Path, module: str, words: list[str]) -> None:
     here, opened = Path.cwd().resolve(), set()
 
-    def hear(event: str, arguments: tuple) -> None:
+    def note_access(event: str, arguments: tuple) -> None:
         if event not in ("open", "os.listdir", "os.scandir") or not isinstance(
             arguments[0], str | bytes | os.PathLike
         ):
@@ -31,13 +33,13 @@ def main(note: Path, module: str, words: list[str]) -> None:
         if here in path.parents:
             opened.add(str(path.relative_to(here)))
 
-    # The folder is the whole project: neither this file's folder nor the checkout that .venv was made for counts.
+    # Only the folder counts, not this file's folder nor the checkout that .venv belongs to.
     sys.path[0] = str(here)
     sys.meta_path[:] = [
         finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")
     ]
     sys.argv = [module, *words]
-    sys.addaudithook(hear)
+    sys.addaudithook(note_access)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

@@ -1,6 +1,6 @@
-"""Losses of preference learning as functions of four log-probabilities: of two completions under the policy and the reference.
+"""Compute the losses of preference learning from log-probabilities.
 
-Written out to be read; training uses TRL's, to which they are equal.
+The functions are written to be read. Training uses TRL's, and a test shows that both are equal.
 """
 
 import torch
@@ -20,17 +20,21 @@ def preference_loss(
     chosen_tokens: Tensor | None = None,
     rejected_tokens: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each pair, (B,). chosen … reference_rejected: nats, summed over a completion's tokens, (B,).
+    """Return the loss of each pair (B,).
 
-    chosen_tokens, rejected_tokens: how many tokens that were, (B,); for ipo and sigmoid_norm. With h = log π/π_ref:
+    chosen, rejected, reference_chosen, reference_rejected: log-probabilities of the completions in
+    nats, summed over their tokens, (B,). chosen_tokens, rejected_tokens: their lengths in tokens,
+    (B,), needed by ipo and sigmoid_norm.
 
-    sigmoid       −log σ(β (h_chosen − h_rejected))            Rafailov et al. 2023, https://arxiv.org/abs/2305.18290, eq. 7
-    apo_zero      1 − σ(β h_chosen) + σ(β h_rejected)          D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266, eq. 7
-    ipo           (h_chosen − h_rejected − 1 / 2β)², h a token Azar et al. 2023, https://arxiv.org/abs/2310.12036, eq. 17
-    sigmoid_norm  sigmoid with h a token                       Lambert et al. 2024, https://arxiv.org/abs/2411.15124, eq. 6
+    With h = log π / π_ref of a completion (per token for ipo and sigmoid_norm; numbers: arXiv):
 
-    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for another kind,
-    and for ipo and sigmoid_norm without counts.
+    sigmoid       −log σ(β (h_chosen − h_rejected))     Rafailov et al. 2023, 2305.18290, eq. 7
+    apo_zero      1 − σ(β h_chosen) + σ(β h_rejected)   D'Oosterlinck et al. 2024, 2408.06266, eq. 7
+    ipo           (h_chosen − h_rejected − 1 / 2β)²     Azar et al. 2023, 2310.12036, eq. 17
+    sigmoid_norm  as sigmoid                            Lambert et al. 2024, 2411.15124, eq. 6
+
+    Where the policy is the reference these are ln 2, 1, 1 / 4β² and ln 2. Raises ValueError for
+    another kind, and for ipo and sigmoid_norm without counts.
     """
     better, worse = chosen - reference_chosen, rejected - reference_rejected  # (B,) each
     if kind in ("ipo", "sigmoid_norm"):
@@ -48,7 +52,7 @@ def preference_loss(
 
 
 def mean_divergence(logits: Tensor, reference: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the counted tokens of KL(policy ‖ reference), in nats a token, exact over the vocabulary.
+    """Return the mean KL(policy ‖ reference) over the counted tokens, in nats per token.
 
     logits, reference (B, T, V) of the tokens behind each place, counted (B, T) bool. Raises
     ValueError if no token counts.

@@ -73,7 +73,7 @@ def lose(cluster, host) -> None:
 
 
 def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplace, monkeypatch):  # noqa: F811
-    """What was finished when the second host died is not done again, and the corpus is that of one process."""
+    """Finished work is not repeated when a host dies, and the corpus is that of one process."""
     from ray.cluster_utils import Cluster
 
     for name, value in QUIET.items():
@@ -162,7 +162,7 @@ def listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def hosts_of(project: Path, hosts: str) -> Iterator[list[subprocess.Popen]]:
-    """Two agents that meet at a rendezvous, once they have written a first checkpoint; what is left of them is killed at the end."""
+    """Yield two agents of one rendezvous after their first checkpoint; kill them at the end."""
     port, checkpoints = free_port(), project / ".ckpt" / "pretrain@gru"
     agents = [host(project, port, hosts)]
     try:
@@ -197,7 +197,7 @@ def trainer_of(agent: subprocess.Popen) -> psutil.Process | None:
 
 
 def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(encoded):  # noqa: F811
-    """Two agents that meet at a rendezvous; the trainer of one is killed behind the first checkpoint."""
+    """Kill the trainer of one of two agents after the first checkpoint."""
     with hosts_of(encoded, "2") as agents:
         os.kill(trainer_of(agents[1]).pid, signal.SIGKILL)
         said = [agent.communicate(timeout=200)[0] for agent in agents]
@@ -207,7 +207,7 @@ def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(
 
 
 def test_pretraining_goes_on_by_itself_with_the_machines_that_are_left(encoded):  # noqa: F811
-    """The second of two hosts, not the one at whose address they meet, goes with all that runs on it."""
+    """Kill everything on the second host, which is not the one that both connect to."""
     with hosts_of(encoded, "1:2") as agents:
         lose_all_of(agents[1])
         said = agents[0].communicate(timeout=300)[0]
@@ -240,7 +240,8 @@ def test_slurm_s_script_starts_an_agent_on_each_machine_and_records_the_result(t
     )
     started, recorded = (tmp_path / "said").read_text().splitlines()
     assert started == (
-        "srun .venv/bin/python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=31 "
+        "srun .venv/bin/python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 "
+        "--rdzv_backend=c10d --rdzv_id=31 "
         "--rdzv_endpoint=node7:29500 --max_restarts=3 -m stages.pretrain gpt_oss"
     )
     assert recorded == "dvc commit -f pretrain@gpt_oss"

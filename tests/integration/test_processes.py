@@ -23,7 +23,7 @@ from crawl2cart.lm.formats import harmony
 from crawl2cart.lm.formats.save import MODELS, save_model
 from crawl2cart.lm.models.gpt_oss import GptOss
 from crawl2cart.lm.models.init import initialise
-from crawl2cart.lm.training.trl_utils import division, hub_tokenizer, row_bytes
+from crawl2cart.lm.training.trl_utils import division, row_bytes
 from stages import build_sft
 from tests.conftest import ROOT, copy_project
 
@@ -45,7 +45,7 @@ BASE = AutoConfig.for_model(
 
 
 def small_model() -> tuple[GptOss, object]:
-    """The smoke profile's gpt_oss with no block that is the identity, as after some training, and its tokenizer."""
+    """Make the smoke profile's gpt_oss, with blocks that are no identity, and its tokenizer."""
     tokenizer = tokenizers.encoding(
         tokenizers.read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken")
     )
@@ -100,7 +100,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def launch(project: Path, stage: str, processes: int) -> dict:
-    """Runs a stage under `accelerate launch` with the committed configuration, or alone; its curve and weights."""
+    """Run a stage under `accelerate launch` or alone; return its curve, weights and costs."""
     start = [
         sys.executable,
         "-m",
@@ -131,8 +131,7 @@ def launch(project: Path, stage: str, processes: int) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_two_processes_learn_what_one_does(prepared, stage):
-    """Pairs weigh the same in DPO however they are shared out. The SFT term beside it, a mean over each part's tokens, does not quite,
-    which two steps of Adam from adapters of zero do not show."""
+    """The SFT term of DPO is a mean over each part's tokens, so it may differ a little."""
     sft = load_file(prepared / "models/sft/model.safetensors")
     alone, together = launch(prepared, stage, 1), launch(prepared, stage, 2)
     assert together["losses"] == pytest.approx(alone["losses"], abs=1e-5)
@@ -167,7 +166,7 @@ def test_a_card_takes_as_many_rows_at_once_as_fit(monkeypatch, free_gib, pairs, 
 
 
 def test_the_base_model_and_a_pair_at_4096_tokens_fit_80_gb_by_the_estimate():
-    """Weights in bfloat16, adapters of rank 16 with gradients and Adam's moments in float32 (16 bytes each), two sequences."""
+    """Weights in bfloat16, adapters of rank 16 in float32 with Adam (16 bytes each), two rows."""
     adapters = (
         16
         * 16
@@ -187,8 +186,9 @@ def test_the_tokenizer_of_a_pointer_is_the_hub_s_with_our_template(tmp_path):
     write_json(tmp_path / "base/pointer.json", pointer)
     (tmp_path / "base/chat_template.jinja").write_text(harmony.TEMPLATE)
     code = (
-        f"from pathlib import Path; from crawl2cart.lm.training.trl_utils import {hub_tokenizer.__name__}; "
-        f"t = hub_tokenizer(Path({str(tmp_path / 'base')!r}), {pointer!r}); print(len(t), len(t.chat_template))"
+        "from pathlib import Path; from crawl2cart.lm.training.trl_utils import hub_tokenizer; "
+        f"t = hub_tokenizer(Path({str(tmp_path / 'base')!r}), {pointer!r}); "
+        "print(len(t), len(t.chat_template))"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],

@@ -6,7 +6,7 @@ from benchmarks import dedup
 
 
 def test_the_model_of_a_snapshot_follows_from_rates_by_hand():
-    """A thousand texts of 10,000 pages on one core; two bands of all texts fit, so four bands take two passes."""
+    """A thousand texts on one core: two bands fit in memory, so four bands take two passes."""
     rates = {
         "signatures_per_s_core": 100.0,
         "bands_per_s_core": 4_000.0,
