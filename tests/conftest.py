@@ -85,11 +85,11 @@ def wait_for(what: Callable[[], object], seconds: float) -> None:
 
 
 def dvc(folder: Path, *words: str, fails: bool = False) -> str:
-    said = subprocess.run(
+    output = subprocess.run(
         [DVC, *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT
     )
-    assert bool(said.returncode) == fails, said.stdout[-3000:] + said.stderr[-3000:]
-    return said.stdout + said.stderr
+    assert bool(output.returncode) == fails, output.stdout[-3000:] + output.stderr[-3000:]
+    return output.stdout + output.stderr
 
 
 @pytest.fixture(scope="session")

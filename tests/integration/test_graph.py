@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
 
-def ran(said: str) -> set[str]:
+def ran(output: str) -> set[str]:
     """The stages that DVC says it ran."""
-    return set(re.findall(r"Running stage '([^']+)'", said))
+    return set(re.findall(r"Running stage '([^']+)'", output))
 
 
 def digest(path: Path) -> str:
@@ -46,8 +46,8 @@ def test_the_tables_and_plots_of_dvc_work(finished, tmp_path):
     assert "val_bits_per_byte" in dvc(finished, "metrics", "diff", "HEAD~1")
     assert "pretrain@gru" in dvc(finished, "dag")
     assert "up to date" in dvc(finished, "status")
-    said = dvc(finished, "plots", "diff", "HEAD", "-o", str(tmp_path))
-    assert "failed" not in said.lower()
+    output = dvc(finished, "plots", "diff", "HEAD", "-o", str(tmp_path))
+    assert "failed" not in output.lower()
     page = (tmp_path / "index.html").read_text()
     assert all(f"{model}.tsv" in page for model in ("mlp", "rnn", "lstm", "gru", "gpt_oss"))
 
@@ -98,7 +98,7 @@ def alone(
         else:
             shutil.copy(finished / dep, folder / dep)
     note = folder / "opened.json"
-    said = subprocess.run(
+    output = subprocess.run(
         [
             PYTHON,
             ROOT / "tests" / "trace_file_access.py",
@@ -111,7 +111,7 @@ def alone(
         capture_output=True,
     )
     opened = [folder / path for path in json.loads(note.read_text())]
-    return said.returncode, {
+    return output.returncode, {
         dep
         for dep in listed
         if not any(file == folder / dep or folder / dep in file.parents for file in opened)
@@ -218,13 +218,13 @@ def test_a_killed_stage_gives_the_same_bytes(copy, name):
         kill_at_work(command, copy, part * seconds, folder)
     assert checkpoints(watched) or name in RESTARTING
     remove_outs()
-    said = subprocess.run(
+    output = subprocess.run(
         command, cwd=copy, env=ENVIRONMENT, check=True, capture_output=True, text=True
     ).stdout
     assert {out: digest(copy / out) for out in outs} == expected
     assert not checkpoints(watched), "a finished stage leaves no checkpoint"
     if name.startswith(("pretrain", "midtrain")):
-        assert "going on at step" in said
+        assert "going on at step" in output
 
 
 def test_dvc_killed_alone_takes_its_trainer_along(copy):
@@ -266,8 +266,8 @@ def test_a_comment_runs_nothing_and_a_learning_rate_what_stands_behind_it(copy):
     params = copy / "params.yaml"
     params.write_text("# another comment\n" + params.read_text())
     assert ran(dvc(copy, "repro")) == set()
-    said = dvc(copy, "exp", "run", "-S", "pretrain.gru.learning_rate=1e-5")
-    assert ran(said) == {"pretrain@gru", "compare", "report"}
+    output = dvc(copy, "exp", "run", "-S", "pretrain.gru.learning_rate=1e-5")
+    assert ran(output) == {"pretrain@gru", "compare", "report"}
     assert "pretrain.gru.learning_rate" in dvc(copy, "params", "diff", "HEAD")
     assert "gru.val_bits_per_byte" in dvc(copy, "metrics", "diff", "HEAD")
 
@@ -296,9 +296,9 @@ def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
     while "router: key" not in (line := process.stdout.readline()):
         assert line or process.poll() is None
     code.write_text(code.read_text() + "\n# edited\n")
-    said = process.stdout.read()
+    output = process.stdout.read()
     assert process.wait() != 0
-    assert "stages/router.py changed while router was running" in said
+    assert "stages/router.py changed while router was running" in output
     assert not (copy / "models" / "router").exists()
     assert (copy / "dvc.lock").read_text() == lock, "nothing is recorded"
     assert "router" in ran(dvc(copy, "repro", "-s", "router"))
@@ -314,5 +314,5 @@ def test_an_experiment_runs_in_a_temporary_copy(copy):
 
 def test_a_single_stage_can_be_asked_for(copy):
     shutil.rmtree(copy / "models" / "pretrain" / "gru")
-    said = dvc(copy, "repro", "--force", "--single-item", "pretrain@gru")
-    assert ran(said) == {"pretrain@gru"}
+    output = dvc(copy, "repro", "--force", "--single-item", "pretrain@gru")
+    assert ran(output) == {"pretrain@gru"}

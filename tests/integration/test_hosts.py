@@ -121,8 +121,8 @@ def test_a_host_of_a_ray_cluster_that_is_lost_costs_the_shard_it_was_at(workplac
         lose(cluster, other)
         finished = {shard.name: shard.stat().st_mtime_ns for shard in kept.glob("*.parquet")}
         assert 2 <= len(finished) < FILES, "the host was lost too late to prove anything"
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
         assert {name: (kept / name).stat().st_mtime_ns for name in finished} == finished, (
             "a finished shard was made again"
         )
@@ -200,9 +200,11 @@ def test_pretraining_goes_on_by_itself_when_a_process_of_another_host_is_killed(
     """Kill the trainer of one of two agents after the first checkpoint."""
     with hosts_of(encoded, "2") as agents:
         os.kill(trainer_of(agents[1]).pid, signal.SIGKILL)
-        said = [agent.communicate(timeout=200)[0] for agent in agents]
-        assert [agent.returncode for agent in agents] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    assert "gru: going on at step" in "".join(said)
+        output = [agent.communicate(timeout=200)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], (
+            output[0][-3000:] + output[1][-3000:]
+        )
+    assert "gru: going on at step" in "".join(output)
     equals_one_process(encoded)
 
 
@@ -210,9 +212,9 @@ def test_pretraining_goes_on_by_itself_with_the_machines_that_are_left(encoded):
     """Kill everything on the second host, which is not the one that both connect to."""
     with hosts_of(encoded, "1:2") as agents:
         lose_all_of(agents[1])
-        said = agents[0].communicate(timeout=300)[0]
-        assert agents[0].returncode == 0, said[-3000:]
-    assert "gru: going on at step" in said
+        output = agents[0].communicate(timeout=300)[0]
+        assert agents[0].returncode == 0, output[-3000:]
+    assert "gru: going on at step" in output
     equals_one_process(encoded)
 
 
@@ -220,8 +222,8 @@ def test_slurm_s_script_starts_an_agent_on_each_machine_and_records_the_result(t
     """There is no Slurm here: stand-ins for its commands note what they are told."""
     for name, does in (
         ("scontrol", "printf 'node7\\nnode8\\n'"),
-        ("srun", 'echo "srun $*" >> said'),
-        ("dvc", 'echo "dvc $*" >> said'),
+        ("srun", 'echo "srun $*" >> output'),
+        ("dvc", 'echo "dvc $*" >> output'),
     ):
         command = tmp_path / (".venv/bin" if name == "dvc" else "bin") / name
         command.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +240,7 @@ def test_slurm_s_script_starts_an_agent_on_each_machine_and_records_the_result(t
     subprocess.run(
         ["bash", str(ROOT / "scale/slurm.sh"), "gpt_oss"], env=os.environ | slurm, check=True
     )
-    started, recorded = (tmp_path / "said").read_text().splitlines()
+    started, recorded = (tmp_path / "output").read_text().splitlines()
     assert started == (
         "srun .venv/bin/python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 "
         "--rdzv_backend=c10d --rdzv_id=31 "

@@ -110,14 +110,14 @@ def launch(project: Path, stage: str, processes: int) -> dict:
         "-m",
     ]
     command = [*(start if processes > 1 else [sys.executable, "-m"]), f"stages.{stage}"]
-    said = subprocess.run(
+    output = subprocess.run(
         command,
         cwd=project,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stdout[-2000:] + said.stderr[-4000:]
+    assert output.returncode == 0, output.stdout[-2000:] + output.stderr[-4000:]
     head, *rows = [
         row.split("\t") for row in (project / "metrics" / f"{stage}.tsv").read_text().splitlines()
     ]
@@ -190,15 +190,15 @@ def test_the_tokenizer_of_a_pointer_is_the_hub_s_with_our_template(tmp_path):
         f"t = hub_tokenizer(Path({str(tmp_path / 'base')!r}), {pointer!r}); "
         "print(len(t), len(t.chat_template))"
     )
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.split() == [str(tokenizer.n_vocab), str(len(harmony.TEMPLATE))]
+    assert output.returncode == 0, output.stderr
+    assert output.stdout.split() == [str(tokenizer.n_vocab), str(len(harmony.TEMPLATE))]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
