@@ -21,7 +21,7 @@ from crawl2cart.core.params import read_params
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.core.stage import exclusive
 from crawl2cart.crawl.download.commoncrawl import newest_crawl, set_crawl
-from crawl2cart.crawl.download.http_client import HttpClient
+from crawl2cart.crawl.download.http_client import HttpClient, Version
 from crawl2cart.crawl.download.retry import Retry, Stopped, TransientError
 from stages.download import fetch_common_crawl
 from tests.conftest import ROOT
@@ -34,6 +34,7 @@ PAGES = dict(zip(URLS, BODIES.values(), strict=True))
 RECORDS = [warc_record(url, http_block(body)) for url, body in PAGES.items()]
 TEXTS = [warc_record(url, PAGES[url], "conversion", content_type="text/plain") for url in URLS]
 WARCS = [members(RECORDS[i : i + 10]) for i in range(0, 60, 10)]
+VALIDATORS = ("ETag", "Last-Modified")
 WETS = [members(TEXTS[i : i + 20]) for i in range(0, 60, 20)]
 DEFAULTS = read_params(ROOT / "params.yaml").download
 
@@ -226,7 +227,7 @@ def test_more_files_than_the_crawl_has_are_an_error(project):
         [Fault(cut=2000), Fault(body=HTML)],
         [Fault(cut=2000), Fault(length=-3)],
         [Fault(cut=2000), Fault(status=416)],
-        [Fault(cut=2000, without=("ETag", "Last-Modified"))],
+        [Fault(cut=2000, without=VALIDATORS)],
         [Fault(cut=2000, without=("ETag",))],
         [Fault(body=WARCS[0][:5000])],
         [Fault(body=WARCS[0][:5000], chunked=True)],
@@ -300,9 +301,11 @@ def test_two_downloads_do_not_share_a_cache(project):
     [
         (Fault(cut=3000), [None, "bytes=4000-", "bytes=7000-"]),
         (Fault(body=HTML), [None, "bytes=4000-", "bytes=4000-"]),
+        (Fault(cut=3000, without=VALIDATORS), [None, "bytes=4000-", "bytes=7000-"]),
         (Fault(range_off=1), [None, "bytes=4000-", None]),
+        (Fault(short_range=50), [None, "bytes=4000-", f"bytes={len(WARCS[0]) - 50}-"]),
     ],
-    ids=["cut again", "an error page in its place", "another range"],
+    ids=["cut again", "an error page", "no validators", "another range", "a short range"],
 )
 def test_a_file_resumes_where_the_connection_broke(second, ranges, project, server):
     server.fault_for = faults_at(first_file(server), Fault(cut=4000), second)
@@ -333,6 +336,15 @@ def test_a_file_that_changes_between_attempts_starts_over(newer, project, server
 
     server.fault_for = fault_for
     assert project.files() == [newer]
+
+
+def test_a_file_without_validators_starts_over(project, server):
+    server.fault_for = lambda request: Fault(
+        without=VALIDATORS, cut=4000 if request.method == "GET" and request.number == 0 else None
+    )
+    server.set_paths("warc", [first_file(server)])
+    assert project.files() == WARCS[:1]
+    assert all("range" not in request.headers for request in server.requests)
 
 
 def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(project, server):
@@ -588,6 +600,26 @@ def test_redirects_are_followed(client, httpserver):
         b"cde", status=206, headers={"Content-Range": "bytes 2-4/26"}
     )
     assert client.read_range("old", 2, 3) == b"cde"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [(b"abcdefghij", 200), (b"cd", 206)],
+    ids=["the whole file", "too little"],
+)
+def test_a_range_that_is_not_the_one_wanted_is_retried(content, status, client, httpserver):
+    httpserver.expect_request("/file").respond_with_data(content, status=status)
+    with pytest.raises(TransientError):
+        client.read_range("file", 2, 3)
+
+
+def test_the_validator_is_a_strong_etag_or_the_date(client, httpserver):
+    date = "Tue, 03 Dec 2024 10:00:00 GMT"
+    for path, etag in (("/weak", 'W/"1"'), ("/strong", '"1"')):
+        headers = {"ETag": etag, "Last-Modified": date}
+        httpserver.expect_request(path).respond_with_data(b"abc", headers=headers)
+    assert client.version("weak") == Version(3, date)
+    assert client.version("strong") == Version(3, '"1"')
 
 
 @pytest.mark.parametrize(
