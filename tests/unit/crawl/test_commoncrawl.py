@@ -347,6 +347,14 @@ def test_a_file_without_validators_starts_over(project, server):
     assert all("range" not in request.headers for request in server.requests)
 
 
+def test_a_part_that_is_longer_than_the_file_starts_over(project, server):
+    server.fault_for = faults_at(first_file(server), Fault(cut=4000))
+    with pytest.raises(UserError):
+        project.download(max_attempts=1)
+    next(project.cache.glob("*.part")).write_bytes(WARCS[1] + WARCS[2])
+    assert project.files() == WARCS[:1]
+
+
 def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(project, server):
     name = first_file(server)
     newer = members([RECORDS[1], RECORDS[0], *RECORDS[2:10]])
@@ -527,6 +535,14 @@ def test_an_index_that_points_to_another_record_is_an_error(project, server):
     first |= {key: second[key] for key in ("offset", "length", "filename")}
     with pytest.raises(UserError, match=f"the record there is of {second['url']}"):
         project.download(urls="*.example", max_records=2)
+
+
+@pytest.mark.parametrize("excess", [-1, 1, 300])
+def test_an_index_with_a_wrong_length_is_an_error(excess, project, server):
+    capture = next(entry for entry in server.index[CRAWL] if entry["offset"] == "0")
+    capture["length"] = str(int(capture["length"]) + excess)
+    with pytest.raises(UserError, match="not one gzip member"):
+        project.download(urls="*.example", max_records=60)
 
 
 def test_real_records_of_common_crawl_come_by_file_and_by_url(shared_data, project, server):
