@@ -443,7 +443,7 @@ def test_paths_that_lead_out_of_the_crawl_are_refused(project, server):
         project.download()
 
 
-def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server, capsys):
+def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server):
     bodies = [http_block(page_body(1000 + i)) for i in range(100)]
     records = [warc_record(f"https://shop.example/{i}", body) for i, body in enumerate(bodies)]
     files = [members([records[(3 * i + j) % 100] for j in range(4)]) for i in range(200)]
@@ -454,8 +454,6 @@ def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server, capsys):
     # A flipped bit in a gzip header's time stamp changes no text.
     assert all(gzip.decompress(content) == gzip.decompress(file) for content, file in pairs)
     assert len(server.faults) > 100
-    with capsys.disabled():
-        print(f"\nstorm: {len(server.requests)} requests, {len(server.faults)} faults")
 
 
 # ---- single pages ----
@@ -620,7 +618,7 @@ def test_redirects_are_followed(client, httpserver):
 
 @pytest.mark.parametrize(
     ("content", "status"),
-    [(b"abcdefghij", 200), (b"cd", 206)],
+    [(b"abc", 200), (b"cd", 206)],
     ids=["the whole file", "too little"],
 )
 def test_a_range_that_is_not_the_one_wanted_is_retried(content, status, client, httpserver):
