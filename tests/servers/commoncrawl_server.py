@@ -54,7 +54,7 @@ class Fault:
     length: this is added to the true Content-Length.  no_length: the body ends with the connection.
     drip: seconds between single bytes.  silent: the body never comes.
     ignore_range: the whole file with 200.  ignore_if_range: the range of whatever version there is.
-    range_off: other bytes than those wanted.
+    range_off: a range that starts so much later.  short_range: one that ends so much earlier.
     without: headers that are left out.  chunked: send the body in chunks.
     """
 
@@ -70,6 +70,7 @@ class Fault:
     ignore_range: bool = False
     ignore_if_range: bool = False
     range_off: int = 0
+    short_range: int = 0
     without: tuple[str, ...] = ()
     chunked: bool = False
 
@@ -244,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         first, last = int(wanted[1]), min(int(wanted[2] or len(whole)), len(whole) - 1)
         if first >= len(whole):
             return 416, b"", {"Content-Range": f"bytes */{len(whole)}"}
-        first += fault.range_off
+        first, last = first + fault.range_off, last - fault.short_range
         headers["Content-Range"] = f"bytes {first}-{last}/{len(whole)}"
         return 206, whole[first : last + 1], headers
 

@@ -21,7 +21,7 @@ from crawl2cart.core.params import read_params
 from crawl2cart.core.retry_after import retry_after
 from crawl2cart.core.stage import exclusive
 from crawl2cart.crawl.download.commoncrawl import newest_crawl, set_crawl
-from crawl2cart.crawl.download.http_client import HttpClient
+from crawl2cart.crawl.download.http_client import HttpClient, Version
 from crawl2cart.crawl.download.retry import Retry, Stopped, TransientError
 from stages.download import fetch_common_crawl
 from tests.conftest import ROOT
@@ -34,6 +34,7 @@ PAGES = dict(zip(URLS, BODIES.values(), strict=True))
 RECORDS = [warc_record(url, http_block(body)) for url, body in PAGES.items()]
 TEXTS = [warc_record(url, PAGES[url], "conversion", content_type="text/plain") for url in URLS]
 WARCS = [members(RECORDS[i : i + 10]) for i in range(0, 60, 10)]
+VALIDATORS = ("ETag", "Last-Modified")
 WETS = [members(TEXTS[i : i + 20]) for i in range(0, 60, 20)]
 DEFAULTS = read_params(ROOT / "params.yaml").download
 
@@ -226,7 +227,7 @@ def test_more_files_than_the_crawl_has_are_an_error(project):
         [Fault(cut=2000), Fault(body=HTML)],
         [Fault(cut=2000), Fault(length=-3)],
         [Fault(cut=2000), Fault(status=416)],
-        [Fault(cut=2000, without=("ETag", "Last-Modified"))],
+        [Fault(cut=2000, without=VALIDATORS)],
         [Fault(cut=2000, without=("ETag",))],
         [Fault(body=WARCS[0][:5000])],
         [Fault(body=WARCS[0][:5000], chunked=True)],
@@ -300,9 +301,11 @@ def test_two_downloads_do_not_share_a_cache(project):
     [
         (Fault(cut=3000), [None, "bytes=4000-", "bytes=7000-"]),
         (Fault(body=HTML), [None, "bytes=4000-", "bytes=4000-"]),
+        (Fault(cut=3000, without=VALIDATORS), [None, "bytes=4000-", "bytes=7000-"]),
         (Fault(range_off=1), [None, "bytes=4000-", None]),
+        (Fault(short_range=50), [None, "bytes=4000-", f"bytes={len(WARCS[0]) - 50}-"]),
     ],
-    ids=["cut again", "an error page in its place", "another range"],
+    ids=["cut again", "an error page", "no validators", "another range", "a short range"],
 )
 def test_a_file_resumes_where_the_connection_broke(second, ranges, project, server):
     server.fault_for = faults_at(first_file(server), Fault(cut=4000), second)
@@ -333,6 +336,23 @@ def test_a_file_that_changes_between_attempts_starts_over(newer, project, server
 
     server.fault_for = fault_for
     assert project.files() == [newer]
+
+
+def test_a_file_without_validators_starts_over(project, server):
+    server.fault_for = lambda request: Fault(
+        without=VALIDATORS, cut=4000 if request.method == "GET" and request.number == 0 else None
+    )
+    server.set_paths("warc", [first_file(server)])
+    assert project.files() == WARCS[:1]
+    assert all("range" not in request.headers for request in server.requests)
+
+
+def test_a_part_that_is_longer_than_the_file_starts_over(project, server):
+    server.fault_for = faults_at(first_file(server), Fault(cut=4000))
+    with pytest.raises(UserError):
+        project.download(max_attempts=1)
+    next(project.cache.glob("*.part")).write_bytes(WARCS[1] + WARCS[2])
+    assert project.files() == WARCS[:1]
 
 
 def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(project, server):
@@ -423,7 +443,7 @@ def test_paths_that_lead_out_of_the_crawl_are_refused(project, server):
         project.download()
 
 
-def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server, capsys):
+def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server):
     bodies = [http_block(page_body(1000 + i)) for i in range(100)]
     records = [warc_record(f"https://shop.example/{i}", body) for i, body in enumerate(bodies)]
     files = [members([records[(3 * i + j) % 100] for j in range(4)]) for i in range(200)]
@@ -434,8 +454,6 @@ def test_no_file_of_two_hundred_is_wrong_after_a_storm(project, server, capsys):
     # A flipped bit in a gzip header's time stamp changes no text.
     assert all(gzip.decompress(content) == gzip.decompress(file) for content, file in pairs)
     assert len(server.faults) > 100
-    with capsys.disabled():
-        print(f"\nstorm: {len(server.requests)} requests, {len(server.faults)} faults")
 
 
 # ---- single pages ----
@@ -517,6 +535,14 @@ def test_an_index_that_points_to_another_record_is_an_error(project, server):
         project.download(urls="*.example", max_records=2)
 
 
+@pytest.mark.parametrize("excess", [-1, 1, 300])
+def test_an_index_with_a_wrong_length_is_an_error(excess, project, server):
+    capture = next(entry for entry in server.index[CRAWL] if entry["offset"] == "0")
+    capture["length"] = str(int(capture["length"]) + excess)
+    with pytest.raises(UserError, match="not one gzip member"):
+        project.download(urls="*.example", max_records=60)
+
+
 def test_real_records_of_common_crawl_come_by_file_and_by_url(shared_data, project, server):
     """16 pages of CC-MAIN-2020-34 as Common Crawl wrote them."""
     folder = shared_data / "web/cc_real"
@@ -588,6 +614,26 @@ def test_redirects_are_followed(client, httpserver):
         b"cde", status=206, headers={"Content-Range": "bytes 2-4/26"}
     )
     assert client.read_range("old", 2, 3) == b"cde"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [(b"abc", 200), (b"cd", 206)],
+    ids=["the whole file", "too little"],
+)
+def test_a_range_that_is_not_the_one_wanted_is_retried(content, status, client, httpserver):
+    httpserver.expect_request("/file").respond_with_data(content, status=status)
+    with pytest.raises(TransientError):
+        client.read_range("file", 2, 3)
+
+
+def test_the_validator_is_a_strong_etag_or_the_date(client, httpserver):
+    date = "Tue, 03 Dec 2024 10:00:00 GMT"
+    for path, etag in (("/weak", 'W/"1"'), ("/strong", '"1"')):
+        headers = {"ETag": etag, "Last-Modified": date}
+        httpserver.expect_request(path).respond_with_data(b"abc", headers=headers)
+    assert client.version("weak") == Version(3, date)
+    assert client.version("strong") == Version(3, '"1"')
 
 
 @pytest.mark.parametrize(
