@@ -10,7 +10,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 PROGRAMS = ("dvc", "make", "python -m", "crawl2cart", "torchrun", "accelerate", "transformers")
 # What needs a network, a card, servers or minutes is run by a test of its own, or by hand.
 RUN_ELSEWHERE = {
-    r"source=commoncrawl|--latest": "tests/unit/crawl/test_commoncrawl.py",
+    r"source=commoncrawl|--latest": "tests/integration/test_download.py",
     r"profile=gpu|PROFILE=gpu": "tests/unit/core/test_machine.py",
     r"^dvc (remote|push|pull|config)|--pull": "tests/integration/test_remote.py",
     r"engine=ray|^ray |torchrun|^export|^dvc commit": "tests/integration/test_hosts.py",
