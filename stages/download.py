@@ -227,8 +227,8 @@ def main(stage: Stage) -> None:
     with atomic_directory("data/raw") as folder:
         match params.source:
             case "embedded":
-                web = Path("data/web")
-                files = pack_web(web / "sites", web / "designs", params.pages_per_file, folder)
+                sites, designs = Path("data/web/sites"), Path("data/web/designs")
+                files = pack_web(sites, designs, params.pages_per_file, folder)
             case "files":
                 files = take_files(params.paths, folder)
             case "commoncrawl":

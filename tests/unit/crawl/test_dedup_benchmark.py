@@ -16,7 +16,7 @@ def test_the_model_of_a_snapshot_follows_from_rates_by_hand():
         "bytes_per_signature": 2**20,
     }
     pages = round(1_000 / dedup.KEPT)
-    memory_gib = (2_000 + 1) * dedup.BYTES_A_BAND / 2**30
+    memory_gib = (2_000 + 1) * dedup.BYTES_PER_BAND / 2**30
     found = dedup.plan(pages, 1, 1, memory_gib, rates, 4)
     assert found["texts"] == pytest.approx(1_000, abs=1)
     assert found["passes"] == 2
