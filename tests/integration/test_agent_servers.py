@@ -182,7 +182,7 @@ def evaluate(folder: Path, place: str) -> subprocess.CompletedProcess:
     for old, new in (
         ("\nprofile: cpu\n", "\nprofile: smoke\n"),
         ("  max_new_tokens: 120\n", "  max_new_tokens: 4\n"),
-        ('  models: ""\n', f'  models: "{place}"\n'),
+        ("  models: ''\n", f'  models: "{place}"\n'),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)

@@ -244,7 +244,8 @@ def test_dvc_killed_alone_takes_its_trainer_along(copy):
     while time.monotonic() < deadline and stages_running(copy):
         time.sleep(0.2)
     assert not stages_running(copy)
-    assert "sft" in ran(dvc(copy, "repro", "-s", "sft"))  # a killed DVC leaves no lock in the way
+    dvc(copy, "repro", "-s", "sft")  # a killed DVC leaves no lock in the way
+    assert (copy / "models/sft/model.safetensors").is_file()
 
 
 def stages_running(folder: Path) -> list[int]:

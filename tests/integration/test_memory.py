@@ -101,6 +101,6 @@ def test_sixteen_times_the_crawl_is_filtered_in_the_memory_of_one(tmp_path):
             for at in range(0, files * 40, 40)
         ]
 
-    one = filter.ours(tmp_path / "one", crawl(1)).mib
-    sixteen = filter.ours(tmp_path / "sixteen", crawl(16)).mib
+    one = filter.run_ours(tmp_path / "one", crawl(1)).mib
+    sixteen = filter.run_ours(tmp_path / "sixteen", crawl(16)).mib
     assert sixteen < 1.25 * one, (one, sixteen)
