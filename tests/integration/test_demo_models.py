@@ -23,6 +23,7 @@ from crawl2cart.shop.tool_schemas import TOOLS, compact
 from crawl2cart.shop.tools import Session
 from tests.conftest import ROOT
 from tests.servers.openai_server import KEY, Reply
+from tests.taught_model import small_model
 from tests.unit.router.small_router import small_router
 
 pytestmark = pytest.mark.slow
@@ -49,30 +50,9 @@ def torch_settings(monkeypatch) -> Iterator[None]:
 def save_model(folder: Path, dialogue: list[dict] | None) -> None:
     """Save a gpt_oss of two small layers: random, or after it learned one dialogue by heart."""
     import torch
-    from transformers import GptOssConfig, GptOssForCausalLM
 
-    torch.manual_seed(0)
     table = encoding(read_ranks(ROOT / "data" / "ranks" / "o200k_4096.tiktoken"))
-    pad = table.encode_single_token("<|endoftext|>")
-    config = GptOssConfig(
-        vocab_size=table.n_vocab,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        sliding_window=64,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        pad_token_id=pad,
-        bos_token_id=pad,
-        eos_token_id=table.encode_single_token("<|return|>"),
-        output_router_logits=False,
-    )
-    model = GptOssForCausalLM(config)
+    model = small_model(table)
     if dialogue:
 
         def tokens(messages: list[dict], **options: bool) -> list[int]:

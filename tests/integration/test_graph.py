@@ -227,17 +227,23 @@ def test_a_killed_stage_gives_the_same_bytes(copy, name):
         assert "going on at step" in output
 
 
-def test_dvc_killed_alone_takes_its_trainer_along(copy):
+def start_stage(folder: Path, name: str) -> subprocess.Popen:
+    """Start a stage through DVC and return when its work begins."""
     process = subprocess.Popen(
-        [DVC, "repro", "-s", "-f", "--no-run-cache", "sft"],
-        cwd=copy,
+        [DVC, "repro", "-s", "-f", "--no-run-cache", name],
+        cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while "sft: key" not in (line := process.stdout.readline()):
+    while f"{name}: key" not in (line := process.stdout.readline()):
         assert line or process.poll() is None
+    return process
+
+
+def test_dvc_killed_alone_takes_its_trainer_along(copy):
+    process = start_stage(copy, "sft")
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
@@ -286,16 +292,7 @@ def test_a_price_runs_no_pretraining(copy):
 
 def test_an_edit_under_way_fails_the_stage_and_says_so(copy):
     code, lock = copy / "stages" / "router.py", (copy / "dvc.lock").read_text()
-    process = subprocess.Popen(
-        [DVC, "repro", "-s", "-f", "--no-run-cache", "router"],
-        cwd=copy,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    while "router: key" not in (line := process.stdout.readline()):
-        assert line or process.poll() is None
+    process = start_stage(copy, "router")
     code.write_text(code.read_text() + "\n# edited\n")
     output = process.stdout.read()
     assert process.wait() != 0
